@@ -1,0 +1,156 @@
+"""What the doors share: a dataclass becomes flags, an error becomes one sentence and an exit code.
+
+A field with its help, `lr: Annotated[float, "peak learning rate"] = 3e-4`, is at once default, flag, line of `--help`
+and saved record. Exit codes: 0 done, 1 failed midway, 2 refused, 130 interrupted.
+
+Try: give a field the type `list[int]`; tests/test_cli.py says which types a flag can have.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import torch
+
+ROOMS = Path(__file__).resolve().parent.parent                      # where llama/, tokenizer/, weights/ and doors lie
+OURS = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """The flags of every door that takes a model."""
+
+    model: Annotated[str, "a model folder, a file written by model.save, or a name to fetch"] = "smollm2-135m-instruct"
+    adapter: Annotated[str, "LoRA adapter folder to put on the model"] = ""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "where to compute"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the computation"] = "auto"
+    seed: Annotated[int, "seed of every random choice"] = 0
+    json: Annotated[bool, "print results as JSON on stdout"] = False
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one sentence, like all others here."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str, ...] = ()) -> None:
+    """One flag for each field of the dataclass `record`, but for those in `skip`, which the door adds in its own way.
+
+    Types: bool (a switch), int, float, str, Literal (choices), tuple[str, ...] (comma-separated).
+    """
+    group = parser.add_argument_group((record.__doc__ or record.__name__).splitlines()[0].rstrip("."))
+    for name, kind, text, default in _fields(record):
+        if name in skip:
+            continue
+        flag, text = "--" + name.replace("_", "-"), text.replace("%", "%%")
+        if kind is bool:
+            group.add_argument(flag, action="store_true", default=default, help=text)
+        elif typing.get_origin(kind) is Literal:
+            group.add_argument(flag, choices=typing.get_args(kind), default=default, help=text)
+        elif kind == tuple[str, ...]:
+            group.add_argument(flag, type=_comma_separated, default=default, help=text, metavar="A,B")
+        elif kind in (int, float, str):
+            group.add_argument(flag, type=kind, default=default, help=text, metavar=_METAVARS[kind])
+        else:
+            raise TypeError(f"{record.__name__}.{name}: no flag is made of the type {kind}")
+
+
+def from_flags(record: type, arguments: argparse.Namespace, **given: Any) -> Any:
+    """The dataclass again, from parsed flags; `given` are the fields that have no flag of their own."""
+    names = {field.name for field in dataclasses.fields(record)}
+    return record(**{name: value for name, value in vars(arguments).items() if name in names} | given)
+
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def _fields(record: type) -> list[tuple[str, Any, str, Any]]:
+    hints = typing.get_type_hints(record, include_extras=True)
+    rows = []
+    for field in dataclasses.fields(record):
+        kind, text = typing.get_args(hints[field.name])[:2]
+        rows.append((field.name, kind, text, field.default))
+    return rows
+
+
+def _comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def choose_device(name: str) -> torch.device:
+    """«auto» takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for one that this machine lacks."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, present in here.items() if present))
+    if not here[name]:
+        raise ValueError(f"--device {name}: this machine has none that torch can use; take --device cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device, *, training: bool) -> torch.dtype:
+    """The dtype to compute in. «auto» is bfloat16 where it is faster and float32 elsewhere.
+
+    On CPUs with bfloat16 instructions its products are 4 × faster, so training uses it; generation, bound by memory
+    and by the conversion of single rows, is faster in float32 there.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and training and _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+        sys.stdout.flush()
+        code = 0
+    except KeyboardInterrupt:
+        print("", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:                                         # the reader left: `| head` is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _said_by_us(error):
+            raise
+        print(f"{program}: {_sentence(error)}", file=sys.stderr)
+        code = 2 if isinstance(error, (ValueError, *_WRONG_PATH)) else 1
+    sys.exit(code)
+
+
+_WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+
+
+def _said_by_us(error: Exception) -> bool:
+    """Raised by a line of ours (or by the system, about a file), not from inside a library, which would be a bug."""
+    if isinstance(error, OSError):
+        return True
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return innermost.is_relative_to(ROOMS) and innermost.relative_to(ROOMS).parts[0] in OURS
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return " ".join(str(error).split())

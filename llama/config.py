@@ -1,0 +1,219 @@
+"""What shapes a Llama: one frozen record with Hugging Face's field names, and the published models, one a line.
+
+Letters used everywhere in this project:
+
+    B batch · T query positions · S key positions · D hidden size · H query heads · G key-value heads · K head dim
+    F feed-forward size · V vocabulary · L layers · N rows of a loss · C classes · R LoRA rank
+
+Try: set `num_key_value_heads` of the preset "test" to 3; tests/test_config.py says why no model can be built from it.
+"""
+
+import difflib
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+FIRST_LLAMAS_THETA = 10_000.0  # the first Llamas' files do not write their θ down
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to positions beyond those of pre-training.
+
+    kind    "linear"  every frequency / factor (position interpolation, arXiv:2306.15595)
+            "llama3"  long waves / factor, short ones kept, a ramp between (Llama 3.1; see model.rotary_frequencies)
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rotary scaling '{self.kind}' is not known here; known are: linear, llama3")
+        if self.factor < 1:
+            raise ValueError(f"rotary scaling factor is {self.factor}; a factor below 1 would shorten the context")
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(f"rotary scaling: high_freq_factor {self.high_freq_factor} must exceed "
+                             f"low_freq_factor {self.low_freq_factor}")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Everything that decides the shapes and the arithmetic of a model, and nothing else."""
+
+    vocab_size: int                         # V
+    hidden_size: int                        # D
+    intermediate_size: int                  # F
+    num_hidden_layers: int                  # L
+    num_attention_heads: int                # H
+    num_key_value_heads: int                # G: H = multi-head, 1 = multi-query, between = grouped-query attention
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = FIRST_LLAMAS_THETA
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    head_dim: int = 0                       # K; 0 means D / H
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "max_position_embeddings"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                             f"num_key_value_heads {self.num_key_value_heads}; each group shares one key-value head")
+        if not self.head_dim:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of "
+                                 f"num_attention_heads {self.num_attention_heads}; change one or give head_dim")
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0")
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "LlamaConfig":
+        """Read a Hugging Face `config.json`, of yesterday (rope_theta, rope_scaling) or of today (rope_parameters).
+
+        Raises ValueError, naming the field, for anything that would change the arithmetic and is not built here.
+        """
+        _refuse_other_architectures(values)
+        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; a Llama cannot be built without")
+        optional = ("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "head_dim", "initializer_range")
+        theta, scaling = _read_rope(values)
+        return LlamaConfig(
+            **{name: values[name] for name in required},
+            **{name: values[name] for name in optional if values.get(name) is not None},
+            num_key_value_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+            rope_theta=theta,
+            rope_scaling=scaling,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` that older and newer readers of Hugging Face folders both understand."""
+        scaling = None
+        if self.rope_scaling:
+            s = self.rope_scaling
+            scaling = {"rope_type": s.kind, "type": s.kind, "factor": s.factor}
+            if s.kind == "llama3":
+                scaling |= {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor,
+                            "original_max_position_embeddings": s.original_max_position_embeddings}
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
+            "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": self.rope_theta},
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "initializer_range": self.initializer_range,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+        }
+
+
+def _refuse_other_architectures(values: dict[str, Any]) -> None:
+    if (kind := values.get("model_type", "llama")) != "llama":
+        raise ValueError(f"config.json says model_type '{kind}'; only 'llama' is built here")
+    as_built = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+    for name, built in as_built.items():
+        if values.get(name, built) not in (built, None):
+            raise ValueError(f"config.json says {name} = {values[name]!r}; only {built!r} is built here")
+
+
+def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+    theta = new.get("rope_theta", values.get("rope_theta"))
+    if theta is None:
+        theta = FIRST_LLAMAS_THETA
+        log.warning("config.json names no rope_theta; 10,000 is taken, as the first Llamas mean it")
+    rope = new or old
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if "factor" not in rope:
+        raise ValueError(f"config.json: rotary scaling '{kind}' has no factor")
+    names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return theta, RopeScaling(kind, rope["factor"], **{name: rope[name] for name in names if name in rope})
+
+
+def _llama(D: int, L: int, H: int, G: int, F: int, V: int = 32_000, context: int = 2048, **more: Any) -> LlamaConfig:
+    return LlamaConfig(V, D, F, L, H, G, max_position_embeddings=context, **more)
+
+
+_llama3 = {"V": 128_256, "context": 8192, "rope_theta": 500_000.0}
+_llama31 = _llama3 | {"context": 131_072, "rope_scaling": RopeScaling("llama3", factor=8.0)}
+_llama32 = _llama31 | {"rope_scaling": RopeScaling("llama3", factor=32.0), "tie_word_embeddings": True}
+_smollm2 = {"V": 49_152, "context": 8192, "rope_theta": 100_000.0, "tie_word_embeddings": True}
+_tiny = {"V": 4096, "context": 1024, "tie_word_embeddings": True}
+
+PRESETS: dict[str, LlamaConfig] = {
+    #                          D    L    H    G      F
+    "llama-1-7b":     _llama( 4096,  32,  32,  32, 11008, rms_norm_eps=1e-6),
+    "llama-1-13b":    _llama( 5120,  40,  40,  40, 13824, rms_norm_eps=1e-6),
+    "llama-1-30b":    _llama( 6656,  60,  52,  52, 17920, rms_norm_eps=1e-6),
+    "llama-1-65b":    _llama( 8192,  80,  64,  64, 22016),
+    "llama-2-7b":     _llama( 4096,  32,  32,  32, 11008, context=4096),
+    "llama-2-13b":    _llama( 5120,  40,  40,  40, 13824, context=4096),
+    "llama-2-70b":    _llama( 8192,  80,  64,   8, 28672, context=4096),
+    "llama-3-8b":     _llama( 4096,  32,  32,   8, 14336, **_llama3),
+    "llama-3-70b":    _llama( 8192,  80,  64,   8, 28672, **_llama3),
+    "llama-3.1-8b":   _llama( 4096,  32,  32,   8, 14336, **_llama31),
+    "llama-3.1-70b":  _llama( 8192,  80,  64,   8, 28672, **_llama31),
+    "llama-3.1-405b": _llama(16384, 126, 128,   8, 53248, **_llama31),
+    "llama-3.2-1b":   _llama( 2048,  16,  32,   8,  8192, **_llama32),
+    "llama-3.2-3b":   _llama( 3072,  28,  24,   8,  8192, **_llama32),
+    "llama-3.3-70b":  _llama( 8192,  80,  64,   8, 28672, **_llama31),
+    "tinyllama-1.1b": _llama( 2048,  22,  32,   4,  5632),
+    "smollm2-135m":   _llama(  576,  30,   9,   3,  1536, **_smollm2),
+    "smollm2-360m":   _llama(  960,  32,  15,   5,  2560, **_smollm2),
+    "smollm2-1.7b":   _llama( 2048,  24,  32,  32,  8192, **_smollm2 | {"rope_theta": 130_000.0}),
+    "tiny-15m":       _llama(  384,   8,   6,   2,  1024, **_tiny),
+    "tiny-7m":        _llama(  288,   6,   6,   3,   768, **_tiny),
+    "tiny-1m":        _llama(  128,   4,   4,   2,   384, **_tiny),
+    "test":           _llama(   32,   2,   4,   2,    64, **_tiny | {"V": 512, "context": 256}),
+}  # fmt: skip
+
+_NOT_LLAMAS = {
+    "gpt": "GPT models have learned positions and LayerNorm",
+    "t5": "T5 is an encoder-decoder with relative position biases",
+    "bert": "BERT reads both ways and writes no text",
+    "bloom": "BLOOM has ALiBi positions and LayerNorm",
+}
+
+
+def preset(name: str, **changes: Any) -> LlamaConfig:
+    """A published shape by name, fields replaced by keyword. Raises ValueError with the nearest names."""
+    if name not in PRESETS:
+        raise ValueError(unknown_name(name, list(PRESETS)))
+    return replace(PRESETS[name], **changes)
+
+
+def unknown_name(name: str, known: list[str]) -> str:
+    """The sentence for a model that is none of ours: another family's name, or the nearest names that exist."""
+    lowered = name.lower()
+    for family, why in _NOT_LLAMAS.items():
+        if lowered.startswith(family):
+            return f"'{name}' is not a Llama ({why}); for a model of this kind use smollm2-135m-instruct or llama-3.2-1b"
+    near = difflib.get_close_matches(lowered, known, n=3, cutoff=0.3) or known[-3:]
+    return f"no model folder and no preset is called '{name}'; the nearest names are {', '.join(near)}"

@@ -1,0 +1,342 @@
+"""The Llama forward pass, whole: norm, rotary embedding, grouped-query attention with a cache, SwiGLU, block, model.
+
+Llama (arXiv:2302.13971) is the decoder of «Attention Is All You Need» (arXiv:1706.03762) with RMSNorm before each
+part, rotary positions inside attention, a gated feed-forward part, and no biases. Parameters are named as in Hugging
+Face checkpoints without the leading `model.`. The letters of the shapes are explained in config.py. reference.py holds
+the same mathematics, short and slow.
+
+Try: in `apply_rotary`, pair neighbours (x[..., 0::2], x[..., 1::2]) as Meta's files do; tests/test_model.py
+(test_two_ways_whole_model_equals_reference) fails, while the first words of generated text still look fine.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from llama.config import LlamaConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, over the last axis (arXiv:1910.07467, eq. 4), in float32 whatever the dtype of `x`.
+
+    Squares of bfloat16 activations lose too much: without float32 here, logits drift by whole units in deep models.
+    """
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+
+def rotary_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per position for each rotary pair, θ^(-2i/K) (RoFormer, arXiv:2104.09864, eq. 15), scaled if asked.
+
+    ->  (K/2,) float32
+
+    "llama3" scaling leaves wavelengths shorter than original/high_freq_factor alone, divides those longer than
+    original/low_freq_factor by `factor`, and goes linearly from one to the other between (Llama 3.1's published code).
+    """
+    K = config.head_dim
+    frequencies = config.rope_theta ** -(torch.arange(0, K, 2, device=device).float() / K)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    assert scaling.kind == "llama3", scaling.kind
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the original context
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0, 1)
+    return frequencies * keep + frequencies / scaling.factor * (1 - keep)
+
+
+def rotary_tables(positions: Tensor, config: LlamaConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines that `apply_rotary` turns by; computed once a forward pass and shared by all layers.
+
+    positions  (T,) or (B, T)
+    ->         two of (T, K) or (B, 1, T, K), float32; the second half of K repeats the first
+    """
+    angles = positions.unsqueeze(-1).float() * rotary_frequencies(config, positions.device)
+    angles = torch.cat([angles, angles], dim=-1)
+    if positions.dim() == 2:
+        angles = angles.unsqueeze(1)                                # one axis for the heads
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair of features by an angle proportional to its position (RoFormer, arXiv:2104.09864, eq. 34).
+
+    Pairs are (i, i + K/2), the layout of Hugging Face checkpoints; Meta's are (2i, 2i + 1), so files in that layout are
+    reordered on the way in (`weights/`). Getting this wrong reads as fluent text that decays after some 20 tokens.
+
+    x         (B, H, T, K)  queries or keys, any float dtype
+    cos, sin  (T, K) or (B, 1, T, K), float32
+    ->        (B, H, T, K)  in the dtype of `x`; norms are kept
+
+    Raises ValueError if `cos` does not fit the last two axes of `x`.
+    """
+    if cos.shape[-2:] != x.shape[-2:]:
+        raise ValueError(f"rotary tables are for {tuple(cos.shape[-2:])} positions and features, "
+                         f"x has {tuple(x.shape[-2:])}")
+    x32 = x.float()
+    first, second = x32.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)                    # each pair a quarter turn ahead
+    return (x32 * cos + turned * sin).to(x.dtype)
+
+
+def causal_mask(T: int, S: int, device: torch.device | str = "cpu") -> Tensor:
+    """(T, S) bool, True where query t may look at key s: the T queries are the last of the S positions."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def padding_mask(padding: Tensor, T: int, S: int) -> Tensor:
+    """Causal mask of left-padded rows: nobody looks at padding, except a padded position at itself.
+
+    (Without that exception its softmax would be over nothing, and 0/0 would spread from there as NaN.)
+
+    padding  (B,) int64, how many of a row's first slots are padding
+    ->       (B, 1, T, S) bool, for the last T of S slots
+    """
+    slots = torch.arange(S, device=padding.device)
+    itself = slots[S - T :, None] == slots
+    real = slots >= padding[:, None, None]                          # (B, 1, S)
+    return ((causal_mask(T, S, padding.device) & real) | itself).unsqueeze(1)
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √K) v (arXiv:1706.03762, eq. 1) with H/G query heads to a key-value head (arXiv:2305.13245).
+
+    The definition of `attention`, which is the same through torch's fused kernel.
+
+    q  (B, H, T, K);  k, v  (B, G, S, K);  mask  bool, broadcastable to (B, 1, T, S), None for causal;  ->  as q
+    """
+    H, T, K = q.shape[1:]
+    G, S = k.shape[1:3]
+    k = k.repeat_interleave(H // G, dim=1)                          # (B, H, S, K): query heads 0..H/G-1 share head 0
+    v = v.repeat_interleave(H // G, dim=1)
+    scores = q.float() @ k.float().transpose(-2, -1) * K**-0.5      # (B, H, T, S)
+    scores = scores.masked_fill(~(causal_mask(T, S, q.device) if mask is None else mask), float("-inf"))
+    return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`naive_attention` without ever holding the (T, S) scores of all heads.
+
+    torch's `is_causal` aligns the triangle to the upper left corner, ours is aligned to the lower right: they agree
+    for T = S only, and a single query sees everything. Taking one for the other breaks chunked prefill alone.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, q.device)
+    causal = mask is None and T > 1
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+
+
+class LayerCache:
+    """Keys (already rotated) and values of one layer for up to `max_length` slots, allocated once."""
+
+    def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
+        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, G, T, K) behind what is there and return everything stored so far, (B, G, S, K)."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.keys[:, :, start : self.length] = k
+        self.values[:, :, start : self.length] = v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class KVCache:
+    """What attention needs to remember of the past, made by the caller and passed to every forward pass.
+
+    Costs 2 · L · B · G · K numbers a slot: for SmolLM2-135M in float32, 46 KB a token.
+    """
+
+    def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
+        self.max_length = max_length
+        self.layers = [LayerCache(config, batch_size, max_length, dtype=dtype, device=device)
+                       for _ in range(config.num_hidden_layers)]
+
+    @property
+    def length(self) -> int:
+        """Slots in use."""
+        return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget every slot from `length` on, in all layers, even if a forward pass was interrupted half way."""
+        for layer in self.layers:
+            layer.length = min(layer.length, length)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        D, H, G, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.head_dim = K
+        self.q_proj = nn.Linear(D, H * K, bias=False)
+        self.k_proj = nn.Linear(D, G * K, bias=False)
+        self.v_proj = nn.Linear(D, G * K, bias=False)
+        self.o_proj = nn.Linear(H * K, D, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        q = self._heads(self.q_proj(x))                             # (B, H, T, K)
+        k = self._heads(self.k_proj(x))                             # (B, G, T, K)
+        v = self._heads(self.v_proj(x))
+        q = apply_rotary(q, cos, sin)
+        k = apply_rotary(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(k, v)                               # (B, G, S, K)
+        out = attention(q, k, v, mask)
+        return self.o_proj(out.transpose(1, 2).flatten(2))          # (B, T, D)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202, eq. 6)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        D, F = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(D, F, bias=False)
+        self.up_proj = nn.Linear(D, F, bias=False)
+        self.down_proj = nn.Linear(F, D, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """A decoder-only transformer. `hidden` runs the blocks; `forward` applies the head to the rows asked for.
+
+    The model carries a tokenizer, and the path that it was loaded from, for the short API (`generate`, `save`) and
+    for adapters, which name their base; nothing inside reads them.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizer: Any = None
+        self.source: Any = None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+        self.initialize()
+
+    def tie(self) -> None:
+        """Make the head the embedding's own parameter, if the config says so (again after loading onto `meta`)."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Normal weights; o_proj and down_proj, which add to the residual stream 2 L times, smaller by √(2 L).
+
+        So the stream's variance does not grow with depth (GPT-2's report, section 2.3). On the meta device a no-op.
+        """
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.normal_(0.0, residual_std, generator=generator)
+            else:
+                parameter.normal_(0.0, std, generator=generator)
+
+    def hidden(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None,
+               cache: KVCache | None = None) -> Tensor:
+        """The last layer's normalised states.
+
+        tokens     (B, T) int64
+        positions  (T,) or (B, T); default cache.length + 0, 1, … Rows padded on the left need their own
+        mask       bool, True = may look, broadcastable to (B, 1, T, S) with S = cache.length + T; default causal
+        cache      grows by T slots
+        ->         (B, T, D)
+
+        Raises ValueError when the cache or the trained context has no room for T more positions.
+        """
+        T, start = tokens.shape[1], cache.length if cache else 0
+        self._check_room(T, start, cache)
+        if positions is None:
+            positions = torch.arange(start, start + T, device=tokens.device)
+        cos, sin = rotary_tables(positions, self.config)
+        x = self.embed_tokens(tokens)                               # (B, T, D)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None,
+                cache: KVCache | None = None, rows: Any = None) -> Tensor:
+        """Logits (B, T, V), or (N, V) for `rows`: anything that indexes (B, T), such as `(slice(None), -1)`.
+
+        With large vocabularies the head is most of the memory and much of the time: ask only for what is used.
+        """
+        hidden = self.hidden(tokens, positions=positions, mask=mask, cache=cache)
+        return self.lm_head(hidden if rows is None else hidden[rows])
+
+    def _check_room(self, T: int, start: int, cache: KVCache | None) -> None:
+        if cache and start + T > cache.max_length:
+            raise ValueError(f"the cache has room for {cache.max_length} positions, "
+                             f"{start} are used and {T} more were given")
+        if start + T > self.config.max_position_embeddings:
+            raise ValueError(f"{start + T} positions exceed the model's context of "
+                             f"{self.config.max_position_embeddings}; shorten the text")
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """The short door to `llama.generation`: continue a text. Options: max_new_tokens, temperature, top_k, …"""
+        from llama.generation import continue_text
+
+        return continue_text(self, self.tokenizer, prompt, **options)
+
+    def save(self, path: Any) -> None:
+        """The short door to `llama.checkpoint`: a folder, or with the ending `.pt` a single file."""
+        from llama.checkpoint import save_model
+
+        save_model(self, path)
+
+
+def checkpoint_activations(model: Llama) -> None:
+    """From now on keep only the blocks' inputs for the backward pass and compute the rest again: time for memory.
+
+    Non-reentrant, because the reentrant kind gives LoRA no gradient, silently, when the embeddings are frozen.
+    """
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

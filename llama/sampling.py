@@ -1,0 +1,107 @@
+"""From logits to the next token: pure functions, each with its paper, applied in Hugging Face's order.
+
+    repetition penalty -> temperature -> top-k -> top-p -> min-p -> softmax -> draw
+
+Each filter leaves the logits it keeps as they are and sets the rest to -inf; the softmax at the end shares the mass out
+anew. Everything is float32, whatever the model computes in: bfloat16 has three digits, too few to add 100,000 masses.
+
+Try: let `top_p` drop the token that crosses p (`mass >= p` for `before >= p`); tests/test_sampling.py
+(test_worked_example_top_p_keeps_the_token_that_crosses) fails, and a sure model is left with no token at all.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    temperature: Annotated[float, "divides the logits; 0 always takes the likeliest token"] = 0.7
+    top_k: Annotated[int, "only the N likeliest tokens; 0 is off"] = 0
+    top_p: Annotated[float, "only the fewest likeliest tokens that together reach this mass; 0 and 1 are off"] = 0.9
+    min_p: Annotated[float, "only tokens at least this fraction as likely as the likeliest; 0 is off"] = 0.0
+    repetition_penalty: Annotated[float, "makes tokens already in the text less likely; 0 and 1 are off"] = 1.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("temperature", math.inf), ("top_p", 1.0), ("min_p", 1.0), ("repetition_penalty", math.inf)):
+            value = getattr(self, name)
+            if not (0 <= value <= most and math.isfinite(value)):
+                bounds = "between 0 and 1" if most == 1 else "0 or more"
+                raise ValueError(f"{name} is {value}; it must be {bounds}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+
+
+def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Tokens already in the text less likely (CTRL, arXiv:1909.05858, section 4.1).
+
+    The paper divides the logit; below zero that would make the token likelier, so there it is multiplied instead.
+    """
+    return logits.where(~seen, torch.where(logits > 0, logits / penalty, logits * penalty))
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """The k largest logits (arXiv:1805.04833, section 5.4) and those equal to the k-th."""
+    least = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < least, -math.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """The fewest likeliest tokens whose mass reaches p (nucleus sampling, arXiv:1904.09751, eq. 2)."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    mass = ordered.softmax(-1)
+    before = mass.cumsum(-1) - mass                                 # 0 for the first token: it always stays
+    drop = (before >= p).scatter(-1, order, before >= p)            # back into the order of the ids
+    return logits.masked_fill(drop, -math.inf)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Tokens at least p times as likely as the likeliest (arXiv:2407.01082, eq. 3, taken in logarithms)."""
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
+
+
+def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
+    """The distribution that the next token is drawn from.
+
+    logits  (..., V)
+    seen    (..., V) bool, True for tokens already in the text; None for none
+    ->      (..., V) float32, the last axis sums to 1; temperature 0 gives all of it to the first of the largest logits
+    """
+    logits = logits.float()
+    if seen is not None and config.repetition_penalty not in (0, 1):
+        logits = repetition_penalty(logits, seen, config.repetition_penalty)
+    if config.temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits / config.temperature
+    if config.top_k:
+        logits = top_k(logits, config.top_k)
+    if config.top_p not in (0, 1):
+        logits = top_p(logits, config.top_p)
+    if config.min_p:
+        logits = min_p(logits, config.min_p)
+    return logits.softmax(-1)
+
+
+def sample(logits: Tensor, config: SamplingConfig, seen: Tensor | None,
+           generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw one token a row: the first whose cumulated mass exceeds a uniform number in [0, 1).
+
+    logits      (B, V)
+    generators  B on the CPU, one a row: each gives one number a token, so a row's text depends neither on the device
+                nor on its neighbours in the batch
+    ->          (B,) int64 on the CPU
+
+    Raises RuntimeError when the logits hold NaN or infinity.
+    """
+    if not logits.amax(-1).isfinite().all():                        # the largest is NaN if any is
+        raise RuntimeError("the model's logits are not finite, so no token can be chosen; "
+                           "if it runs in float16, take --dtype float32 or bfloat16")
+    mass = probabilities(logits, config, seen).cpu().double().cumsum(-1)
+    uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)

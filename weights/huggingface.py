@@ -1,0 +1,316 @@
+"""Hugging Face's model folder, in and out: config.json and *.safetensors, whole or in shards.
+
+A .safetensors file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and
+the tensors' bytes one after the other. The library that defines the format reads it here; writing is done by hand,
+because the library wants all tensors in memory at once, and a 7B model in float32 is 27 GB.
+
+On disk the names begin with `model.`, except for heads; in memory they do not (see `stored_name`).
+
+Try: write the header without its padding; tests/test_huggingface.py (test_worked_example_bytes_of_a_file) fails, and a
+reader that maps the file would find float32 numbers at odd addresses.
+"""
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+Ledger = list[tuple[str, tuple[int, ...], torch.dtype]]            # what tensors there are, in the order they come
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS = ("lm_head.", "score.", "classifier.")
+LARGEST_HEADER = 100_000_000                                       # the format's own limit, in bytes
+
+
+def stored_name(name: str) -> str:
+    """The name on disk: everything but a head belongs to the part that Hugging Face calls `model`."""
+    return name if name.startswith(HEADS) else "model." + name
+
+
+def memory_name(name: str) -> str:
+    """The inverse of `stored_name`."""
+    return name.removeprefix("model.")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file whose content is an object. Raises ValueError, with the file's name, for anything else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a model folder has a {path.name}")
+    try:
+        values = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or convert it again") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{path}: not JSON; fetch or convert it again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds a JSON {type(values).__name__}, but must hold an object: {{…}}")
+    return values
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The folder's config.json as it is written. Raises FileNotFoundError or ValueError, both naming the file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; a model is a folder with config.json and model.safetensors")
+    return read_json(folder / "config.json")
+
+
+def tensor_ledger(folder: str | Path) -> Ledger:
+    """Name, shape and dtype of every tensor in the folder, in the order of `read_tensors`; reads the headers alone."""
+    ledger: Ledger = []
+    for path in _tensor_files(Path(folder)):
+        for name, piece in _pieces(path):
+            if piece.get_dtype() not in DTYPES:
+                raise ValueError(f"{path}: {name} is stored as {piece.get_dtype()}; known are {', '.join(DTYPES)}")
+            ledger.append((memory_name(name), tuple(piece.get_shape()), DTYPES[piece.get_dtype()]))
+    names = Counter(name for name, _, _ in ledger)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{folder}: {twice[0]} is stored twice; delete the shards that the index does not need")
+    return ledger
+
+
+def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The folder's tensors one at a time, as (name in memory, tensor in the stored dtype)."""
+    for path in _tensor_files(Path(folder)):
+        for name, piece in _pieces(path):
+            yield memory_name(name), piece[...]
+
+
+def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
+    """Open slices of one file: shape and dtype at once, numbers when asked for."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.offset_keys():
+                # First Llamas' files hold this table, which is computed from the config and no parameter of the model.
+                if not name.endswith("rotary_emb.inv_freq"):
+                    yield name, file.get_slice(name)
+    except (SafetensorError, UnicodeDecodeError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ValueError(f"{path}: damaged or cut short ({reason}); fetch or copy it again") from None
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards named by the index once each was seen to hold what the index promises of it."""
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if not (folder / INDEX).is_file():
+        pickled = " (.bin files are pickles, which can run code; save them as safetensors)" \
+            if list(folder.glob("*.bin")) else ""
+        raise FileNotFoundError(f"{folder} holds neither {WHOLE} nor {INDEX}{pickled}")
+    shards = _shards(folder / INDEX)
+    for shard, promised in shards.items():
+        if not (folder / shard).is_file():
+            raise FileNotFoundError(f"{folder / shard} is missing, but {INDEX} names it; fetch or copy it again")
+        if absent := promised - {name for name, _ in _pieces(folder / shard)}:
+            raise ValueError(f"{folder / shard} lacks {min(absent)}, which {INDEX} says it holds; fetch it again")
+    return [folder / shard for shard in shards]
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """{file: names of the tensors in it}, in the order of the file names."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError(f"{index}: has no weight_map, which says what file holds what tensor; fetch it again")
+    shards: dict[str, set[str]] = {}
+    for name, shard in placed.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{index}: {name} is said to lie in {shard!r}, which is no file of this folder")
+        if not name.endswith("rotary_emb.inv_freq"):
+            shards.setdefault(shard, set()).add(name)
+    return dict(sorted(shards.items()))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[str, Tensor]],
+                      metadata: dict[str, str] | None = None) -> None:
+    """Write one file: the header from `ledger`, then the tensors as they come, each let go before the next is asked for.
+
+    The file appears under its name when it is complete and on the disk, or not at all. `metadata` is for the header;
+    transformers asks for {"format": "pt"}, so that is always there.
+
+    Raises ValueError if the tensors' names, shapes or dtypes differ from those of the ledger, or their order does.
+    """
+    path = Path(path)
+    partial = _sibling(path)
+    try:
+        _write_file(partial, ledger, iter(tensors), metadata or {})
+        os.replace(partial, path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, tensors: Iterable[tuple[str, Tensor]], *,
+                 files: dict[str, bytes] | None = None, max_shard_size: int = 5_000_000_000,
+                 overwrite: bool = False) -> None:
+    """Write a whole model folder, or nothing: config.json, the tensors, and `files` as they are.
+
+    Names are those of memory; on disk they get their `model.`. The dtype in config.json is that of most numbers in the
+    ledger. Above `max_shard_size` bytes of tensors there are shards with an index. An existing folder is refused, or
+    with `overwrite` replaced: it disappears only once the new one is complete.
+
+    Raises ValueError if `folder` exists and may not be replaced, or if the tensors are not those of the ledger.
+    """
+    folder = Path(os.path.abspath(folder))
+    refuse_existing(folder, overwrite=overwrite)
+    partial = _sibling(folder)
+    partial.mkdir(parents=True)
+    try:
+        dtype = str(_main_dtype(ledger)).removeprefix("torch.")
+        config = config | {"torch_dtype": dtype, "dtype": dtype}   # older and newer readers look under these names
+        for name, content in {"config.json": to_json(config), **(files or {})}.items():
+            _write_bytes(partial / name, content)
+        _write_shards(partial, ledger, iter(tensors), max_shard_size)
+        _sync(partial)
+        _put_in_place(partial, folder)
+    except BaseException:                                          # also Ctrl-C: nothing half-written stays
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Raise ValueError unless a model folder may be written here; cheap, so that it can be asked before long work."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise ValueError(f"{folder} is a file or a link; give the name of a folder to make")
+    if not overwrite and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists; give another name, or --overwrite to replace it")
+    if any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json, so it is no model folder; it is not overwritten")
+
+
+def to_json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write_file(path: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]], metadata: dict[str, str]) -> None:
+    header, end = {"__metadata__": {"format": "pt"} | metadata}, 0
+    for name, shape, dtype in ledger:
+        if name in header:
+            raise ValueError(f"{name} comes twice; each tensor is stored once")
+        start, end = end, end + _bytes(shape, dtype)
+        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)                                # the format asks for tensors at multiples of 8
+    assert len(text) <= LARGEST_HEADER, len(text)
+    with open(path, "xb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for expected in ledger:
+            file.write(_next_bytes(tensors, expected))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _next_bytes(tensors: Iterator[tuple[str, Tensor]], expected: tuple[str, tuple[int, ...], torch.dtype]) -> memoryview:
+    """The next tensor's bytes, without a copy on the CPU; nothing here outlives the call, so one tensor is alive."""
+    name, tensor = next(tensors, ("the end", torch.empty(0)))
+    if (name, tuple(tensor.shape), tensor.dtype) != expected:
+        raise ValueError(f"expected {_described(*expected)}, got {_described(name, tuple(tensor.shape), tensor.dtype)}; "
+                         "tensors must come as their ledger says")
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _write_shards(folder: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]], max_shard_size: int) -> None:
+    renamed = ((stored_name(name), tensor) for name, tensor in tensors)
+    ledger = [(stored_name(name), shape, dtype) for name, shape, dtype in ledger]
+    shards = _split(ledger, max_shard_size)
+    if len(shards) == 1:
+        _write_file(folder / WHOLE, ledger, renamed, {})
+    else:
+        placed = {}
+        for number, shard in enumerate(shards, start=1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            _write_file(folder / file, shard, islice(renamed, len(shard)), {})
+            placed |= {name: file for name, _, _ in shard}
+        total = sum(_bytes(shape, dtype) for _, shape, dtype in ledger)
+        _write_bytes(folder / INDEX, to_json({"metadata": {"total_size": total}, "weight_map": placed}))
+    if extra := next(renamed, None):
+        raise ValueError(f"{extra[0]} comes after the last tensor of the ledger; tensors must come as their ledger says")
+
+
+def _split(ledger: Ledger, max_shard_size: int) -> list[Ledger]:
+    """Consecutive parts of at most `max_shard_size` bytes, or of one tensor where that alone is larger."""
+    shards: list[Ledger] = [[]]
+    room = max_shard_size
+    for entry in ledger:
+        size = _bytes(*entry[1:])
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(entry)
+        room -= size
+    return shards
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    aside = _sibling(folder)
+    if folder.exists():
+        os.rename(folder, aside)
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, folder)
+        raise
+    _sync(folder.parent)                                           # makes the renaming outlast a power cut
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Put the folder's list of names on the disk; Windows cannot, and need not."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sibling(path: Path) -> Path:
+    """An unused hidden name beside `path`, on the same disk, so that a rename is all it takes to put it in place."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def _main_dtype(ledger: Ledger) -> torch.dtype:
+    sizes: Counter[torch.dtype] = Counter()
+    for _, shape, dtype in ledger:
+        sizes[dtype] += torch.Size(shape).numel()
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def _described(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{name} {list(shape)} {str(dtype).removeprefix('torch.')}"
