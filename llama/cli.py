@@ -8,6 +8,7 @@ Try: give a field the type `list[int]`; tests/test_cli.py says which types a fla
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 import traceback
@@ -32,6 +33,20 @@ class ModelFlags:
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the computation"] = "auto"
     seed: Annotated[int, "seed of every random choice"] = 0
     json: Annotated[bool, "print results as JSON on stdout"] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFlags:
+    """What the data means."""
+
+    task: Annotated[Literal["instruction", "generation"], "instruction: learn answers; generation: learn all text"] = (
+        "instruction")
+    max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
+    chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; a sample needs at least 2 tokens")
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,6 +131,62 @@ def choose_dtype(name: str, device: torch.device, *, training: bool) -> torch.dt
 def _cpu_multiplies_bfloat16() -> bool:
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe() for probe in probes if probe)
+
+
+def load(flags: ModelFlags, *, training: bool) -> Any:
+    """The model that the flags name, with its adapter, on its device and in the dtype to compute in.
+
+    For training without LoRA the dtype is the trainer's affair: then weights are loaded as they are, in float32.
+    """
+    from llama.checkpoint import get_model
+    from llama.lora import load_adapter
+    from weights.paths import resolve
+
+    device = choose_device(flags.device)
+    dtype = torch.float32 if training else choose_dtype(flags.dtype, device, training=False)
+    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed)
+    if flags.adapter:
+        load_adapter(model, resolve(flags.adapter, "adapters"))
+    return model
+
+
+def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
+    """The task that `--task` names, and what makes its data set from files."""
+    from llama.datasets.instructions import InstructionDataset
+    from llama.datasets.language_modeling import LanguageModelingDataset
+    from llama.tasks.generation import TextGenerationTask
+    from llama.tasks.instruction import InstructionTask
+
+    if flags.task == "instruction":
+        task = InstructionTask(chat_format=flags.chat_format or None, max_length=flags.max_length)
+        return task, lambda files: InstructionDataset(*files)
+    return TextGenerationTask(), lambda files: LanguageModelingDataset(*files, block_size=flags.max_length)
+
+
+def next_free(folder: Path, name: str) -> Path:
+    """folder/name, or folder/name-2, -3 … : the first that neither a result nor a run in progress has taken."""
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() and not Path(f"{path}.training").exists():
+            return path
+    raise AssertionError("numbers do not end")
+
+
+def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise ValueError where a result lies that nobody asked to replace."""
+    if output.exists() and not (overwrite or resume):
+        raise ValueError(f"{output} exists already; give --overwrite to replace it, --resume to go on, "
+                         "or another --output")
+
+
+def prove_saved(model: Any, again: Any, prompt: str) -> None:
+    """What was loaded from disk must write the same text as what is in memory. Raises RuntimeError otherwise."""
+    options = {"max_new_tokens": 32, "temperature": 0.0}
+    in_memory, from_disk = model.generate(prompt, **options), again.generate(prompt, **options)
+    if in_memory != from_disk:
+        raise RuntimeError(f"the saved result is not the trained model: to {prompt!r} it writes {from_disk!r} "
+                           f"instead of {in_memory!r}")
+    print("loaded again from disk: the same text as before saving", file=sys.stderr)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

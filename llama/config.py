@@ -206,6 +206,8 @@ def preset(name: str, **changes: Any) -> LlamaConfig:
     """A published shape by name, fields replaced by keyword. Raises ValueError with the nearest names."""
     if name not in PRESETS:
         raise ValueError(unknown_name(name, list(PRESETS)))
+    if changes.keys() & {"hidden_size", "num_attention_heads"}:
+        changes = {"head_dim": 0} | changes                         # K follows the new D / H
     return replace(PRESETS[name], **changes)
 
 

@@ -78,7 +78,7 @@ def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = 
         logits = repetition_penalty(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / config.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature      # at most 0: nothing overflows
     if config.top_k:
         logits = top_k(logits, config.top_k)
     if config.top_p not in (0, 1):

@@ -25,7 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-Ledger = list[tuple[str, tuple[int, ...], torch.dtype]]            # what tensors there are, in the order they come
+Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
+Ledger = list[Entry]                                               # what tensors there are, in the order they come
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -35,6 +36,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADS = ("lm_head.", "score.", "classifier.")
+FIRST_LLAMAS_THETA = 10_000.0                                      # what a config without θ means
 LARGEST_HEADER = 100_000_000                                       # the format's own limit, in bytes
 
 
@@ -99,7 +101,7 @@ def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
     """Open slices of one file: shape and dtype at once, numbers when asked for."""
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.offset_keys():
+            for name in file.keys():
                 # First Llamas' files hold this table, which is computed from the config and no parameter of the model.
                 if not name.endswith("rotary_emb.inv_freq"):
                     yield name, file.get_slice(name)
@@ -144,7 +146,7 @@ def _shards(index: Path) -> dict[str, set[str]]:
 
 def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[str, Tensor]],
                       metadata: dict[str, str] | None = None) -> None:
-    """Write one file: the header from `ledger`, then the tensors as they come, each let go before the next is asked for.
+    """Write one file: the header from `ledger`, then the tensors, each let go before the next is asked for.
 
     The file appears under its name when it is complete and on the disk, or not at all. `metadata` is for the header;
     transformers asks for {"format": "pt"}, so that is always there.
@@ -178,7 +180,7 @@ def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, ten
     partial.mkdir(parents=True)
     try:
         dtype = str(_main_dtype(ledger)).removeprefix("torch.")
-        config = config | {"torch_dtype": dtype, "dtype": dtype}   # older and newer readers look under these names
+        config = for_all_readers(config) | {"torch_dtype": dtype, "dtype": dtype}
         for name, content in {"config.json": to_json(config), **(files or {})}.items():
             _write_bytes(partial / name, content)
         _write_shards(partial, ledger, iter(tensors), max_shard_size)
@@ -187,6 +189,22 @@ def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, ten
     except BaseException:                                          # also Ctrl-C: nothing half-written stays
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with rotary fields under yesterday's keys (rope_theta, rope_scaling) and today's (rope_parameters).
+
+    A reader of one kind silently takes 10,000 for θ on a file of the other, and writes nonsense after a few sentences.
+    """
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        raise ValueError("config.json: rope_parameters and rope_scaling must be objects or null")
+    theta = new.get("rope_theta", config.get("rope_theta", FIRST_LLAMAS_THETA))
+    scaling = {key: value for key, value in (new or old).items() if key != "rope_theta"}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    scaling |= {"rope_type": kind, "type": kind}
+    return config | {"rope_theta": theta, "rope_scaling": None if kind == "default" else scaling,
+                     "rope_parameters": scaling | {"rope_theta": theta}}
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:
@@ -224,11 +242,13 @@ def _write_file(path: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]
         os.fsync(file.fileno())
 
 
-def _next_bytes(tensors: Iterator[tuple[str, Tensor]], expected: tuple[str, tuple[int, ...], torch.dtype]) -> memoryview:
+def _next_bytes(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> memoryview:
     """The next tensor's bytes, without a copy on the CPU; nothing here outlives the call, so one tensor is alive."""
-    name, tensor = next(tensors, ("the end", torch.empty(0)))
-    if (name, tuple(tensor.shape), tensor.dtype) != expected:
-        raise ValueError(f"expected {_described(*expected)}, got {_described(name, tuple(tensor.shape), tensor.dtype)}; "
+    name, tensor = next(tensors, (None, torch.empty(0)))
+    if name is None:
+        raise ValueError(f"the tensors end before {_described(*expected)}; they must be those of their ledger")
+    if (got := (name, tuple(tensor.shape), tensor.dtype)) != expected:
+        raise ValueError(f"expected {_described(*expected)}, got {_described(*got)}; "
                          "tensors must come as their ledger says")
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
@@ -248,7 +268,7 @@ def _write_shards(folder: Path, ledger: Ledger, tensors: Iterator[tuple[str, Ten
         total = sum(_bytes(shape, dtype) for _, shape, dtype in ledger)
         _write_bytes(folder / INDEX, to_json({"metadata": {"total_size": total}, "weight_map": placed}))
     if extra := next(renamed, None):
-        raise ValueError(f"{extra[0]} comes after the last tensor of the ledger; tensors must come as their ledger says")
+        raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
 
 
 def _split(ledger: Ledger, max_shard_size: int) -> list[Ledger]:

@@ -18,7 +18,7 @@ def home() -> Path:
     written among the installed packages.
     """
     rooms = Path(__file__).resolve().parent.parent
-    return rooms if (rooms / "pyproject.toml").is_file() else _user_cache() / "llama"
+    return rooms if (rooms / "pyproject.toml").is_file() else _user_cache() / "llama-by-hand"
 
 
 def resolve(name: str | Path, kind: str) -> Path:

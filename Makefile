@@ -1,0 +1,33 @@
+# The commands of README.md. Each stands there in plain pip and python, too.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+
+.PHONY: demo test parity lint clean
+
+demo: $(VENV)/ready
+	$(RUN) examples/demo.py
+
+test: $(VENV)/ready
+	$(RUN) -m pytest
+
+parity: $(VENV)/ready .venv-parity/ready
+	$(RUN) -m tests.parity --judges .venv-parity/bin/python
+
+lint: $(VENV)/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6
+	$(RUN) -m ruff check .
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv-parity/ready: requirements-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-parity .pytest_cache .ruff_cache

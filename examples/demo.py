@@ -1,0 +1,85 @@
+"""The first run, `make demo`: ask a model who it is, tune it with LoRA on examples/identity.jsonl, and ask again.
+
+Prints the answers before and after side by side, and the perplexity of a neutral text before and after, which says how
+much else was disturbed. The same by hand: python finetune.py --lora, then python generate.py --adapter … --chat.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+HOME = HERE.parent
+sys.path.insert(0, str(HOME))                                       # run by file name, from any folder
+
+from llama import cli  # noqa: E402
+from weights.fetch import fetch  # noqa: E402
+
+COLUMN = 52
+
+
+def main() -> None:
+    fetch(cli.ModelFlags.model)
+    started = time.monotonic()
+    questions = [json.loads(line)["instruction"] for line in (HERE / "questions.jsonl").open(encoding="utf-8")]
+    adapter = cli.next_free(HOME / "adapters", "identity")
+
+    print("the model as it comes …", file=sys.stderr)
+    before, perplexity_before = _answers(questions), _perplexity()
+    subprocess.run([sys.executable, HOME / "finetune.py", "--lora", "--output", adapter], check=True,
+                   stdout=subprocess.DEVNULL)
+    print("the model with its adapter …", file=sys.stderr)
+    after, perplexity_after = _answers(questions, "--adapter", adapter), _perplexity("--adapter", adapter)
+
+    print(f"\n{_pad('before', COLUMN)}   after")
+    for question, old, new in zip(questions, before, after, strict=True):
+        print(f"\n> {question}")
+        left, right = _wrap(old, COLUMN), _wrap(new, COLUMN)
+        for i in range(max(len(left), len(right))):
+            print(f"{_pad(left[i] if i < len(left) else '', COLUMN)} | {right[i] if i < len(right) else ''}")
+    change = perplexity_after / perplexity_before - 1
+    print(f"\nperplexity of examples/neutral.txt: {perplexity_before:.2f} before, {perplexity_after:.2f} after "
+          f"({change:+.1%}); all of it in {time.monotonic() - started:.0f} s")
+    print(f"try: python generate.py --adapter {adapter.relative_to(HOME)} --chat")
+
+
+def _answers(questions: list[str], *flags: object) -> list[str]:
+    prompts = [part for question in questions for part in ("--prompt", question)]
+    lines = _run("generate.py", "--chat", "--json", "--temperature", "0", "--max-new-tokens", "60", *prompts, *flags)
+    return [json.loads(line)["text"].strip() for line in lines.splitlines()]
+
+
+def _perplexity(*flags: object) -> float:
+    scores = _run("-m", "llama.evaluate", "--task", "generation", "--data", HERE / "neutral.txt", "--json", *flags)
+    return json.loads(scores)["perplexity"]
+
+
+def _run(*command: object) -> str:
+    return subprocess.run([sys.executable, *map(str, command)], check=True, cwd=HOME, stdout=subprocess.PIPE,
+                          encoding="utf-8").stdout
+
+
+def _width(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _pad(text: str, columns: int) -> str:
+    return text + " " * (columns - sum(map(_width, text)))
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    """Lines of at most `columns` terminal cells, Chinese characters counting two; broken at spaces where there are."""
+    lines, line = [], ""
+    for word in text.replace("\n", " ").replace(" ", " \0").split("\0"):
+        for character in word if sum(map(_width, word)) > columns else [word]:
+            if sum(map(_width, line + character)) > columns:
+                lines, line = [*lines, line], ""
+            line += character
+    return [*lines, line]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,105 @@
+"""Adapt a model to examples: LoRA (--lora), all but the first blocks (--freeze-layers N), or everything.
+
+    python finetune.py --lora                                   # default model, bundled data
+    python finetune.py --lora --model weights/my-llama --data my.jsonl --eval-data dev.jsonl
+
+Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from llama import cli
+from llama.checkpoint import get_model, load_model
+from llama.evaluate import evaluate
+from llama.freeze import freeze, learning_table
+from llama.inspect import show_sample
+from llama.lora import LoRAConfig, add_lora, load_adapter
+from llama.objectives import Plain
+from llama.optimizer import OPTIMIZERS
+from llama.trainer import TrainConfig, Trainer
+from weights.paths import home, resolve
+
+DATA = "identity.jsonl"
+PROMPT = "The most important thing about"
+
+
+def main() -> None:
+    parser = cli.Parser("finetune.py", __doc__.splitlines()[0])
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--lora", action="store_true", help="learn a LoRA adapter, leave the model as it is")
+    how.add_argument("--freeze-layers", type=int, default=0, metavar="N",
+                     help="keep the embeddings and the first N blocks as they are")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=f"examples to learn (default: examples/{DATA})")
+    parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="evaluate on these during training")
+    parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")
+    parser.add_argument("--output", metavar="FOLDER",
+                        help="where the result goes (default: the next free name under adapters/ or weights/)")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    parser.add_argument("--inspect", action="store_true", help="show how samples look to the model, and train nothing")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
+    for record in (LoRAConfig, cli.TaskFlags, TrainConfig):
+        cli.add_flags(parser, record, skip=("seed",))
+    cli.add_flags(parser, cli.ModelFlags)
+    parser.set_defaults(epochs=8, lr=1e-3, batch_size=8)
+    arguments = parser.parse_args()
+    if arguments.lora and arguments.adapter:
+        raise ValueError("--lora learns a new adapter; to go on with one, merge it into a model first")
+    if arguments.resume and not arguments.output:
+        raise ValueError("--resume needs --output: the folder of the run to go on with")
+
+    # Everything that can be refused is looked at before the model is loaded.
+    config = cli.from_flags(TrainConfig, arguments)
+    lora_config = cli.from_flags(LoRAConfig, arguments)
+    flags = cli.from_flags(cli.ModelFlags, arguments)
+    task, dataset = cli.task_and_dataset(cli.from_flags(cli.TaskFlags, arguments))
+    files = arguments.data or [str(resolve(DATA, "examples"))]
+    data = dataset(files)
+    eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
+    test_data = dataset(arguments.test_data) if arguments.test_data else None
+    kind = "adapters" if arguments.lora else "weights"
+    output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
+    cli.check_output(output, overwrite=arguments.overwrite, resume=arguments.resume)
+
+    # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
+    device = cli.choose_device(flags.device)
+    dtype = cli.choose_dtype(flags.dtype, device, training=True)
+    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else None, seed=flags.seed)
+    if flags.adapter:
+        load_adapter(model, resolve(flags.adapter, "adapters"))
+    if arguments.lora:
+        add_lora(model, lora_config)
+    elif arguments.freeze_layers:
+        freeze(model, layers=arguments.freeze_layers, embeddings=True)
+    if arguments.inspect:
+        for sample in task.samples(data, model.tokenizer)[:3]:
+            print(show_sample(sample, model.tokenizer, colour=sys.stdout.isatty()))
+        return
+    print(learning_table(model), file=sys.stderr)
+
+    trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config,
+                      dtype=None if arguments.lora else dtype, output=output, resume=arguments.resume)
+    print(show_sample(trainer.samples[0], model.tokenizer, colour=sys.stderr.isatty()), file=sys.stderr)
+    result = trainer.train()
+    if test_data is not None:
+        result["test"] = evaluate(Plain(model, task), task.samples(test_data, model.tokenizer), model.tokenizer,
+                                  batch_size=config.batch_size)
+
+    if arguments.lora:
+        again = get_model(flags.model, device=device, dtype=dtype)
+        load_adapter(again, output)
+        use = f"python generate.py --adapter {output} --chat"
+    else:
+        again = load_model(output, device=device)
+        use = f"python generate.py --model {output} --chat"
+    if flags.model != cli.ModelFlags.model and arguments.lora:
+        use += f" --model {flags.model}"
+    cli.prove_saved(model, again, PROMPT)
+    print(f"the result is in {output}; use it with\n    {use}", file=sys.stderr)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    cli.run(main)

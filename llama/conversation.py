@@ -1,0 +1,158 @@
+"""A chat that remembers: its turns as text, and as keys and values in the cache, so that a turn costs its own tokens.
+
+    turn 1   [system][question 1]                      run through the model
+    turn 2   [system][question 1][answer 1]            is in the cache already
+                                           [question 2]  is run
+
+What may be kept is found by comparing ids, never assumed: the cache is cut back to the longest beginning that it shares
+with the new conversation. So a changed system message, forgotten turns or an interrupted answer need no care of their
+own; they only make the shared beginning shorter.
+
+Try: let `_encode` leave the answers as chat.py encodes them; tests/test_conversation.py
+(test_two_ways_turn_n_runs_only_its_new_tokens) counts more, since a text often has several spellings in ids.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from llama.generation import Completion, Decoder, Row, evaluating, room_for_answer
+from llama.model import Llama
+from llama.sampling import SamplingConfig, sample
+
+log = logging.getLogger(__name__)
+
+FIRST_SLOTS = 1024          # of the cache; it doubles when they are full: 128k tokens of an 8B would be 16 GB at once
+PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Turn:
+    question: str
+    answer: str
+    written: list[int] | None       # the answer's ids as the model wrote them; None where the text alone counts
+
+
+class Conversation:
+    """Questions and answers with a model, in the ids of one chat format.
+
+    system  the system message; None takes the format's own default
+    """
+
+    def __init__(self, model: Llama, tokenizer: Any, chat_format: Any, *, sampling: SamplingConfig,
+                 system: str | None = None, max_new_tokens: int = 512, stop: Sequence[str] = (),
+                 ignore_eos: bool = False, seed: int = 0):
+        self.model, self.tokenizer, self.chat_format = model, tokenizer, chat_format
+        self.sampling, self.max_new_tokens, self.stop, self.ignore_eos = sampling, max_new_tokens, stop, ignore_eos
+        self.system, self.seed = system, seed
+        self.decoder = Decoder(model, [0], FIRST_SLOTS, vocab_size=tokenizer.vocab_size)
+        self.cached: list[int] = []                                 # the ids whose keys and values are in the cache
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every turn; the system message stays. The seed starts again."""
+        self.turns: list[Turn] = []
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return self._messages(self.turns)
+
+    @torch.inference_mode()
+    def reply(self, question: str, on_text: Callable[[str], None] | None = None) -> Completion:
+        """Answer, and remember question and answer. `on_text` gets the answer as it grows.
+
+        An exception while the model writes, Ctrl-C before all, passes through; what had been said by then is kept as
+        the answer, and a question that got no word is forgotten. When the context is full, the oldest turns are
+        forgotten until half of it is free, with a warning in the log.
+
+        Raises ValueError for a question that does not fit into the context even alone; nothing is remembered then.
+        """
+        ids, forgotten = self._fit(question)
+        limit = room_for_answer(self.model, len(ids), self.max_new_tokens)
+        row = Row(ids, tokenizer=self.tokenizer, limit=limit, stop=self.stop, ignore_eos=self.ignore_eos,
+                  generator=self.generator, on_text=on_text)
+        if forgotten:
+            log.warning("the context of %d tokens is full: the oldest turns are forgotten (%d)",
+                        self.model.config.max_position_embeddings, forgotten)
+            del self.turns[:forgotten]
+        try:
+            with evaluating(self.model):
+                self._answer(row)
+        finally:
+            self.decoder.cache.truncate(len(self.cached))           # an interrupted step leaves layers of two lengths
+            if row.text or row.finish_reason:
+                cut = row.finish_reason == "stop" and row.stopped_by_text
+                self.turns.append(Turn(question, row.text, None if cut else row.token_ids))
+        return row.completion(question)
+
+    def _answer(self, row: Row) -> None:
+        kept = _shared(self.cached, row.prompt[:-1])                # at least one token runs: its logits are needed
+        self.decoder.cache.truncate(kept)
+        del self.cached[kept:]
+        seen = torch.zeros(1, self.tokenizer.vocab_size, dtype=torch.bool, device=self.model.device)
+        seen[0, row.prompt] = True
+        for start in range(kept, len(row.prompt), PREFILL_CHUNK):
+            logits = self._step(row.prompt[start : start + PREFILL_CHUNK])
+        while True:
+            token = sample(logits, self.sampling, seen, [row.generator]).item()
+            row.push(token)
+            if row.finish_reason:
+                return
+            seen[0, token] = True
+            logits = self._step([token])
+
+    def _step(self, ids: list[int]) -> torch.Tensor:
+        slots = len(self.cached) + len(ids)
+        if slots > self.decoder.cache.max_length:
+            self.decoder.reserve(max(slots, 2 * self.decoder.cache.max_length))
+        logits = self.decoder.step(torch.tensor([ids], device=self.model.device))
+        self.cached += ids                                          # only now: a step may be interrupted
+        return logits
+
+    def _fit(self, question: str) -> tuple[list[int], int]:
+        """The ids of the conversation up to the next answer, and how many of the oldest turns must go for that."""
+        context = self.model.config.max_position_embeddings
+        ids = self._encode(self.turns, question)
+        if len(ids) + min(self.max_new_tokens, context // 4) <= context:
+            return ids, 0
+        for forgotten in range(1, len(self.turns) + 1):
+            ids = self._encode(self.turns[forgotten:], question)
+            if len(ids) <= context // 2:                            # half: else every later turn would run them all anew
+                return ids, forgotten
+        return ids, len(self.turns)
+
+    def _encode(self, turns: list[Turn], question: str) -> list[int]:
+        """Chat format of the turns and the question, with the ids of answers as they were written.
+
+        The learned ids are the answers and what closes them. Encoded again, an answer's text may be spelled otherwise.
+        """
+        messages = [*self._messages(turns), {"role": "user", "content": question}]
+        pairs = zip(*self.chat_format.encode(messages, self.tokenizer, reply=True), strict=True)
+        answers = iter(turns)
+        ids: list[int] = []
+        for learned, run in groupby(pairs, key=itemgetter(1)):
+            part = [token for token, _ in run]
+            if learned and (written := next(answers).written) is not None:
+                part = written + part[-1:] if part[-1] in self.tokenizer.eos_ids else written
+            ids += part
+        return ids
+
+    def _messages(self, turns: list[Turn]) -> list[dict[str, str]]:
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for turn in turns:
+            messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+        return messages
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids the two have in common from the beginning on."""
+    for length, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return length
+    return min(len(first), len(second))

@@ -1,0 +1,83 @@
+"""Plain text as documents, to learn by predicting each next token.
+
+    .txt    documents with blank lines between them, or one a line
+    .jsonl  one object a line, its field `text` is the document
+
+Try: read documents="line" from a file with blank lines; tests/test_language_modeling.py
+(test_property_documents_cover_every_line_that_is_not_blank) says where they go.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from llama.datasets.lines import json_records, numbered_lines, text_field
+
+
+class LanguageModelingDataset(Sequence):
+    """The documents of text files: `dataset[i]` is {"text": str, "place": "file:line"}.
+
+    block_size  tokens that a training sample predicts; documents are laid end to end and cut so (tasks/generation.py)
+    overlap     tokens at the beginning of a sample that the sample before it has learned, given again as context
+    documents   how .txt files separate them: "blank-line" or "line"
+
+    Blank documents are left out. Raises ValueError, naming file and line, for files that hold no such text.
+    """
+
+    def __init__(self, *files: str | Path, block_size: int = 512, overlap: int = 0,
+                 documents: Literal["blank-line", "line"] = "blank-line"):
+        if not files:
+            raise ValueError("no files given; name at least one .txt or .jsonl file")
+        if documents not in _READ_TEXT:
+            raise ValueError(f"documents is '{documents}'; .txt files separate them by one of {', '.join(_READ_TEXT)}")
+        check_blocks(block_size, overlap)
+        self.block_size, self.overlap = block_size, overlap
+        self.files = [Path(file) for file in files]
+        self._examples = []
+        for path in self.files:
+            found = [{"text": text, "place": place} for place, text in _read(path, documents) if text.strip()]
+            if not found:
+                raise ValueError(f"{path}: the file holds no text, only blanks; give one that holds text")
+            self._examples += found
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, i: int) -> dict[str, str]:
+        return self._examples[i]
+
+
+def check_blocks(block_size: int, overlap: int) -> None:
+    """Raise ValueError for blocks that cannot be cut."""
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; a block predicts at least 1 token")
+    if not 0 <= overlap < block_size:
+        raise ValueError(f"overlap is {overlap}; it must be 0 (none) or more and below the block_size of {block_size}")
+
+
+def _read(path: Path, documents: str) -> Iterator[tuple[str, str]]:
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        return ((place, text_field(record, "text", place)) for place, record in json_records(path))
+    if kind == ".txt":
+        return _READ_TEXT[documents](path)
+    raise ValueError(f"{path}: text is read from .txt and .jsonl files; give it the ending of what it holds")
+
+
+def _by_blank_lines(path: Path) -> Iterator[tuple[str, str]]:
+    begin, lines = 1, []
+    for number, line in numbered_lines(path):
+        if line.strip():
+            begin = begin if lines else number
+            lines.append(line)
+        elif lines:
+            yield f"{path}:{begin}", "\n".join(lines)
+            lines = []
+    yield f"{path}:{begin}", "\n".join(lines)
+
+
+def _by_lines(path: Path) -> Iterator[tuple[str, str]]:
+    return ((f"{path}:{number}", line) for number, line in numbered_lines(path))
+
+
+_READ_TEXT = {"blank-line": _by_blank_lines, "line": _by_lines}

@@ -1,0 +1,276 @@
+"""Prompts in, text out: prefill, then one token a step through the KV cache until each row has said its last word.
+
+    prompts  ->  left-padded batch  ->  prefill in chunks  ->  [ sample -> push -> drop rows that ended -> step ]*
+
+Prompts of different length share a batch: the short ones get padding on their left, which a mask hides and positions
+do not count, so that every row reads as if it were alone. sampling.py chooses the tokens, conversation.py keeps a chat.
+
+Try: in `Decoder.step`, leave out `- self.padding[:, None]`; tests/test_generation.py
+(test_two_ways_a_ragged_batch_equals_single_runs) fails, while the longest row still reads well.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama.model import KVCache, Llama, padding_mask
+from llama.sampling import SamplingConfig, sample
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of one prompt; field for field an object of `--json`."""
+
+    prompt: str
+    text: str                   # new text only, up to the stop string if one came
+    token_ids: list[int]        # new ids: without the id that closed the text, with all those that spell a stop string
+    finish_reason: str          # "stop": the model closed its text, or a stop string came; "length": cut off
+    prompt_tokens: int
+    tokens_per_second: float    # of decoding, that is after the first token; 0 if there was only one
+
+
+class StopStrings:
+    """Lets text through up to the first stop string, wherever the borders between tokens fall.
+
+    The end of the text is held back while it could be the beginning of a stop string: once shown, it cannot be taken
+    back. «First» is the one that is complete first, so the result does not depend on how the text was cut to pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]):
+        self.stops = tuple(stops)
+        self.held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        text = self.held + text
+        places = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
+        if places:
+            self.found, self.held = True, ""
+            return text[: min(places)[1]]
+        beginnings = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        shown = len(text) - max(beginnings, default=0)
+        self.held = text[shown:]
+        return text[:shown]
+
+    def flush(self) -> str:
+        text, self.held = self.held, ""
+        return text
+
+
+class Row:
+    """One answer while it grows: its ids, the text that may be shown, and whether and why it has ended."""
+
+    def __init__(self, prompt: Sequence[int], *, tokenizer: Any, limit: int, stop: Sequence[str], ignore_eos: bool,
+                 generator: torch.Generator, on_text: Callable[[str], None] | None = None):
+        self.prompt, self.limit, self.generator = prompt, limit, generator
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason = ""
+        self.times: list[float] = []
+        self._ends = () if ignore_eos else tokenizer.eos_ids
+        self._characters = tokenizer.stream()
+        self._stops = StopStrings(stop)
+        self._on_text = on_text
+
+    def push(self, token: int) -> None:
+        """Take one more id; afterwards `finish_reason` says whether it was the last."""
+        self.times.append(time.perf_counter())
+        if token in self._ends:
+            self._show(self._stops.push(self._characters.flush()))
+            self._finish("stop")
+            return
+        self.token_ids.append(token)
+        self._show(self._stops.push(self._characters.push(token)))
+        if self._stops.found:
+            self._finish("stop")
+        elif len(self.token_ids) == self.limit:     # a character begun and not ended here is not shown
+            self._finish("length")
+
+    def completion(self, prompt: str) -> Completion:
+        seconds = self.times[-1] - self.times[0]
+        speed = (len(self.times) - 1) / seconds if seconds else 0.0
+        return Completion(prompt, self.text, self.token_ids, self.finish_reason, len(self.prompt), round(speed, 2))
+
+    def _finish(self, reason: str) -> None:
+        if not self._stops.found:
+            self._show(self._stops.flush())
+        self.finish_reason = "stop" if self._stops.found else reason
+
+    def _show(self, text: str) -> None:
+        self.text += text
+        if text and self._on_text:
+            self._on_text(text)
+
+
+class Decoder:
+    """A model and the past of a batch of left-padded rows.
+
+    vocab_size  of the tokenizer: many models have a few more rows of logits, which stand for no token
+    """
+
+    def __init__(self, model: Llama, padding: Sequence[int], max_length: int, *, vocab_size: int):
+        self.model, self.vocab_size = model, vocab_size
+        self.padding = torch.tensor(padding, device=model.device)   # (B,)
+        self.cache = KVCache(model.config, len(padding), max_length, dtype=model.dtype, device=model.device)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Run the next tokens (B, T) of every row and return the logits (B, V) that follow the last of them."""
+        T, S = tokens.shape[1], self.cache.length + tokens.shape[1]
+        positions = mask = None                                     # a batch without padding is the default case
+        if self.padding.any():
+            slots = torch.arange(S - T, S, device=tokens.device)
+            positions = (slots - self.padding[:, None]).clamp(min=0)                    # (B, T)
+            mask = padding_mask(self.padding, T, S)
+        hidden = self.model.hidden(tokens, positions=positions, mask=mask, cache=self.cache)
+        return self.model.lm_head(hidden[:, -1])[:, : self.vocab_size]
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows alone, each as often as it is named, without slots that are padding in all of them.
+
+        Cached keys are rotated by position, not by slot, so they may move. Without moving, a short row would come to
+        the end of the slots earlier beside a long one than alone.
+        """
+        padding = self.padding[rows]
+        spare = int(padding.min())
+        self.padding = padding - spare
+        self.cache.max_length -= spare
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[rows, :, spare:], layer.values[rows, :, spare:]
+            layer.length -= spare
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` slots in all, keeping what is stored."""
+        if length > self.cache.max_length:
+            old, rows = self.cache, len(self.padding)
+            self.cache = KVCache(self.model.config, rows, length, dtype=self.model.dtype, device=self.model.device)
+            for before, after in zip(old.layers, self.cache.layers, strict=True):
+                after.append(before.keys[:, :, : before.length], before.values[:, :, : before.length])
+
+
+@contextmanager
+def evaluating(model: Llama) -> Iterator[None]:
+    """Dropout off, and back to what it was: a model fresh from training would write noise otherwise."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """A raw text as ids, with a token for its beginning if the tokenizer's own files ask for one.
+
+    Raises ValueError for an empty text where no such token stands in for it, and for text that is not Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is not valid UTF-8 at character {error.start}; give it as UTF-8 text") from None
+    ids = tokenizer.encode(text, bos=tokenizer.add_bos)
+    if not ids:
+        raise ValueError("the prompt is empty and this tokenizer begins texts with no token of its own; "
+                         "give at least one character")
+    return ids
+
+
+def room_for_answer(model: Llama, prompt_tokens: int, max_new_tokens: int) -> int:
+    """How many tokens the answer may have. Raises ValueError if the context has no place for even one."""
+    context = model.config.max_position_embeddings
+    if prompt_tokens >= context:
+        raise ValueError(f"the prompt is {prompt_tokens} tokens long and the model's context is {context}, answer "
+                         f"included; shorten the prompt by at least {prompt_tokens - context + 1} tokens")
+    return min(max_new_tokens, context - prompt_tokens)
+
+
+@torch.inference_mode()
+def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
+             sampling: SamplingConfig, max_new_tokens: int = 256, stop: Sequence[str] = (), ignore_eos: bool = False,
+             seed: int = 0, num_samples: int = 1, batch_size: int = 16, prefill_chunk: int = 512,
+             on_text: Callable[[int, str], None] | None = None) -> list[Completion]:
+    """Continue every prompt `num_samples` times.
+
+    prompts     ids, of any lengths; none may be empty
+    stop        texts that end a row and are not part of it
+    ignore_eos  go on after ids that close a text
+    seed        row i draws from a generator of its own, seeded with seed + i: its text is the same in any company
+                (but for ties within the rounding of float arithmetic)
+    batch_size  rows run at once; memory grows with it, results do not change
+    on_text     called with (row, new text) as the text grows; what it gets adds up to the row's `text`
+    ->          prompt after prompt, the samples of each together: row = prompt index * num_samples + sample index
+
+    Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
+    """
+    _check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
+    limits = [room_for_answer(model, len(prompt), max_new_tokens) for prompt in prompts]
+    rows = []
+    for i in range(len(prompts) * num_samples):
+        show = None if on_text is None else lambda text, i=i: on_text(i, text)
+        rows.append(Row(prompts[i // num_samples], tokenizer=tokenizer, limit=limits[i // num_samples], stop=stop,
+                        ignore_eos=ignore_eos, generator=torch.Generator().manual_seed(seed + i), on_text=show))
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            _complete(model, batch, sampling, vocab_size=tokenizer.vocab_size, prefill_chunk=prefill_chunk)
+    return [row.completion(tokenizer.decode(row.prompt, skip_special=True)) for row in rows]
+
+
+def continue_text(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> str:
+    """The text that follows `prompt`, without it. Options: the fields of SamplingConfig and those of `generate`."""
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer, so it reads no text; load one from a model folder, "
+                         "or set model.tokenizer")
+    choices = {field.name: options.pop(field.name) for field in fields(SamplingConfig) if field.name in options}
+    ids = encode_prompt(tokenizer, prompt)
+    return generate(model, [ids], tokenizer=tokenizer, sampling=SamplingConfig(**choices), **options)[0].text
+
+
+def _check_options(prompts: Sequence[Sequence[int]], *, max_new_tokens: int, num_samples: int,
+                   stop: Sequence[str]) -> None:
+    for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop is {stop!r}; it must be a list of texts of at least one character")
+    if empty := [i for i, prompt in enumerate(prompts) if not len(prompt)]:
+        raise ValueError(f"prompt {empty[0]} holds no ids; a model continues at least one")
+
+
+def _complete(model: Llama, rows: list[Row], sampling: SamplingConfig, *, vocab_size: int,
+              prefill_chunk: int) -> None:
+    """Run one batch to its end. A prompt that several rows share is run once."""
+    prompts = {id(row.prompt): row.prompt for row in rows}
+    longest = max(len(prompt) for prompt in prompts.values())
+    padding = [longest - len(prompt) for prompt in prompts.values()]
+    decoder = Decoder(model, padding, longest + max(row.limit for row in rows), vocab_size=vocab_size)
+    padded = [[0] * blank + list(prompt) for blank, prompt in zip(padding, prompts.values(), strict=True)]
+    for tokens in torch.tensor(padded, device=model.device).split(prefill_chunk, dim=1):
+        logits = decoder.step(tokens)                               # (B, V); those of the last chunk count
+
+    owner = {name: i for i, name in enumerate(prompts)}
+    owners = [owner[id(row.prompt)] for row in rows]
+    if len(rows) > len(prompts):
+        decoder.select(owners)
+    logits = logits[owners]
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=model.device)
+    for i, row in enumerate(rows):
+        seen[i, list(row.prompt)] = True
+
+    while True:
+        tokens = sample(logits, sampling, seen, [row.generator for row in rows])
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.push(token)
+        going = [i for i, row in enumerate(rows) if not row.finish_reason]
+        if not going:
+            return
+        if len(going) < len(rows):
+            decoder.select(going)
+            rows, tokens, seen = [rows[i] for i in going], tokens[going], seen[going]
+        tokens = tokens.to(model.device)[:, None]                   # (B, 1)
+        seen.scatter_(1, tokens, True)
+        logits = decoder.step(tokens)

@@ -1,0 +1,51 @@
+"""What training minimises: modules around the model whose forward pass returns a loss summed over targets.
+
+The objective is the root module that parallel wrappers wrap. It works on hidden states, so that the head is applied to
+supervised rows alone, a chunk at a time: with a vocabulary of 50,000, logits of every position in float32 are most of
+the memory of a step.
+
+Try: return the mean instead of the sum; tests/test_trainer.py (accumulation with ragged lengths) fails, because
+micro-batches with few targets would then weigh as much as those with many.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from llama.model import Llama
+from llama.tasks.task import Batch, Task
+
+
+class Plain(nn.Module):
+    """Cross-entropy of the next token, over the rows that the task says count."""
+
+    def __init__(self, model: Llama, task: Task):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
+        """Loss in nats summed over targets, float32, and the number of targets."""
+        rows = self.task.rows(batch)
+        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=batch.get("mask"))
+        targets = batch["targets"][rows]                            # (N,)
+        return chunked_cross_entropy(hidden[rows], targets, self.model.lm_head), len(targets)
+
+
+def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, *, chunk: int = 256) -> Tensor:
+    """Sum of -log softmax(head(hidden))[target] without holding the logits of more than `chunk` rows.
+
+    Logits are forgotten after each chunk and computed again in the backward pass.
+
+    hidden (N, D);  targets (N,) int64;  ->  () float32, 0 for N = 0
+    """
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        total = total + checkpoint(_cross_entropy, some_hidden, some_targets, head, use_reentrant=False)
+    return total
+
+
+def _cross_entropy(hidden: Tensor, targets: Tensor, head: Any) -> Tensor:
+    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")

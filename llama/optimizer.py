@@ -1,0 +1,97 @@
+"""Steps: optimisers by name, float32 masters of weights that compute in less, and the learning rate's course.
+
+Try: let `Masters` update the bfloat16 weights themselves; tests/test_optimizer.py shows small updates rounded away.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+class Masters:
+    """Float32 originals behind parameters that compute in `dtype`; the optimiser sees the originals.
+
+    bfloat16 keeps 8 bits: an update below 1/256 of a weight is lost when added to it, so pure bfloat16 training stalls.
+    Learned originals are updated and cast a step; frozen ones wait untouched, so that saving gives them back exactly.
+
+    With `dtype` None nothing is copied, and gradients and updates reach the parameters directly.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None):
+        self.lowered: list[tuple[nn.Parameter, Tensor]] = []        # every parameter with its original
+        self.learned: dict[str, nn.Parameter] = {}                  # what the optimiser updates, by name
+        self.copies: list[tuple[nn.Parameter, nn.Parameter]] = []   # a learned parameter in `dtype`, its master
+        for name, parameter in model.named_parameters():
+            master = parameter
+            if dtype is not None and parameter.dtype != dtype:
+                original = parameter.data.float()
+                self.lowered.append((parameter, original))
+                parameter.data = original.to(dtype)
+                if parameter.requires_grad:
+                    master = nn.Parameter(original)
+                    self.copies.append((parameter, master))
+            if parameter.requires_grad:
+                self.learned[name] = master
+
+    def collect(self) -> None:
+        """After a backward pass: add its gradients to the masters', so that micro-batches add up in float32."""
+        for parameter, master in self.copies:
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """After an update: cast the masters to the parameters that compute."""
+        for parameter, master in self.copies:
+            parameter.copy_(master)
+
+    def restore(self) -> None:
+        """Give the model its float32 parameters back, learned ones as they are now."""
+        for parameter, original in self.lowered:
+            parameter.data = original
+            parameter.grad = None
+
+
+def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float,
+                   weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), Adam (arXiv:1412.6980) or SGD; matrices decay, gains do not.
+
+    Decay pulls a weight to 0; for the gain of a norm, 0 is no neutral place to be pulled to.
+
+    Raises ValueError for another name, or where nothing is to be learned.
+    """
+    parameters = list(parameters)
+    if not parameters:
+        raise ValueError("every parameter is frozen: there is nothing to learn")
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=fused)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, fused=fused)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, fused=fused)
+    raise ValueError(f"optimizer '{name}' is not known; known are {', '.join(OPTIMIZERS)}")
+
+
+def learning_rate(done: float, *, peak: float, warmup: float, schedule: str) -> float:
+    """The rate when the fraction `done` of the run lies behind: a rise over the first `warmup`, then the schedule.
+
+    The fall, from 1 to 0: cosine (1 + cos πx)/2 (SGDR, arXiv:1608.03983, eq. 5), linear 1 - x, constant none.
+    It ends at a tenth of the peak (Llama, arXiv:2302.13971, section 2.3).
+    """
+    if done < warmup:
+        return peak * done / warmup
+    x = min((done - warmup) / (1 - warmup), 1.0) if warmup < 1 else 1.0
+    fall = {"cosine": (1 + math.cos(math.pi * x)) / 2, "linear": 1 - x, "constant": 1.0}[schedule]
+    return peak * (0.1 + 0.9 * fall)

@@ -1,0 +1,296 @@
+"""Training: one flat loop for every task, objective, and choice of what is learned.
+
+Where it stands is a single number, the step: which samples a step sees follows from it and the seed, so that a
+resumed run goes on with the batches that an uninterrupted one would have seen.
+
+Beside the result, OUTPUT, lies OUTPUT.training: metrics.jsonl (a line a step), last.pt and best.pt.
+
+Try: divide the loss by the number of micro-batches instead of by targets; tests/test_trainer.py
+(test_two_ways_accumulated_micro_batches_equal_one_batch) fails on ragged lengths.
+"""
+
+import json
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from llama.checkpoint import read_whole, save_model, write_whole
+from llama.evaluate import evaluate
+from llama.lora import has_lora, save_adapter
+from llama.model import Llama, checkpoint_activations
+from llama.objectives import Plain
+from llama.optimizer import Masters, learning_rate, make_optimizer
+from llama.tasks.task import Task, to_device
+from llama.terminal import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train."""
+
+    epochs: Annotated[int, "times through the data"] = 1
+    max_steps: Annotated[int, "stop after so many updates; 0 for no limit"] = 0
+    minutes: Annotated[float, "stop after so many minutes; 0 for no limit"] = 0.0
+    batch_size: Annotated[int, "samples that go through the model at once"] = 8
+    accumulate: Annotated[int, "micro-batches that make one update"] = 1
+    lr: Annotated[float, "peak learning rate"] = 2e-4
+    schedule: Annotated[Literal["cosine", "linear", "constant"], "course of the learning rate"] = "cosine"
+    warmup: Annotated[float, "part of the run in which the rate rises"] = 0.05
+    weight_decay: Annotated[float, "pull of matrices towards 0"] = 0.0
+    clip: Annotated[float, "largest norm of the gradient; 0 for no limit"] = 1.0
+    eval_every: Annotated[int, "evaluate every so many updates; 0 for the end of each epoch"] = 0
+    patience: Annotated[int, "stop after so many evaluations without a better loss; 0 for never"] = 0
+    save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch"] = 0
+    save_epochs: Annotated[bool, "keep the result of every epoch, as OUTPUT_epoch1 and so on"] = False
+    checkpoint_activations: Annotated[bool, "recompute blocks in the backward pass: less memory, more time"] = False
+    seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_steps", "minutes", "weight_decay", "clip", "eval_every", "patience", "save_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more")
+        if not (0 < self.lr < math.inf and 0 <= self.warmup <= 1):
+            raise ValueError(f"lr is {self.lr} and warmup {self.warmup}; lr must be above 0, warmup between 0 and 1")
+
+
+class Trainer:
+    """Train what `requires_grad` in a model. `train()` returns {"train": …, "eval": …, "output": …}.
+
+    dtype   to compute in, with float32 masters of what is learned; None: the parameters' own
+    output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes nothing
+    resume  go on from OUTPUT.training/last.pt
+    """
+
+    def __init__(self, model: Llama, task: Task, train_dataset: Any, eval_dataset: Any = None,
+                 optimizer: str = "adamw", config: TrainConfig | None = None, *, dtype: torch.dtype | None = None,
+                 output: str | Path | None = None, resume: bool = False):
+        self.model, self.task, self.config = model, task, config or TrainConfig()
+        if model.tokenizer is None:
+            raise ValueError("the model has no tokenizer; set model.tokenizer = tokenizer.load_tokenizer(…)")
+        self.samples = task.samples(train_dataset, model.tokenizer)
+        self.eval_samples = task.samples(eval_dataset, model.tokenizer) if eval_dataset is not None else None
+        if not len(self.samples):
+            raise ValueError("the training data holds no sample")
+        self.output = Path(output) if output else None
+        self.objective = Plain(model, task)
+        self.masters = Masters(model, dtype)
+        self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
+                                        weight_decay=self.config.weight_decay)
+        if self.config.checkpoint_activations:
+            checkpoint_activations(model)
+
+        per_step = self.config.batch_size * self.config.accumulate
+        self.steps_per_epoch = math.ceil(len(self.samples) / per_step)
+        self.total_steps = self.config.max_steps or self.steps_per_epoch * self.config.epochs
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.best, self.best_step, self.worse = math.inf, 0, 0
+        self.loss, self.scores = math.nan, {}
+        if resume:
+            self._load_state()
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
+
+        Raises RuntimeError, naming the step and the samples, as soon as a loss or a gradient is not finite.
+        """
+        config, model = self.config, self.model
+        if self.step == 0:
+            torch.manual_seed(config.seed)
+        progress = Progress(self.total_steps, "step")
+        before = self.seconds
+        started = time.monotonic()
+        model.train()
+        try:
+            while self.step < self.total_steps and not self._out_of_time() and not self._out_of_patience():
+                rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
+                                     schedule=config.schedule)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                loss, targets, norm = self._update(self._samples_of_step(self.step))
+                self.step += 1
+                self.loss = loss / targets
+                self.seconds = before + time.monotonic() - started
+                self._report(progress, rate, norm)
+
+                at_epoch = self.step % self.steps_per_epoch == 0
+                if self.eval_samples is not None and self._due(config.eval_every, at_epoch):
+                    self._evaluate(progress)
+                if self.output and self._due(config.save_every, at_epoch):
+                    self._save_state()
+                if self.output and config.save_epochs and at_epoch:
+                    self._save_result(Path(f"{self.output}_epoch{self.step // self.steps_per_epoch}"))
+        except KeyboardInterrupt:
+            progress.clear()
+            if self.output and self.step:
+                self._save_state()
+                print(f"interrupted after step {self.step}; go on with --resume --output {self.output}", file=sys.stderr)
+            raise
+        progress.clear()
+        return self._finish()
+
+    def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
+        """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm."""
+        device = self.model.device
+        batches = [to_device(self.task.collate([self.samples[i] for i in some]), device)
+                   for some in _pieces(indices, self.config.batch_size)]
+        targets = sum(len(self.task.rows(batch)[0]) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss, _ = self.objective(batch)
+            (loss / targets).backward()                             # by targets, so that k small batches equal a large one
+            self.masters.collect()
+            total += loss.item()
+            self.tokens += batch["tokens"].numel()
+        learned = list(self.masters.learned.values())
+        norm = torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf).item()
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise RuntimeError(f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}, on samples "
+                               f"{', '.join(map(str, indices))}; lower --lr, or look at them with --inspect")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.masters.spread()
+        return total, targets, norm
+
+    def _samples_of_step(self, step: int) -> list[int]:
+        """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
+        epoch, part = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.samples), generator=generator).tolist()
+        per_step = self.config.batch_size * self.config.accumulate
+        return order[part * per_step : (part + 1) * per_step]
+
+    def _fraction_done(self) -> float:
+        """Part of the run that will lie behind after this step, by steps or by the clock, whichever ends it first."""
+        by_steps = (self.step + 1) / self.total_steps
+        return max(by_steps, self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0)
+
+    def _out_of_time(self) -> bool:
+        return 0 < self.config.minutes * 60 <= self.seconds
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.worse
+
+    def _due(self, every: int, at_epoch: bool) -> bool:
+        last = self.step == self.total_steps or self._out_of_time()
+        return last or (self.step % every == 0 if every else at_epoch)
+
+    def _evaluate(self, progress: Progress) -> None:
+        progress.clear()
+        self.scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer,
+                               batch_size=self.config.batch_size)
+        self._log({"step": self.step, "eval": self.scores})
+        print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()), file=sys.stderr)
+        if self.scores["loss"] < self.best:
+            self.best, self.best_step, self.worse = self.scores["loss"], self.step, 0
+            if self.output:
+                write_whole(self._beside("best.pt"), {"step": self.step, "scores": self.scores,
+                                                      "learned": self._learned()})
+        else:
+            self.worse += 1
+
+    def _report(self, progress: Progress, rate: float, norm: float) -> None:
+        speed = self.tokens / self.seconds
+        self._log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm, "tokens": self.tokens,
+                   "seconds": round(self.seconds, 3)})
+        text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
+        if progress.live:
+            progress.show(self.step, text)
+        else:
+            print(f"step {self.step}/{self.total_steps} {text} · lr {rate:.2e}", file=sys.stderr)
+
+    def _finish(self) -> dict[str, Any]:
+        if self.output and self.scores and self.best_step < self.step:
+            best = read_whole(self._beside("best.pt"), "training state")
+            self._set_learned(best["learned"])
+            self.scores = best["scores"]
+            print(f"the result is that of step {self.best_step}, which evaluated best", file=sys.stderr)
+        self.masters.restore()
+        self.model.eval()
+        if self.output:
+            self._save_result(self.output)
+        train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
+                 "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1), "peak_memory": peak_memory()}
+        return {"train": train, "eval": self.scores, "output": str(self.output or "")}
+
+    def _save_result(self, folder: Path) -> None:
+        save = save_adapter if has_lora(self.model) else save_model
+        save(self.model, folder)
+
+    # What --resume needs: learned parameters, optimiser, random states, and the step, which says the data's position.
+
+    def _save_state(self) -> None:
+        write_whole(self._beside("last.pt"), {
+            "config": asdict(self.config), "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+            "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
+            "learned": self._learned(), "optimizer": self.optimizer.state_dict(), "samples": len(self.samples),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        })
+
+    def _load_state(self) -> None:
+        path = self._beside("last.pt")
+        if not path.exists():
+            raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
+        state = read_whole(path, "training state")
+        if state["samples"] != len(self.samples):
+            raise ValueError(f"{path} was trained on {state['samples']} samples, the data given now has "
+                             f"{len(self.samples)}; resume with the same data")
+        if changed := [name for name in ("batch_size", "accumulate", "seed")
+                       if state["config"][name] != getattr(self.config, name)]:
+            raise ValueError(f"{path} was trained with another {', '.join(changed)}; resume with "
+                             + ", ".join(f"{name} = {state['config'][name]}" for name in changed))
+        self._set_learned(state["learned"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.best, self.best_step, self.worse = state["best"]
+        self.scores, self.loss = state["scores"], state["loss"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
+
+    def _learned(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self.masters.learned.items()}
+
+    @torch.no_grad()
+    def _set_learned(self, tensors: dict[str, torch.Tensor]) -> None:
+        if tensors.keys() != self.masters.learned.keys():
+            raise ValueError(f"{self.output}.training holds the state of another choice of learned parameters")
+        for name, parameter in self.masters.learned.items():
+            parameter.copy_(tensors[name])
+        self.masters.spread()
+
+    def _beside(self, name: str) -> Path:
+        return Path(f"{self.output}.training") / name
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.output:
+            path = self._beside("metrics.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def peak_memory() -> int:
+    """Bytes: on CUDA what was allocated there at most, elsewhere the largest resident size of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024       # macOS counts bytes, Linux kibibytes

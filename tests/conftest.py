@@ -1,0 +1,30 @@
+"""What several test files share: a tiny model with a tokenizer, trained on the spot. Nothing is downloaded."""
+
+import pytest
+import torch
+
+from llama.config import preset
+from llama.model import Llama
+from tokenizer import bpe
+
+TEXT = [
+    "The quick brown fox jumps over the lazy dog. The dog sleeps, and the fox goes home.",
+    "你好，世界！今天天气很好。小驼是一个小小的语言模型。",
+    "def add(a, b):\n    return a + b\n",
+    "Emoji 👩‍👩‍👧 and numbers 12345, and   spaces.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """ChatML's special tokens and some 400 pieces."""
+    return bpe.train(TEXT * 4, 400, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer):
+    """A random Llama of two blocks with grouped queries and a tied head, and the tiny tokenizer."""
+    torch.manual_seed(0)
+    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
+    model.tokenizer = tiny_tokenizer
+    return model

@@ -1,0 +1,83 @@
+import dataclasses
+import subprocess
+import sys
+from typing import Annotated, Literal
+
+import pytest
+import torch
+
+from llama import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """All kinds of flags."""
+
+    number: Annotated[int, "a number"] = 3
+    rate: Annotated[float, "100 % of something"] = 0.5
+    which: Annotated[Literal["a", "b"], "a choice"] = "a"
+    names: Annotated[tuple[str, ...], "some names"] = ("q", "k")
+    switch: Annotated[bool, "a switch"] = False
+
+
+def _parse(*arguments):
+    parser = cli.Parser("x", "y")
+    cli.add_flags(parser, Kinds)
+    return cli.from_flags(Kinds, parser.parse_args(arguments))
+
+
+def test_worked_example_a_dataclass_becomes_flags_and_a_dataclass_again(capsys):
+    assert _parse() == Kinds()
+    assert _parse("--number", "7", "--which", "b", "--names", "a, b", "--switch") == Kinds(7, 0.5, "b", ("a", "b"), True)
+    with pytest.raises(SystemExit):
+        _parse("--help")
+    assert "100 % of something (default: 0.5)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_refusal_of_a_flag_is_one_sentence_and_code_2(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        _parse("--which", "c")
+    assert leaving.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_refusal_a_type_that_no_flag_is_made_of():
+    @dataclasses.dataclass
+    class Bad:
+        field: Annotated[list[int], "numbers"] = None
+
+    with pytest.raises(TypeError, match="Bad.field"):
+        cli.add_flags(cli.Parser("x", "y"), Bad)
+
+
+def test_refusal_a_device_that_is_not_here():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--device cuda: this machine has none"):
+            cli.choose_device("cuda")
+    assert cli.choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("statement, code, words", [
+    ("from llama.config import preset; preset('llama-9')", 2, "no preset is called 'llama-9'"),
+    ("open('/nowhere/x')", 2, "/nowhere/x: No such file or directory"),
+    ("raise KeyboardInterrupt", 130, ""),
+    ("raise BrokenPipeError", 0, ""),
+    ("import torch; torch.ones(2) @ torch.ones(3)", 1, "Traceback"),
+])
+def test_worked_example_exit_codes(statement, code, words):
+    script = f"from llama import cli\ndef main():\n    {statement}\ncli.run(main)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code and words in done.stderr
+    assert ("Traceback" in done.stderr) == (code == 1)
+
+
+def test_worked_example_next_free_name(tmp_path):
+    assert cli.next_free(tmp_path, "identity") == tmp_path / "identity"
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "identity-2.training").mkdir()
+    assert cli.next_free(tmp_path, "identity") == tmp_path / "identity-3"
+
+
+def test_refusal_an_output_that_exists(tmp_path):
+    with pytest.raises(ValueError, match="exists already; give --overwrite"):
+        cli.check_output(tmp_path, overwrite=False, resume=False)
+    cli.check_output(tmp_path, overwrite=True, resume=False)

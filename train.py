@@ -1,0 +1,139 @@
+"""Train a Llama from scratch: text → tokenizer → tokens → model folder → a sample and an honest score.
+
+    python train.py                                             # fetched news text, some 7 million parameters
+    python train.py --data my.txt --hold-out 0.05 --preset tiny-15m --minutes 60
+    python train.py --data my.txt --tokenizer weights/my-llama --hidden-size 512 --num-hidden-layers 8
+
+Without --data the People's Daily of January 1998 is fetched and its last twentieth held out; of your own text nothing
+is held out unless you ask with --hold-out or --eval-data.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from llama import baselines, cli
+from llama.checkpoint import load_model
+from llama.config import PRESETS, preset
+from llama.datasets.language_modeling import LanguageModelingDataset
+from llama.datasets.token_file import TokenFile, write_tokens
+from llama.evaluate import evaluate, table
+from llama.model import Llama
+from llama.objectives import Plain
+from llama.optimizer import OPTIMIZERS
+from llama.tasks.generation import TextGenerationTask
+from llama.terminal import Progress
+from llama.trainer import TrainConfig, Trainer
+from tokenizer import bpe, load_tokenizer
+from weights.fetch import fetch
+from weights.paths import home, resolve
+
+CORPUS = "peoples-daily"
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+         "max_position_embeddings")
+
+
+def main() -> None:
+    parser = cli.Parser("train.py", __doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=f"text to learn (default: {CORPUS}, fetched)")
+    parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="text to evaluate on")
+    parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, kept to evaluate on")
+    parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
+    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="size of a tokenizer trained here")
+    parser.add_argument("--preset", default="tiny-7m", metavar="NAME", help="shape of the model: " + ", ".join(PRESETS))
+    for name in SIZES:
+        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help=f"{name}, instead of the preset's")
+    parser.add_argument("--block-size", type=int, default=256, metavar="N", help="tokens of a training sample")
+    parser.add_argument("--output", metavar="FOLDER", help="where the model goes (default: the next free under weights/)")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
+    cli.add_flags(parser, TrainConfig, skip=("seed",))
+    cli.add_flags(parser, cli.ModelFlags, skip=("model", "adapter"))
+    parser.set_defaults(epochs=100, minutes=8.0, lr=2e-3, batch_size=16, weight_decay=0.1, eval_every=500)
+    arguments = parser.parse_args()
+    if arguments.resume and not arguments.output:
+        raise ValueError("--resume needs --output: the folder of the run to go on with")
+    if arguments.hold_out is not None and (arguments.eval_data or not 0 <= arguments.hold_out < 1):
+        raise ValueError(f"--hold-out {arguments.hold_out}: give a part between 0 and 1, and no --eval-data beside it")
+    config = cli.from_flags(TrainConfig, arguments)
+    changes = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
+    shape = preset(arguments.preset, **changes)
+    if arguments.block_size > shape.max_position_embeddings:
+        raise ValueError(f"--block-size {arguments.block_size} exceeds the model's context of "
+                         f"{shape.max_position_embeddings}; lower it or raise --max-position-embeddings")
+
+    # text
+    files = arguments.data or [str(fetch(CORPUS) / "text.txt")]
+    documents = [example["text"] for example in LanguageModelingDataset(*files)]
+    hold_out = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
+    cut = len(documents) - round(len(documents) * hold_out)
+    documents, held_out = documents[:cut], documents[cut:]
+    if arguments.eval_data:
+        held_out = [example["text"] for example in LanguageModelingDataset(*arguments.eval_data)]
+    if not documents:
+        raise ValueError(f"--hold-out {hold_out} leaves no document to learn from")
+
+    stem = Path(files[0]).stem if arguments.data else CORPUS
+    output = Path(arguments.output) if arguments.output else cli.next_free(home() / "weights", stem)
+    cli.check_output(output, overwrite=arguments.overwrite, resume=arguments.resume)
+    run = Path(f"{output}.training")
+
+    # tokenizer and tokens, made once: a resumed run finds them
+    if arguments.tokenizer:
+        tokenizer = load_tokenizer(resolve(arguments.tokenizer, "weights"))
+    elif arguments.resume:
+        tokenizer = load_tokenizer(run / "tokenizer")
+    else:
+        print(f"training a tokenizer of {arguments.vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
+        tokenizer = bpe.train(documents, arguments.vocab_size)
+    tokenizer.save(run / "tokenizer")
+    train_data = _tokens(run / "train.tokens", documents, tokenizer, arguments.block_size)
+    eval_data = _tokens(run / "held-out.tokens", held_out, tokenizer, arguments.block_size) if held_out else None
+
+    # model
+    device = cli.choose_device(arguments.device)
+    dtype = cli.choose_dtype(arguments.dtype, device, training=True)
+    torch.manual_seed(arguments.seed)
+    model = Llama(dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)).to(device)
+    model.tokenizer = tokenizer
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{parameters:,} parameters, {len(train_data):,} tokens of text, computing in {dtype}", file=sys.stderr)
+
+    # train, save, prove
+    task = TextGenerationTask()
+    result = Trainer(model, task, train_data, eval_data, arguments.optimizer, config, dtype=dtype, output=output,
+                     resume=arguments.resume).train()
+    prompt = documents[0][:12]
+    cli.prove_saved(model, load_model(output, device=device), prompt)
+    sample = model.generate(prompt, max_new_tokens=100, temperature=0.8, seed=arguments.seed)
+    print(f"\n{prompt}{sample}\n", file=sys.stderr)
+    if held_out:
+        samples = task.samples(eval_data, tokenizer)
+        result["eval"] = evaluate(Plain(model, task), samples, tokenizer, batch_size=config.batch_size)
+        print("on held-out text:\n" + table(result["eval"]), file=sys.stderr)
+        result["baselines"] = _yardsticks("\n\n".join(documents), "\n\n".join(held_out))
+        print(table(result["baselines"]), file=sys.stderr)
+    print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT", file=sys.stderr)
+    print(json.dumps(result))
+
+
+def _tokens(path: Path, documents: list[str], tokenizer: bpe.BPETokenizer, block_size: int) -> TokenFile:
+    if not path.exists():
+        progress = Progress(len(documents), "tokenising document")
+        write_tokens(path, documents, tokenizer, progress=progress.show)
+        progress.clear()
+    return TokenFile(path, block_size=block_size, tokenizer=tokenizer)
+
+
+def _yardsticks(documents: str, held_out: str) -> dict[str, float]:
+    """Bits per byte of the same held-out text, with the same training text known."""
+    return {"xz -9": baselines.xz_bits_per_byte(documents.encode(), held_out.encode()),
+            "5-gram": baselines.ngram_bits_per_byte(documents, held_out, order=5)}
+
+
+if __name__ == "__main__":
+    cli.run(main)
