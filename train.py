@@ -40,14 +40,14 @@ def main() -> None:
     parser = cli.Parser("train.py", __doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"text to learn (default: {CORPUS}, fetched)")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="text to evaluate on")
-    parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, kept to evaluate on")
+    parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, to evaluate on")
     parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="size of a tokenizer trained here")
     parser.add_argument("--preset", default="tiny-7m", metavar="NAME", help="shape of the model: " + ", ".join(PRESETS))
     for name in SIZES:
-        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help=f"{name}, instead of the preset's")
+        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="instead of the preset's")
     parser.add_argument("--block-size", type=int, default=256, metavar="N", help="tokens of a training sample")
-    parser.add_argument("--output", metavar="FOLDER", help="where the model goes (default: the next free under weights/)")
+    parser.add_argument("--output", metavar="FOLDER", help="where the model goes (default: next free in weights/)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
@@ -117,7 +117,8 @@ def main() -> None:
         print("on held-out text:\n" + table(result["eval"]), file=sys.stderr)
         result["baselines"] = _yardsticks("\n\n".join(documents), "\n\n".join(held_out))
         print(table(result["baselines"]), file=sys.stderr)
-    print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT", file=sys.stderr)
+    print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT",
+          file=sys.stderr)
     print(json.dumps(result))
 
 

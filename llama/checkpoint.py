@@ -77,7 +77,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
         model = Llama(config)
     load_tensors(model, tensors, device=device, dtype=dtype, place=path)
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size} rows")
+        raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} ids, "
+                         f"the model only {config.vocab_size} rows")
     model.tokenizer, model.source = tokenizer, path
     return model.eval()
 

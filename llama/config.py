@@ -216,6 +216,6 @@ def unknown_name(name: str, known: list[str]) -> str:
     lowered = name.lower()
     for family, why in _NOT_LLAMAS.items():
         if lowered.startswith(family):
-            return f"'{name}' is not a Llama ({why}); for a model of this kind use smollm2-135m-instruct or llama-3.2-1b"
+            return f"'{name}' is not a Llama ({why}); use a Llama instead: smollm2-135m-instruct or llama-3.2-1b"
     near = difflib.get_close_matches(lowered, known, n=3, cutoff=0.3) or known[-3:]
     return f"no model folder and no preset is called '{name}'; the nearest names are {', '.join(near)}"

@@ -136,7 +136,8 @@ class Trainer:
             progress.clear()
             if self.output and self.step:
                 self._save_state()
-                print(f"interrupted after step {self.step}; go on with --resume --output {self.output}", file=sys.stderr)
+                print(f"interrupted after step {self.step}; go on with --resume --output {self.output}",
+                      file=sys.stderr)
             raise
         progress.clear()
         return self._finish()
@@ -150,15 +151,16 @@ class Trainer:
         total = 0.0
         for batch in batches:
             loss, _ = self.objective(batch)
-            (loss / targets).backward()                             # by targets, so that k small batches equal a large one
+            (loss / targets).backward()                             # by targets: k small batches equal a large one
             self.masters.collect()
             total += loss.item()
             self.tokens += batch["tokens"].numel()
         learned = list(self.masters.learned.values())
         norm = torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf).item()
         if not math.isfinite(total) or not math.isfinite(norm):
-            raise RuntimeError(f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}, on samples "
-                               f"{', '.join(map(str, indices))}; lower --lr, or look at them with --inspect")
+            places = ", ".join(self.samples[i].place or str(i) for i in indices)
+            raise RuntimeError(f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}, "
+                               f"on samples {places}; lower --lr, or look at them with --inspect")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.masters.spread()

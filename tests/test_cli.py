@@ -28,7 +28,8 @@ def _parse(*arguments):
 
 def test_worked_example_a_dataclass_becomes_flags_and_a_dataclass_again(capsys):
     assert _parse() == Kinds()
-    assert _parse("--number", "7", "--which", "b", "--names", "a, b", "--switch") == Kinds(7, 0.5, "b", ("a", "b"), True)
+    given = _parse("--number", "7", "--which", "b", "--names", "a, b", "--switch")
+    assert given == Kinds(7, 0.5, "b", ("a", "b"), True)
     with pytest.raises(SystemExit):
         _parse("--help")
     assert "100 % of something (default: 0.5)" in " ".join(capsys.readouterr().out.split())

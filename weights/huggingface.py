@@ -202,9 +202,9 @@ def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
     theta = new.get("rope_theta", config.get("rope_theta", FIRST_LLAMAS_THETA))
     scaling = {key: value for key, value in (new or old).items() if key != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    scaling |= {"rope_type": kind, "type": kind}
-    return config | {"rope_theta": theta, "rope_scaling": None if kind == "default" else scaling,
-                     "rope_parameters": scaling | {"rope_theta": theta}}
+    scaling = None if kind == "default" else scaling | {"rope_type": kind, "type": kind}
+    return config | {"rope_theta": theta, "rope_scaling": scaling,
+                     "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta}}
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:

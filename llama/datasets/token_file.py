@@ -20,6 +20,7 @@ import numpy as np
 from llama.datasets.language_modeling import check_blocks
 
 FORMAT = "llama tokens, version 1"
+_FIELDS = {"dtype", "tokens", "documents", "bytes", "tokenizer", "how", "sources"}
 _DIGITS = 20                                                        # room for each count in the header
 
 
@@ -106,7 +107,7 @@ def is_current(path: str | Path, tokenizer: Any, *, sources: Sequence[str | Path
 
 def document_ids(text: str, tokenizer: Any) -> list[int]:
     """A document as ids: the beginning-of-text id if the tokenizer's files ask for one, text, the end-of-text id."""
-    return tokenizer.encode(text, bos=tokenizer.add_bos, eos=True)
+    return tokenizer.encode(text, bos=tokenizer.adds_bos, eos=True)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -127,15 +128,16 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(line)
     except (ValueError, RecursionError):                            # UnicodeDecodeError is a ValueError too
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
         raise ValueError(f"{path}: this is no token file; its first line does not say '{FORMAT}'")
     return header, len(line)
 
 
 def _describe(file: str | Path) -> dict[str, Any]:
-    path, status = Path(file), os.stat(file)
+    path, status, digest = Path(file), os.stat(file), hashlib.sha256()
     with open(path, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256")
+        while piece := content.read(2**20):
+            digest.update(piece)
     return {"file": path.name, "size": status.st_size, "time": status.st_mtime_ns, "sha256": digest.hexdigest()}
 
 

@@ -64,7 +64,8 @@ def compare_logits(judges: Judges, what: str, model: Llama, folder: Path, ids: d
     theirs = judges.ask(what="logits", folder=str(folder), adapter=str(adapter or ""), ids=ids)
     worst = max((model(torch.tensor([row]))[0] - theirs[name]).abs().max().item() for name, row in ids.items())
     positions = sum(map(len, ids.values()))
-    return Check(what, "peft" if adapter else "transformers", f"{positions} positions", f"|Δ| {worst:.1e}", worst < limit)
+    against = "peft" if adapter else "transformers"
+    return Check(what, against, f"{positions} positions", f"|Δ| {worst:.1e}", worst < limit)
 
 
 def smollm2(judges: Judges) -> Iterator[Check]:
@@ -140,7 +141,7 @@ def stir(model: torch.nn.Module, std: float = 0.05) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
-    parser.add_argument("--judges", required=True, metavar="PYTHON", help="interpreter that has requirements-parity.txt")
+    parser.add_argument("--judges", required=True, metavar="PYTHON", help="one that has requirements-parity.txt")
     arguments = parser.parse_args()
     started, checks = time.monotonic(), []
     with tempfile.TemporaryDirectory() as temporary:

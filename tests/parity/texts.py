@@ -39,11 +39,14 @@ PROMPTS = [
 
 TOKENIZER = [
     "", " ", "  ", "\n", "\n\n\n", "\t \t", " \n ", "a", " a", "a ", "  a  b   c    ", "word\r\nword\r\r\n",
-    "I'm you're we'll they'd he's I've can't O'CLOCK I'M YOU'RE", "don’t “quote” … — –", "3.14159 1,000,000 12345678 ½ ² Ⅷ ٣",
-    "naïve café e\u0301 Å A\u030a ﬁ ß ẞ İ ı", "你好，世界！今天天气很好。", "繁體中文與简体中文，１２３４ＡＢＣ", "日本語のテキスト、カタカナ ｶﾀｶﾅ",
-    "한국어 문장입니다", "Привет, мир!", "مرحبا بالعالم", "שלום עולם", "नमस्ते दुनिया", "สวัสดีชาวโลก",
-    "😀 👩‍👩‍👧‍👦 👍🏽 🇨🇳🇫🇷 ❤️ ☕️", "\u00a0non\u00a0breaking\u2003em\u3000wide\u200bzero\u2028line\u0085next", "\x00\x01\x1c\x1d\x1f\x7f control",
-    "<|im_start|>user\nHi<|im_end|>", "<|endoftext|>", "http://example.org/a_b?c=d&e=%20#f", "x=y+z; a[i]->b::c != d && e || !f",
-    "a" * 300, " " * 300, "ab" * 150, "=" * 80, "___init__ snake_case camelCase SCREAMING_CASE kebab-case",
-    "\ufeffBOM", "𝒜𝓁𝑔𝑒𝒷𝓇𝒶 𠮷野家 𓀀", "1️⃣ 2️⃣", "‮right to left‬", "tab\tseparated\tvalues\n1\t2\t3", NEUTRAL, CHINESE, CODE,
+    "I'm you're we'll they'd he's I've can't O'CLOCK I'M YOU'RE", "don’t “quote” … — –",
+    "3.14159 1,000,000 12345678 ½ ² Ⅷ ٣", "naïve café e\u0301 Å A\u030a ﬁ ß ẞ İ ı",
+    "你好，世界！今天天气很好。", "繁體中文與简体中文，１２３４ＡＢＣ", "日本語のテキスト、カタカナ ｶﾀｶﾅ", "한국어 문장입니다",
+    "Привет, мир!", "مرحبا بالعالم", "שלום עולם", "नमस्ते दुनिया", "สวัสดีชาวโลก",
+    "😀 👩\u200d👩\u200d👧\u200d👦 👍🏽 🇨🇳🇫🇷 ❤️ ☕️", "1️⃣ 2️⃣", "𝒜𝓁𝑔𝑒𝒷𝓇𝒶 𠮷野家 𓀀", "\u202eright to left\u202c",
+    "\u00a0non\u00a0breaking\u2003em\u3000wide\u200bzero\u2028line\u0085next", "\x00\x01\x1c\x1d\x1f\x7f control",
+    "\ufeffBOM", "<|im_start|>user\nHi<|im_end|>", "<|endoftext|>", "http://example.org/a_b?c=d&e=%20#f",
+    "x=y+z; a[i]->b::c != d && e || !f", "tab\tseparated\tvalues\n1\t2\t3",
+    "___init__ snake_case camelCase SCREAMING_CASE kebab-case", "a" * 300, " " * 300, "ab" * 150, "=" * 80,
+    NEUTRAL, CHINESE, CODE,
 ]

@@ -1,0 +1,71 @@
+"""Instruction tuning: learn what the assistant says, and that it then stops, given everything said before.
+
+The same chat format (tokenizer/chat.py) lays out conversations here and in generation: a model that is tuned on one
+and asked in another answers worse, and often never stops.
+
+Try: cut overlong samples at their end; tests/test_tasks.py (test_property_an_overlong_sample_keeps_its_end) fails:
+without the end token among its targets a model goes on talking.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from llama.tasks.task import Sample, Task
+from tokenizer.chat import FORMATS, ChatFormat, recognise
+
+log = logging.getLogger(__name__)
+
+PLAIN = "alpaca"                                                    # for base models, which have no format of their own
+
+
+class InstructionTask(Task):
+    """Conversations in a chat format, the assistant's words and the ids that end them learned, the rest masked.
+
+    chat_format  a name in tokenizer.chat.FORMATS; None takes the tokenizer's own, and alpaca for one that has none
+    max_length   ids of a sample; of a longer one the end is kept, with the answer and the id that closes it
+    """
+
+    def __init__(self, chat_format: str | None = None, max_length: int = 512):
+        if chat_format is not None and chat_format not in FORMATS:
+            raise ValueError(f"the chat format '{chat_format}' is not known; known are {', '.join(FORMATS)}")
+        if max_length < 2:
+            raise ValueError(f"max_length is {max_length}; it must be at least 2: one id to read and one to learn")
+        self.chat_format, self.max_length = chat_format, max_length
+
+    def format(self, tokenizer: Any) -> ChatFormat:
+        """The chat format that goes with this tokenizer. Raises ValueError for a template that is none of ours."""
+        name = self.chat_format or tokenizer.chat_format
+        if not name and tokenizer.chat_template:
+            return recognise(tokenizer.chat_template)
+        return FORMATS[name or PLAIN]
+
+    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> list[Sample]:
+        """All conversations; says on stderr how many were cut.
+
+        Raises ValueError, naming the records, if after cutting nothing is left to learn of some: they would be dead
+        weight in every batch, and if all were so the loss would be 0/0.
+        """
+        if not (self.chat_format or tokenizer.chat_format or tokenizer.chat_template):
+            log.warning("the tokenizer has no chat format; conversations are laid out in the format '%s'", PLAIN)
+        samples = [self.encode(example, tokenizer) for example in dataset]
+        if masked := [sample.place for sample in samples if not sample.targets]:
+            more = f" and {len(masked) - 3} more" if len(masked) > 3 else ""
+            raise ValueError(f"{', '.join(masked[:3])}{more}: {len(masked)} of {len(samples)} samples hold nothing to "
+                             f"learn within {self.max_length} tokens; raise --max-length or remove them")
+        if cut := sum(sample.cut > 0 for sample in samples):
+            log.warning("%d of %d samples were longer than %d tokens and lost their beginning; --max-length sets this",
+                        cut, len(samples), self.max_length)
+        return samples
+
+    def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
+        place = example.get("place", "")
+        try:
+            ids, learned = self.format(tokenizer).encode(example["messages"], tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}" if place else str(error)) from None
+        cut = max(0, len(ids) - self.max_length)
+        return Sample(ids[cut:], learned[cut:], place, cut)
+
+    def prompt(self, text: str, tokenizer: Any) -> list[int]:
+        return self.format(tokenizer).encode([{"role": "user", "content": text}], tokenizer, reply=True)[0]

@@ -1,0 +1,129 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import llama
+from llama.checkpoint import fingerprint, get_model, load_model, save_model, write_whole
+from llama.config import preset
+from llama.lora import LoRAConfig, add_lora
+from llama.model import Llama
+
+
+def _same(a, b):
+    ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", ["folder", "model.pt"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_two_ways_saved_and_loaded_are_the_same(tiny_model, tmp_path, name, tied):
+    if not tied:
+        tokenizer = tiny_model.tokenizer
+        tiny_model = Llama(preset("test", vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)).eval()
+        tiny_model.tokenizer = tokenizer
+    tiny_model.save(tmp_path / name)
+    again = llama.load_model(tmp_path / name)
+    assert _same(tiny_model, again) and again.config == tiny_model.config
+    assert (again.lm_head.weight is again.embed_tokens.weight) == tied
+    assert again.generate("The dog", max_new_tokens=8, temperature=0.0) == tiny_model.generate(
+        "The dog", max_new_tokens=8, temperature=0.0)
+    assert again.tokenizer.eos_ids == tiny_model.tokenizer.eos_ids
+    assert os.listdir(tmp_path) == [name]                           # nothing temporary stays
+
+
+def test_worked_example_config_names_dtype_ends_and_both_kinds_of_rope(tiny_model, tmp_path):
+    save_model(tiny_model.to(torch.bfloat16), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
+    assert "model.embed_tokens.weight" in (tmp_path / "m" / "model.safetensors").read_bytes()[:4000].decode("latin-1")
+    assert load_model(tmp_path / "m").dtype == torch.bfloat16
+    assert load_model(tmp_path / "m", dtype=torch.float32).dtype == torch.float32
+
+
+def test_property_a_fingerprint_knows_the_base_but_not_its_dtype(tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "a")
+    save_model(tiny_model, tmp_path / "a.pt")
+    prints = {fingerprint(tmp_path / "a"), fingerprint(tmp_path / "a.pt")}
+    save_model(tiny_model.to(torch.bfloat16), tmp_path / "b")
+    assert prints == {fingerprint(tmp_path / "b")}
+    tiny_model.layers[1].mlp.up_proj.weight.data[0, 0] += 1
+    save_model(tiny_model, tmp_path / "c")
+    assert fingerprint(tmp_path / "c") not in prints
+
+
+def test_worked_example_a_preset_has_random_weights_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        model = get_model("tiny-1m", seed=3)
+    assert "random" in caplog.text and _same(model, get_model("tiny-1m", seed=3))
+    assert not _same(model, get_model("tiny-1m", seed=4))
+
+
+@pytest.mark.parametrize("name, words", [
+    ("llama-3.2-1", "the nearest names are .*llama-3.2-1b"), ("gpt3", "not a Llama"), ("t5", "not a Llama"),
+])
+def test_refusal_unknown_names(name, words):
+    with pytest.raises(ValueError, match=words):
+        get_model(name)
+
+
+def test_refusal_missing_files():
+    for name in ("weights/nowhere", "nowhere.pt"):
+        with pytest.raises(FileNotFoundError, match="there is no such model"):
+            get_model(name)
+
+
+def test_refusal_tensors_that_do_not_fit_are_listed(tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    for changes, words in (({"num_hidden_layers": 1}, "also holds layers.1.input_layernorm.weight.* and 5 more"),
+                           ({"num_hidden_layers": 3}, "lacks layers.2.input_layernorm.weight"),
+                           ({"intermediate_size": 32}, r"has the shape \(32, 64\), config.json asks for \(32, 32\)")):
+        path.write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError, match=words):
+            load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"GGUF....", None])
+def test_refusal_files_that_are_no_models(tiny_model, tmp_path, content):
+    path = tmp_path / "m.pt"
+    if content is None:
+        save_model(tiny_model, path)
+        content = path.read_bytes()[:-2000]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=str(path)):
+        load_model(path)
+
+
+def test_refusal_a_file_that_would_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"format": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_refusal_a_model_with_lora_is_not_saved_as_a_plain_one(tiny_model, tmp_path):
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match="merge its adapter"):
+        tiny_model.save(tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+
+
+def test_property_a_killed_write_leaves_the_old_file(tmp_path):
+    write_whole(tmp_path / "x.pt", {"old": 1})
+    script = ("import os, signal, torch; from pathlib import Path; from llama import checkpoint\n"
+              "def killed(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+              f"checkpoint.os.fsync = killed\ncheckpoint.write_whole(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "x.pt") == {"old": 1}

@@ -1,0 +1,98 @@
+"""From raw text to generated text through all three scripts, as a user would call them, in an empty folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TEXT
+
+HOME = Path(__file__).resolve().parent.parent
+SIZES = ["--preset", "test", "--max-position-embeddings", "128", "--vocab-size", "300", "--block-size", "32"]
+
+
+def run(*command, cwd, code=0):
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, encoding="utf-8",
+                          env={"PYTHONPATH": str(HOME), "PATH": "/usr/bin:/bin", "HOME": str(cwd)})
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "text.txt").write_text("\n\n".join(TEXT * 10), encoding="utf-8")
+    done = run(HOME / "train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES, "--max-steps", "20",
+               "--lr", "0.01", "--output", "model", cwd=folder)
+    return folder, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_worked_example_train_from_raw_text(trained):
+    folder, result, log = trained
+    assert result["train"]["steps"] == 20 and result["output"] == "model"
+    assert result["eval"]["bits_per_byte"] > 0 and set(result["baselines"]) == {"xz -9", "5-gram"}
+    assert "the same text as before saving" in log and (folder / "model" / "tokenizer.json").exists()
+    steps = [json.loads(line) for line in (folder / "model.training" / "metrics.jsonl").open()]
+    losses = [line["loss"] for line in steps if "loss" in line]
+    assert len(losses) == 20 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("how, answer", [(["--lora", "--rank", "4"], ["--adapter", "tuned", "--model", "model"]),
+                                         (["--freeze-layers", "1"], ["--model", "tuned"]), ([], ["--model", "tuned"])])
+def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
+    folder, _, _ = trained
+    (tmp_path / "model").symlink_to(folder / "model")
+    records = [{"instruction": f"Who? {i}", "input": "", "output": "I am 小驼."} for i in range(8)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    done = run(HOME / "finetune.py", *how, "--model", "model", "--data", "data.jsonl", "--test-data", "data.jsonl",
+               "--epochs", "40", "--lr", "0.01", "--chat-format", "alpaca", "--output", "tuned", cwd=tmp_path)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["test"]["loss"] < 0.5 and "●" in done.stderr and "python generate.py" in done.stderr
+    done = run(HOME / "generate.py", *answer, "--chat", "--chat-format", "alpaca", "--prompt", "Who? 3", "--json",
+               "--temperature", "0", "--max-new-tokens", "30", cwd=tmp_path)
+    line = json.loads(done.stdout)
+    assert line["text"].strip() == "I am 小驼." and line["finish_reason"] == "stop"
+    assert set(line) == {"prompt", "text", "token_ids", "finish_reason", "prompt_tokens", "tokens_per_second"}
+
+
+BAD = [
+    (["train.py", "--data", "nowhere.txt"], "nowhere.txt"),
+    (["train.py", "--data", "text.txt", "--preset", "llama-9"], "nearest names"),
+    (["train.py", "--data", "text.txt", "--preset", "test", "--block-size", "999"], "exceeds the model's context"),
+    (["train.py", "--data", "text.txt", "--hold-out", "2"], "--hold-out 2.0"),
+    (["train.py", "--data", "text.txt", "--resume"], "--resume needs --output"),
+    (["train.py", "--data", "text.txt", "--output", "model"], "exists already; give --overwrite"),
+    (["finetune.py", "--lora", "--freeze-layers", "1"], "not allowed with"),
+    (["finetune.py", "--model", "model", "--data", "text.txt"], "text.txt:1"),
+    (["finetune.py", "--model", "gpt3", "--data", "good.jsonl"], "not a Llama"),
+    (["finetune.py", "--model", "model", "--data", "bad.jsonl"], "bad.jsonl:2"),
+    (["finetune.py", "--model", "model", "--data", "lacks.jsonl"], "'output' is missing"),
+    (["finetune.py", "--lora", "--model", "model", "--data", "good.jsonl", "--targets", "w1"], "w1"),
+    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--freeze-layers", "9"], "9"),
+    (["generate.py", "--model", "model", "--prompt", "x " * 400], "context"),
+    (["generate.py", "--model", "model", "--adapter", "nowhere", "--prompt", "x"], "nowhere"),
+    (["-m", "llama.evaluate", "--model", "model", "--data", "nowhere.txt", "--task", "generation"], "nowhere.txt"),
+]
+
+
+@pytest.mark.parametrize("command, words", BAD, ids=[" ".join(command)[:60] for command, _ in BAD])
+def test_refusal_one_sentence_and_nothing_written(trained, command, words):
+    folder, _, _ = trained
+    record = '{"instruction": "a", "output": "b"}\n'
+    (folder / "good.jsonl").write_text(record)
+    (folder / "bad.jsonl").write_text(record + "{not json\n")
+    (folder / "lacks.jsonl").write_text('{"instruction": "a"}\n')
+    before = sorted(folder.iterdir())
+    script = [HOME / command[0]] if command[0].endswith(".py") else [command[0]]
+    done = run(*script, *command[1:], cwd=folder, code=2)
+    assert words in done.stderr
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("door", ["train.py", "finetune.py", "generate.py", "-m llama.evaluate", "-m weights.fetch",
+                                  "-m weights.convert"])
+def test_worked_example_every_door_has_help(door, tmp_path):
+    command = door.split() if door.startswith("-m") else [HOME / door]
+    assert "usage:" in run(*command, "--help", cwd=tmp_path).stdout

@@ -1,0 +1,47 @@
+"""The documents tell the truth about the code: links lead to files, and to the lines that they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "README.zh.md", "weights/README.md", "examples/README.md"]
+
+
+def _links(document):
+    text = (HOME / document).read_text(encoding="utf-8")
+    return re.findall(r"\[([^\]]+)\]\((?!https?:)([^)#\s]+)(?:#L(\d+))?\)", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_property_every_link_leads_to_a_file_and_every_line_number_to_the_name_it_shows(document):
+    for shown, target, line in _links(document):
+        path = (HOME / document).parent / target
+        assert path.exists(), f"{document} links to {target}, which does not exist"
+        if line:
+            name = shown.strip("`").split("(")[0]
+            lines = path.read_text(encoding="utf-8").splitlines()
+            where = [i for i, text in enumerate(lines, 1) if re.search(rf"(def|class) {re.escape(name)}\b", text)]
+            assert int(line) in where, f"{document}: {name} is at line {where} of {target}, not {line}"
+
+
+def test_property_both_languages_show_the_same_commands_and_figures():
+    def facts(document):
+        text = (HOME / document).read_text(encoding="utf-8")
+        commands = {line.split("#")[0].strip() for block in re.findall(r"```(?:sh|python)\n(.*?)```", text, re.S)
+                    for line in block.splitlines() if line.split("#")[0].strip()}
+        return commands, set(re.findall(r"\d+(?:[.,]\d+)+", re.sub(r"\(.*?#L\d+\)", "", text)))
+    english, chinese = facts("README.md"), facts("README.zh.md")
+    assert english[0] == chinese[0]
+    assert english[1] == chinese[1]
+
+
+def test_property_every_module_says_what_to_try_and_which_test_then_fails():
+    for path in [*HOME.glob("llama/**/*.py"), *HOME.glob("tokenizer/*.py"), *HOME.glob("weights/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        docstring = text.split('"""')[1] if '"""' in text else ""
+        if len(text) > 1500:
+            assert "Try: " in docstring, f"{path.relative_to(HOME)} says nothing to try"
+            for name in re.findall(r"tests/(\w+)\.py", docstring):
+                assert (HOME / "tests" / f"{name}.py").exists(), f"{path.relative_to(HOME)} names tests/{name}.py"

@@ -1,0 +1,239 @@
+r"""Messages -> token ids and which of them are learned: one definition of a format serves tuning and generating.
+
+A turn is three texts: a head, which asks for the turn; a body, in which {} is what was said; a tail. A model learns the
+bodies of the assistant, whose last token is the end that stops generation, and nothing else:
+
+    <|im_start|>user\n Who are you?<|im_end|> \n <|im_start|>assistant\n A Llama.<|im_end|> \n
+    not learned ........................................................ learned ...........  not
+
+Ids are built piece by piece, never by encoding the whole as one string: the marks of a format become control tokens,
+and what people say is always text, even where it spells such a mark. The border between the head and what the assistant
+says is also a border between tokens, since that is where generation starts.
+
+Each format comes with its Jinja template, the form in which Hugging Face's folders store it and other programs run it.
+
+Try: move "<|im_end|>" of chatml from the assistant's body to its tail; tests/test_chat.py then says that the end is not
+learned. A model tuned so never stops talking.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizer.base import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+Message = dict[str, str]
+
+# What a format writes as one id: a control token by its text, or by its role in the vocabulary; <bos?> where it has one.
+_MARK = re.compile(r"(<\|\w+\|>|<bos>|<bos\?>|<eos>)")
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a conversation is written as tokens.
+
+    turns           role -> (head, body with {} for the content, tail); marks such as <|im_end|> stand for their token
+    template        the same in Jinja, for other programs
+    begin           what precedes the first turn
+    default_system  the system message where a conversation brings none; "" for none
+    trims           whether white space around each content is dropped, as the template does
+    folds_system    "", or how the system message enters the first user's turn, for formats without a system turn
+    """
+
+    name: str
+    turns: dict[str, tuple[str, str, str]]
+    template: str
+    begin: str = ""
+    default_system: str = ""
+    trims: bool = False
+    folds_system: str = ""
+
+    def encode(self, messages: Sequence[Message], tokenizer: "Tokenizer", *, reply: bool = False
+               ) -> tuple[list[int], list[bool]]:
+        """The ids of a conversation, and for each whether a model should learn to say it.
+
+        `reply` appends the assistant's head, so that a model goes on as the assistant. Where messages[k] is the
+        assistant's, encode(messages[:k], reply=True) are the first ids of encode(messages): what is tuned is what is
+        run.
+
+        Raises ValueError for a message that this format cannot write, and for tokens that the vocabulary lacks.
+        """
+        marks = self._ids_of_marks(tokenizer)
+        ids, learned = [], []
+        starts = True
+        for (is_mark, learn), parts in groupby(self._parts(messages, reply=reply), key=lambda part: part[1:]):
+            texts = [text for text, *_ in parts]
+            if is_mark:
+                new = [id for mark in texts for id in marks[mark]]
+            else:
+                # Joined first: words, spaces and line ends merge across the pieces of one turn, as they would elsewhere.
+                encode = tokenizer.encode if starts else tokenizer.encode_continuation
+                new = encode("".join(texts))
+            ids += new
+            learned += [learn] * len(new)
+            starts = is_mark
+        return ids, learned
+
+    def _parts(self, messages: Sequence[Message], *, reply: bool) -> Iterator[tuple[str, bool, bool]]:
+        """(text, whether it is a mark, whether it is learned), in order, without empty texts."""
+        ours = [(self.begin, False)]            # (text, learned) as far as the format wrote it
+        for role, content in self._checked(messages):
+            head, body, tail = self.turns[role]
+            before, after = body.split("{}")
+            learn = role == "assistant"
+            yield from _split_marks([*ours, (head, False), (before, learn)])
+            if content:
+                yield content, False, learn
+            ours = [(after, learn), (tail, False)]
+        if reply:
+            ours.append((self.turns["assistant"][0], False))
+        yield from _split_marks(ours)
+
+    def _checked(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
+        """(role, content) of each turn to write, with the default system message and trimmed as the format wants it."""
+        turns = []
+        for number, message in enumerate(messages, 1):
+            for key in ("role", "content"):
+                if not isinstance(message.get(key), str):
+                    raise ValueError(f"message {number} of the chat has no text as its '{key}'")
+            if message["role"] not in ROLES:
+                raise ValueError(f"message {number} of the chat has the role '{message['role']}'; "
+                                 f"known are {', '.join(ROLES)}")
+            turns.append((message["role"], message["content"]))
+        if self.default_system and (not turns or turns[0][0] != "system"):
+            turns.insert(0, ("system", self.default_system))
+        if self.folds_system:
+            turns = self._folded(turns)
+        return [(role, content.strip() if self.trims else content) for role, content in turns]
+
+    def _folded(self, turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The same conversation without a system turn. Such formats also want user and assistant to take turns."""
+        system = turns[0][1] if turns and turns[0][0] == "system" else None
+        rest = turns if system is None else turns[1:]
+        for number, (role, _) in enumerate(rest):
+            if role != ("user", "assistant")[number % 2]:
+                raise ValueError(f"the chat format '{self.name}' wants a user and the assistant in turns, the user "
+                                 f"first, after at most one system message; its turn {number + 1} is by '{role}'")
+        if system is None:
+            return rest
+        if not rest:
+            raise ValueError(f"the chat format '{self.name}' writes the system message into the first user's turn, "
+                             "and this chat has none")
+        return [("user", self.folds_system.replace("{}", system) + rest[0][1]), *rest[1:]]
+
+    def _ids_of_marks(self, tokenizer: "Tokenizer") -> dict[str, list[int]]:
+        used = _MARK.findall("".join([self.begin, *(text for turn in self.turns.values() for text in turn)]))
+        by_role = {
+            "<bos>": tokenizer.bos_id,
+            "<bos?>": tokenizer.bos_id,
+            "<eos>": tokenizer.eos_ids[0] if tokenizer.eos_ids else None,
+        }
+        ids = {mark: by_role.get(mark, tokenizer.special_ids.get(mark)) for mark in used}
+        missing = [mark for mark, id in ids.items() if id is None and mark != "<bos?>"]
+        if missing:
+            raise ValueError(f"the chat format '{self.name}' needs {', '.join(missing)}, which this vocabulary has not "
+                             f"as special tokens; choose another with --chat-format ({', '.join(FORMATS)})")
+        return {mark: [] if id is None else [id] for mark, id in ids.items()}
+
+
+def _split_marks(texts: list[tuple[str, bool]]) -> Iterator[tuple[str, bool, bool]]:
+    for text, learn in texts:
+        for i, part in enumerate(_MARK.split(text)):
+            if part:
+                yield part, i % 2 == 1, learn
+
+
+# The formats, each beside the text of its template as published.
+
+_CHATML_TURNS = "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}" \
+                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+
+_CHATML = ChatFormat(
+    name="chatml",
+    turns={role: (f"<|im_start|>{role}\n", "{}<|im_end|>", "\n") for role in ROLES},
+    template="{% for message in messages %}" + _CHATML_TURNS,
+)
+
+# As SmolLM2 and Qwen 2 have it, each with a sentence of its own.
+_CHATML_WITH_DEFAULT = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}" \
+                       "{{ '<|im_start|>system\\n{system}<|im_end|>\\n' }}{% endif %}" + _CHATML_TURNS
+
+_LLAMA3 = ChatFormat(
+    name="llama-3",
+    begin="<bos>",
+    turns={role: (f"<|start_header_id|>{role}<|end_header_id|>\n\n", "{}<|eot_id|>", "") for role in ROLES},
+    trims=True,
+    template="{% set loop_messages = messages %}{% for message in loop_messages %}"
+             "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+             "+ message['content'] | trim + '<|eot_id|>' %}"
+             "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+             "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+)
+
+_LLAMA2 = ChatFormat(
+    name="llama-2",
+    turns={"user": ("<bos>[INST] ", "{} [/INST]", ""), "assistant": ("", " {} <eos>", "")},
+    folds_system="<<SYS>>\n{}\n<</SYS>>\n\n",
+    trims=True,
+    template="{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+             "{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}"
+             "{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+             "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception("
+             "'Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+             "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + "
+             "'\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
+             "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+             "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}"
+             "{% endfor %}",
+)
+
+# Stanford Alpaca's sentences (github.com/tatsu-lab/stanford_alpaca), with the answer on a line of its own.
+_ALPACA_SYSTEM = "Below is an instruction that describes a task. " \
+                 "Write a response that appropriately completes the request."
+
+_ALPACA = ChatFormat(
+    name="alpaca",
+    begin="<bos?>",
+    turns={"system": ("", "{}\n\n", ""),
+           "user": ("### Instruction:\n", "{}\n\n", ""),
+           "assistant": ("### Response:\n", "{}<eos>", "\n\n")},
+    default_system=_ALPACA_SYSTEM,
+    trims=True,
+    template="{{ bos_token }}{% if messages[0]['role'] != 'system' %}{{ '" + _ALPACA_SYSTEM + "\\n\\n' }}{% endif %}"
+             "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] | trim + '\\n\\n' }}"
+             "{% elif message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] | trim + '\\n\\n' }}"
+             "{% else %}{{ '### Response:\\n' + message['content'] | trim + eos_token + '\\n\\n' }}{% endif %}"
+             "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}",
+)
+
+FORMATS = {format.name: format for format in (_CHATML, _ALPACA, _LLAMA2, _LLAMA3)}
+
+
+def recognise(template: str) -> ChatFormat:
+    """The format that a model's Jinja template writes, known by its exact text, with its own default system message.
+
+    Nothing is concluded from a likeness: a template that differs in a space may put tokens that the model never saw.
+
+    Raises ValueError for any other text.
+    """
+    plain = _normal(template)
+    for format in FORMATS.values():
+        if plain == _normal(format.template):
+            return replace(format, template=template)
+    if plain == _normal(_LLAMA3.template.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")):
+        return replace(_LLAMA3, template=template)      # as first published: every chat ended with the next head
+    before, after = _normal(_CHATML_WITH_DEFAULT).split("{system}")
+    system = plain.removeprefix(before).removesuffix(after)
+    if plain == before + system + after and not set(system) & set("'\\{}"):
+        return replace(_CHATML, default_system=system, template=template)
+    raise ValueError(f"the chat template of this model is not one known here (it begins {template.strip()[:60]!r}); "
+                     f"say which format it is with --chat-format ({', '.join(FORMATS)})")
+
+
+def _normal(template: str) -> str:
+    r"""A line end within a Jinja string may be written as itself or as \n; files of templates may end with one."""
+    return template.strip().replace("\\n", "\n")
