@@ -24,6 +24,7 @@ import torch
 from llama.generation import Completion, Decoder, Row, evaluating, room_for_answer
 from llama.model import Llama
 from llama.sampling import SamplingConfig, sample
+from tokenizer.chat import ChatFormat
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Conversation:
     system  the system message; None takes the format's own default
     """
 
-    def __init__(self, model: Llama, tokenizer: Any, chat_format: Any, *, sampling: SamplingConfig,
+    def __init__(self, model: Llama, tokenizer: Any, chat_format: ChatFormat, *, sampling: SamplingConfig,
                  system: str | None = None, max_new_tokens: int = 512, stop: Sequence[str] = (),
                  ignore_eos: bool = False, seed: int = 0):
         self.model, self.tokenizer, self.chat_format = model, tokenizer, chat_format
@@ -75,8 +76,8 @@ class Conversation:
         """
         ids, forgotten = self._fit(question)
         limit = room_for_answer(self.model, len(ids), self.max_new_tokens)
-        row = Row(ids, tokenizer=self.tokenizer, limit=limit, stop=self.stop, ignore_eos=self.ignore_eos,
-                  generator=self.generator, on_text=on_text)
+        row = Row(ids, tokenizer=self.tokenizer, chat_format=self.chat_format, limit=limit, stop=self.stop,
+                  ignore_eos=self.ignore_eos, generator=self.generator, on_text=on_text)
         if forgotten:
             log.warning("the context of %d tokens is full: the oldest turns are forgotten (%d)",
                         self.model.config.max_position_embeddings, forgotten)
@@ -87,8 +88,7 @@ class Conversation:
         finally:
             self.decoder.cache.truncate(len(self.cached))           # an interrupted step leaves layers of two lengths
             if row.text or row.finish_reason:
-                cut = row.finish_reason == "stop" and row.stopped_by_text
-                self.turns.append(Turn(question, row.text, None if cut else row.token_ids))
+                self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
         return row.completion(question)
 
     def _answer(self, row: Row) -> None:
@@ -123,14 +123,14 @@ class Conversation:
             return ids, 0
         for forgotten in range(1, len(self.turns) + 1):
             ids = self._encode(self.turns[forgotten:], question)
-            if len(ids) <= context // 2:                            # half: else every later turn would run them all anew
+            if len(ids) <= context // 2:        # half, since it all moves and runs anew: not again with every turn
                 return ids, forgotten
         return ids, len(self.turns)
 
     def _encode(self, turns: list[Turn], question: str) -> list[int]:
         """Chat format of the turns and the question, with the ids of answers as they were written.
 
-        The learned ids are the answers and what closes them. Encoded again, an answer's text may be spelled otherwise.
+        A run of learned ids is an answer and the id that closes it. Encoded again, its text may be spelled otherwise.
         """
         messages = [*self._messages(turns), {"role": "user", "content": question}]
         pairs = zip(*self.chat_format.encode(messages, self.tokenizer, reply=True), strict=True)
@@ -139,7 +139,7 @@ class Conversation:
         for learned, run in groupby(pairs, key=itemgetter(1)):
             part = [token for token, _ in run]
             if learned and (written := next(answers).written) is not None:
-                part = written + part[-1:] if part[-1] in self.tokenizer.eos_ids else written
+                part = written + part[-1:]                          # the last is the id that closes the answer
             ids += part
         return ids
 

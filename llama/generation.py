@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llama.model import KVCache, Llama, padding_mask
 from llama.sampling import SamplingConfig, sample
+from tokenizer.chat import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,25 @@ class StopStrings:
 
 
 class Row:
-    """One answer while it grows: its ids, the text that may be shown, and whether and why it has ended."""
+    """One text while it grows: its ids, the text that may be shown, and whether and why it has ended.
 
-    def __init__(self, prompt: Sequence[int], *, tokenizer: Any, limit: int, stop: Sequence[str], ignore_eos: bool,
-                 generator: torch.Generator, on_text: Callable[[str], None] | None = None):
+    An answer begins anew and also ends at its chat format's own end, which a base model's files may not call one. Other
+    text goes on where the prompt stops: there SentencePiece's space before a first word is a space between words.
+    """
+
+    def __init__(self, prompt: Sequence[int], *, tokenizer: Any, chat_format: ChatFormat | None, limit: int,
+                 stop: Sequence[str], ignore_eos: bool, generator: torch.Generator,
+                 on_text: Callable[[str], None] | None = None):
         self.prompt, self.limit, self.generator = prompt, limit, generator
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
         self.times: list[float] = []
-        self._ends = () if ignore_eos else tokenizer.eos_ids
+        ends = [*tokenizer.eos_ids, *([closing_id(chat_format, tokenizer)] if chat_format else [])]
+        self._ends = () if ignore_eos else ends
         self._characters = tokenizer.stream()
+        if not chat_format:
+            self._characters.push(prompt[-1])
         self._stops = StopStrings(stop)
         self._on_text = on_text
 
@@ -90,6 +99,10 @@ class Row:
             self._finish("stop")
         elif len(self.token_ids) == self.limit:     # a character begun and not ended here is not shown
             self._finish("length")
+
+    @property
+    def stopped_by_text(self) -> bool:
+        return self._stops.found
 
     def completion(self, prompt: str) -> Completion:
         seconds = self.times[-1] - self.times[0]
@@ -163,16 +176,19 @@ def evaluating(model: Llama) -> Iterator[None]:
         model.train(training)
 
 
+def closing_id(chat_format: ChatFormat, tokenizer: Any) -> int:
+    """The id by which an answer in this format is closed: the last one that tuning learns."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
+    ids, learned = chat_format.encode(turns, tokenizer)
+    return [token for token, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
+
+
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """A raw text as ids, with a token for its beginning if the tokenizer's own files ask for one.
 
-    Raises ValueError for an empty text where no such token stands in for it, and for text that is not Unicode.
+    Raises ValueError for an empty text where no such token stands in for it.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the prompt is not valid UTF-8 at character {error.start}; give it as UTF-8 text") from None
-    ids = tokenizer.encode(text, bos=tokenizer.add_bos)
+    ids = tokenizer.encode(text, bos=tokenizer.adds_bos)
     if not ids:
         raise ValueError("the prompt is empty and this tokenizer begins texts with no token of its own; "
                          "give at least one character")
@@ -190,19 +206,21 @@ def room_for_answer(model: Llama, prompt_tokens: int, max_new_tokens: int) -> in
 
 @torch.inference_mode()
 def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
-             sampling: SamplingConfig, max_new_tokens: int = 256, stop: Sequence[str] = (), ignore_eos: bool = False,
-             seed: int = 0, num_samples: int = 1, batch_size: int = 16, prefill_chunk: int = 512,
+             sampling: SamplingConfig, chat_format: ChatFormat | None = None, max_new_tokens: int = 256,
+             stop: Sequence[str] = (), ignore_eos: bool = False, seed: int = 0, num_samples: int = 1,
+             batch_size: int = 16, prefill_chunk: int = 512,
              on_text: Callable[[int, str], None] | None = None) -> list[Completion]:
     """Continue every prompt `num_samples` times.
 
-    prompts     ids, of any lengths; none may be empty
-    stop        texts that end a row and are not part of it
-    ignore_eos  go on after ids that close a text
-    seed        row i draws from a generator of its own, seeded with seed + i: its text is the same in any company
-                (but for ties within the rounding of float arithmetic)
-    batch_size  rows run at once; memory grows with it, results do not change
-    on_text     called with (row, new text) as the text grows; what it gets adds up to the row's `text`
-    ->          prompt after prompt, the samples of each together: row = prompt index * num_samples + sample index
+    prompts      ids, of any lengths; none may be empty
+    chat_format  the one that the prompts are written in; None for raw text (see Row)
+    stop         texts that end a row and are not part of it
+    ignore_eos   go on after ids that close a text
+    seed         row i draws from a generator of its own, seeded with seed + i: its text is the same in any company
+                 (but for ties within the rounding of float arithmetic)
+    batch_size   rows run at once; memory grows with it, results do not change
+    on_text      called with (row, new text) as the text grows; what it gets adds up to the row's `text`
+    ->           prompt after prompt, the samples of each together: row = prompt index * num_samples + sample index
 
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
     """
@@ -211,8 +229,9 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
     rows = []
     for i in range(len(prompts) * num_samples):
         show = None if on_text is None else lambda text, i=i: on_text(i, text)
-        rows.append(Row(prompts[i // num_samples], tokenizer=tokenizer, limit=limits[i // num_samples], stop=stop,
-                        ignore_eos=ignore_eos, generator=torch.Generator().manual_seed(seed + i), on_text=show))
+        rows.append(Row(prompts[i // num_samples], tokenizer=tokenizer, chat_format=chat_format,
+                        limit=limits[i // num_samples], stop=stop, ignore_eos=ignore_eos,
+                        generator=torch.Generator().manual_seed(seed + i), on_text=show))
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]

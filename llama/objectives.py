@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from llama.model import Llama
 from llama.tasks.task import Batch, Task
 
+LOGITS_AT_ONCE = 2**24                                              # numbers: 64 MB in float32, 341 rows of SmolLM2's
+
 
 class Plain(nn.Module):
     """Cross-entropy of the next token, over the rows that the task says count."""
@@ -34,13 +36,15 @@ class Plain(nn.Module):
         return chunked_cross_entropy(hidden[rows], targets, self.model.lm_head), len(targets)
 
 
-def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, *, chunk: int = 256) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, *, chunk: int = 0) -> Tensor:
     """Sum of -log softmax(head(hidden))[target] without holding the logits of more than `chunk` rows.
 
     Logits are forgotten after each chunk and computed again in the backward pass.
 
     hidden (N, D);  targets (N,) int64;  ->  () float32, 0 for N = 0
+    chunk  rows at a time; 0 takes as many as make LOGITS_AT_ONCE numbers
     """
+    chunk = chunk or max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
     for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         total = total + checkpoint(_cross_entropy, some_hidden, some_targets, head, use_reentrant=False)

@@ -6,7 +6,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from weights import huggingface
 from weights.huggingface import (
     for_all_readers,
     memory_name,
@@ -74,7 +73,8 @@ def test_two_ways_a_written_folder_reads_the_same(tmp_path, max_shard_size):
     write(tmp_path / "model", tensors, max_shard_size=max_shard_size, files={"tokenizer.model": b"pieces"})
     assert same(dict(read_tensors(tmp_path / "model")), tensors)
     assert sorted(tensor_ledger(tmp_path / "model")) == sorted(ledger_of(tensors))
-    assert [name for name, _ in read_tensors(tmp_path / "model")] == [row[0] for row in tensor_ledger(tmp_path / "model")]
+    names = [name for name, _, _ in tensor_ledger(tmp_path / "model")]
+    assert [name for name, _ in read_tensors(tmp_path / "model")] == names
     assert (tmp_path / "model" / "tokenizer.model").read_bytes() == b"pieces"
 
 
@@ -184,11 +184,12 @@ def test_property_tables_that_follow_from_the_config_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("content, words", [
     (b"{\n  oops", r"config.json, line 2: not JSON"),
-    (b"\xff\xfe", r"config.json: not JSON"),
+    (b'{"\xff"', r"config.json: not JSON"),
+    (b'{"a": ' + b"1" * 5000, r"config.json: not JSON"),
     (b"[" * 100_000, r"config.json: not JSON"),
     (b"[1]", r"config.json: holds a JSON list, but must hold an object"),
     (b"", r"config.json, line 1: not JSON"),
-], ids=["syntax", "not text", "too deep", "a list", "empty"])  # fmt: skip
+], ids=["syntax", "not text", "long number", "too deep", "a list", "empty"])  # fmt: skip
 def test_refusal_of_a_bad_config(tmp_path, content, words):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=words):
@@ -235,7 +236,18 @@ def test_refusal_of_shards_that_are_not_as_the_index_says(tmp_path):
     refused("lacks model.norm.weight, which", placed={"model.norm.weight": second.name})
     refused("is said to lie in '../secret', which is no file", placed={"model.norm.weight": "../secret"})
     refused("is said to lie in 5, which is no file", placed={"model.norm.weight": 5})
-    (folder / "model-00004-of-00004.safetensors").write_bytes(second.read_bytes())
-    refused("layers.1.weight is stored twice", placed={"model.layers.1.weight": second.name}
-            | {"model.layers.2.weight": "model-00003-of-00003.safetensors", "model.layers.1.weight": second.name,
-               **{"model.layers.1.weight ": second.name}} if False else {"model.layers.0.weight": "x.safetensors"})
+    extra = {"model.layers.1.weight": torch.zeros(25), "model.norm.weight": torch.ones(1)}
+    write_safetensors(folder / "extra.safetensors", ledger_of(extra), extra.items())
+    refused("layers.1.weight is stored twice", placed={"model.norm.weight": "extra.safetensors"})
+    second.unlink()
+    refused("model-00002-of-00003.safetensors is missing, but model.safetensors.index.json names it")
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="has no weight_map"):
+        tensor_ledger(folder)
+
+
+def test_refusal_of_number_formats_that_torch_does_not_have(tmp_path):
+    header = json.dumps({"model.a": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"0")
+    with pytest.raises(ValueError, match="model.a is stored as F8_E8M0; known are F64"):
+        tensor_ledger(tmp_path)

@@ -18,19 +18,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizer import chat
+from tokenizer.chat import recognise
 
-# Texts by which published vocabularies mark an end, for files that do not say which of their tokens do.
-WELL_KNOWN_ENDS = ("<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>", "<|end_of_text|>")
+# Texts by which published vocabularies mark an end, for files that do not say which of their tokens do. The ends of a
+# document come first, since encode(eos=True) writes the first.
+WELL_KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>")
 
 
 @dataclass
 class Settings:
-    """What a folder says of its vocabulary. Tokens are named by their text or by their id.
+    """What the files of a model say about its vocabulary. Tokens are named by their text or by their id.
 
-    eos     every end that the files name, the tokenizer's own first; empty where they name none
-    adds_bos   whether the model expects text to begin with the token `bos`; None where the files do not say
-    tokenizer_config, generation_config   those files as read, so that fields we do not know are kept
+    eos         every end that the files name, the tokenizer's own first; empty where they name none
+    adds_bos    whether the model expects text to begin with the token `bos`; None where the files do not say
+    added       id -> {"content", "special"} of the tokens that the folder adds to a SentencePiece model
+    tokenizer_config, generation_config     those files as read, so that fields we do not know are kept
     """
 
     bos: str | int | None = None
@@ -38,11 +40,12 @@ class Settings:
     pad: str | int | None = None
     adds_bos: bool | None = None
     chat_template: str | None = None
+    added: dict[int, dict] = field(default_factory=dict)
     tokenizer_config: dict = field(default_factory=dict)
     generation_config: dict = field(default_factory=dict)
 
     @classmethod
-    def read(cls, files: dict[str, bytes]) -> "Settings":
+    def of_files(cls, files: dict[str, bytes]) -> "Settings":
         """Gather the settings from a model folder's files, {name: content}; files that are missing say nothing.
 
         Ends are the tokenizer's own and, after them, those of generation_config.json, or of config.json where that
@@ -50,19 +53,29 @@ class Settings:
         """
         tokenizer = read_json(files, "tokenizer_config.json")
         generation = read_json(files, "generation_config.json")
-        names = read_json(files, "special_tokens_map.json") | tokenizer
         numbers = generation or read_json(files, "config.json")
+        names = {role: _content(token) for role, token in (read_json(files, "special_tokens_map.json") | tokenizer).items()
+                 if role in ("bos_token", "eos_token", "pad_token")}
         ends = numbers.get("eos_token_id")
-        ends = [_text(names.get("eos_token")), *(ends if isinstance(ends, list) else [ends])]
+        ends = ends if isinstance(ends, list) else [ends]
+        pad = numbers.get("pad_token_id")
         return cls(
-            bos=_first(_text(names.get("bos_token")), numbers.get("bos_token_id") if not names else None),
-            eos=[end for end in ends if _first(end) is not None],
-            pad=_first(_text(names.get("pad_token")), numbers.get("pad_token_id")),
+            bos=names.get("bos_token") if names else numbers.get("bos_token_id"),
+            eos=[end for end in (names.get("eos_token"), *ends) if end is not None],
+            pad=names.get("pad_token") or (None if pad == -1 else pad),     # the first Llamas write -1 for none
             adds_bos=tokenizer.get("add_bos_token"),
-            chat_template=_template(files, tokenizer),
+            chat_template=_template_of(files, tokenizer),
+            added={id: {"content": text, "special": True} for text, id in read_json(files, "added_tokens.json").items()}
+                  | {int(id): token for id, token in tokenizer.get("added_tokens_decoder", {}).items()},
             tokenizer_config=tokenizer,
             generation_config=generation,
         )
+
+    @classmethod
+    def of_vocabulary(cls, vocabulary: dict) -> "Settings":
+        """The settings of a GGUF file, from its vocabulary as weights/gguf.py gives it."""
+        return cls(bos=vocabulary["bos_id"], eos=vocabulary["eos_ids"], pad=vocabulary["pad_id"],
+                   adds_bos=vocabulary["add_bos"], chat_template=vocabulary["chat_template"])
 
 
 class Tokenizer:
@@ -77,6 +90,7 @@ class Tokenizer:
     """
 
     spells_space_first = False      # whether the first word of a text is spelt with a space before it
+    huggingface_class: str          # the class of transformers that reads our files
 
     def __init__(self, spellings: Sequence[bytes], *, special: dict[str, int], always: dict[str, int],
                  settings: Settings) -> None:
@@ -86,18 +100,34 @@ class Tokenizer:
         always     added tokens that are ordinary text, such as <think>: recognised wherever they stand
         """
         self._spellings = spellings
+        self._settings = settings
+        self._always = dict(always)
         self.vocab_size = len(spellings)
         self.special_ids = dict(special)
-        self._controls = frozenset(special.values())
-        self._always = always
-        self._settings = settings
-        self.bos_id = self._id_of(settings.bos, "bos")
-        self.eos_ids = tuple(dict.fromkeys(self._id_of(end, "eos") for end in settings.eos))
+        self.bos_id = self._id_of(settings.bos)
+        self.eos_ids = tuple(dict.fromkeys(self._id_of(end) for end in settings.eos))
+        self.pad_id = self._id_of(settings.pad)
         if not self.eos_ids:
             self.eos_ids = tuple(special[end] for end in WELL_KNOWN_ENDS if end in special)
-        self.pad_id = self._id_of(settings.pad, "pad")
         self.adds_bos = bool(settings.adds_bos) and self.bos_id is not None
         self.chat_template = settings.chat_template
+        self._controls = frozenset(self.special_ids.values())
+        self._find_always = _finder(self._always)
+        self._find_special = _finder(self._always | self.special_ids)
+
+    def _id_of(self, token: str | int | None) -> int | None:
+        """The id of a token that the settings name. One named by its text is a control token, whatever it was before."""
+        if isinstance(token, str) and token not in self.special_ids:
+            id = self._always.pop(token, None)
+            if id is None and token.encode() in self._spellings:
+                id = self._spellings.index(token.encode())
+            if id is not None:
+                self.special_ids[token] = id
+        id = self.special_ids.get(token) if isinstance(token, str) else token
+        if token is not None and (id is None or not 0 <= id < self.vocab_size):
+            raise ValueError(f"the model's files give the token {token!r} a role (beginning, end or padding), "
+                             f"but it is not in the vocabulary of {self.vocab_size} tokens")
+        return id
 
     # What a subclass knows
 
@@ -114,8 +144,7 @@ class Tokenizer:
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
         """Ids of `text`, between bos_id and eos_ids[0] where asked.
 
-        Raises ValueError where such a token is asked for and there is none, and for half a surrogate pair, which no
-        file in UTF-8 can hold.
+        Raises ValueError where such a token is asked for and there is none, and for what `utf8` refuses.
         """
         ids = self._encode(text, starts=True, allow_special=allow_special)
         if bos:
@@ -133,20 +162,13 @@ class Tokenizer:
         return self._encode(text, starts=False, allow_special=False)
 
     def _encode(self, text: str, *, starts: bool, allow_special: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text holds U+{ord(text[error.start]):04X} at character {error.start}, half of a "
-                             "surrogate pair, which is no character; was its file read in the wrong encoding?") from None
-        tokens = self._always | self.special_ids if allow_special else self._always
-        if not tokens:
-            return self.encode_words(text, starts=starts)
+        utf8(text)
+        find = self._find_special if allow_special else self._find_always
         ids = []
-        longest_first = sorted(tokens, key=len, reverse=True)
-        for i, part in enumerate(re.split(f"({'|'.join(map(re.escape, longest_first))})", text)):
+        for i, part in enumerate(find.split(text)):         # text, token, text, token, ..., text
             if i % 2:
-                ids.append(tokens[part])
-                starts = tokens[part] in self._controls
+                ids.append(self.special_ids.get(part, self._always.get(part)))
+                starts = ids[-1] in self._controls
             elif part:
                 ids += self.encode_words(part, starts=starts)
                 starts = False
@@ -185,13 +207,13 @@ class Tokenizer:
     def chat_format(self) -> str | None:
         """The name in chat.FORMATS of the format that `chat_template` writes; None without one, or for one not ours."""
         try:
-            return chat.recognise(self.chat_template).name if self.chat_template else None
+            return recognise(self.chat_template).name if self.chat_template else None
         except ValueError:
             return None
 
     def files(self) -> dict[str, bytes]:
         """Every file to write into a model folder, {name: content}; load_tokenizer reads the same dictionary."""
-        config = self._settings.tokenizer_config | {
+        config = {"tokenizer_class": self.huggingface_class} | self._settings.tokenizer_config | {
             "bos_token": self._text_of(self.bos_id),
             "eos_token": self._text_of(self.eos_ids[0] if self.eos_ids else None),
             "pad_token": self._text_of(self.pad_id),
@@ -204,8 +226,8 @@ class Tokenizer:
             "pad_token_id": self.pad_id,
         }
         return self.vocabulary_files() | {
-            "tokenizer_config.json": write_json(config),
-            "generation_config.json": write_json(generation),
+            "tokenizer_config.json": write_json(_without_none(config)),
+            "generation_config.json": write_json(_without_none(generation)),
         }
 
     def save(self, folder: str | Path) -> None:
@@ -216,21 +238,6 @@ class Tokenizer:
             part = folder / f".{name}.{os.getpid()}.part"
             part.write_bytes(content)
             os.replace(part, folder / name)
-
-    def _id_of(self, token: str | int | None, role: str) -> int | None:
-        if token is None:
-            return None
-        if isinstance(token, str):
-            # Roles are named in files by text; nearly always a control token's, but some models end with a plain one.
-            id = next((table[token] for table in (self.special_ids, self._always) if token in table), None)
-            if id is None and token.encode() in self._spellings:
-                id = self._spellings.index(token.encode())
-        else:
-            id = token if 0 <= token < self.vocab_size else None
-        if id is None:
-            raise ValueError(f"the tokenizer's files name {token!r} as the {role} token, "
-                             f"but its vocabulary of {self.vocab_size} tokens does not hold it")
-        return id
 
     def _text_of(self, id: int | None) -> str | None:
         return None if id is None else self.token_bytes(id).decode(errors="replace")
@@ -265,6 +272,52 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
+def _finder(tokens: Iterable[str]) -> re.Pattern:
+    """What finds these tokens in text, the longest where one begins with another; finds nothing where there are none."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def is_control(token: dict) -> bool:
+    """Whether an added token steers the model, rather than being ordinary text, as <think> is.
+
+    So do all that look like <|this|>: some files forget to call them special, and then anybody's text could close a turn
+    of the chat.
+    """
+    return bool(token.get("special")) or (token["content"].startswith("<|") and token["content"].endswith("|>"))
+
+
+def _without_none(fields: dict) -> dict:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _content(token: object) -> str | None:
+    """The text of a token in tokenizer_config.json, which may stand in an object with flags."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str | None):
+        raise ValueError(f"tokenizer_config.json names a token that is no text: {token!r}")
+    return text
+
+
+def _template_of(files: dict[str, bytes], tokenizer_config: dict) -> str | None:
+    """The chat template: a file of its own in newer folders; a model may have several, of which one is the default."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode(errors="replace")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+    return template
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text. Raises ValueError for half a surrogate pair, which Python's strings can hold and UTF-8 not."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text holds U+{ord(text[error.start]):04X} at character {error.start}, half of a surrogate "
+                         "pair, which is no character; was its file read in the wrong encoding?") from None
+
+
 def read_json(files: dict[str, bytes], name: str) -> dict:
     """The object in a JSON file, {} where the file is missing. Raises ValueError naming file and line."""
     if name not in files:
@@ -281,6 +334,4 @@ def read_json(files: dict[str, bytes], name: str) -> dict:
 
 
 def write_json(value: dict) -> bytes:
-    """JSON as these files have it, without the fields that are None: readers take null for a value."""
-    kept = {key: item for key, item in value.items() if item is not None}
-    return (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode(errors="replace")

@@ -161,14 +161,10 @@ def _check(config: dict[str, Any], ledger: Ledger, place: Path) -> None:
 
 def _llama_shapes(config: dict[str, Any], place: Path, *, head: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of each tensor; lazily, since a damaged file may claim billions of layers."""
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    for name in sizes:
-        if type(config.get(name)) is not int or config[name] < 1:
-            raise ValueError(f"{place}: {name} is {config.get(name)!r} in the config; "
-                             "it must be a whole number of at least 1")
-    V, D, F, L, H = (config[name] for name in sizes)
-    G = config.get("num_key_value_heads") or H
-    K = config.get("head_dim") or D // H
+    V, D, F, L, H = (_size(config, place, name) for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
+    G = _size(config, place, "num_key_value_heads", H)
+    K = _size(config, place, "head_dim", D // H)
     yield "embed_tokens.weight", (V, D)
     for layer in range(L):
         yield f"layers.{layer}.input_layernorm.weight", (D,)
@@ -183,6 +179,13 @@ def _llama_shapes(config: dict[str, Any], place: Path, *, head: bool) -> Iterato
     yield "norm.weight", (D,)
     if head and not config.get("tie_word_embeddings"):
         yield _HEAD, (V, D)
+
+
+def _size(config: dict[str, Any], place: Path, name: str, default: int | None = None) -> int:
+    value = default if config.get(name) is None else config[name]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{place}: {name} is {value!r} in the config; it must be a whole number of at least 1")
+    return value
 
 
 def _cast_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

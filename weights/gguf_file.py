@@ -235,7 +235,9 @@ def _placed(reader: _Reader, found: dict[str, TensorInfo], metadata: dict[str, A
     placed, total = {}, 0
     for name, info in found.items():
         info = TensorInfo(info.shape, info.format, start + info.offset)
-        if (info.shape[-1] if info.shape else 1) % info.format.numbers:
+        if not info.shape or 0 in info.shape:
+            raise ValueError(f"{reader.path}: {name} has an empty axis; fetch or copy it again")
+        if info.shape[-1] % info.format.numbers:
             raise ValueError(f"{reader.path}: {name} has rows of {info.shape[-1]}, "
                              f"but {info.format.name} packs {info.format.numbers} numbers into a block")
         if info.offset + info.size > reader.size:

@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or convert it again") from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):                          # no text, a number of 5,000 digits, too deep
         raise ValueError(f"{path}: not JSON; fetch or convert it again") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds a JSON {type(values).__name__}, but must hold an object: {{…}}")

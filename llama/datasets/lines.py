@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")                            # JSON's
+_EMPTY_LIST = re.compile(r"\s*\[\s*]\s*")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -79,7 +80,7 @@ def _parse(path: Path, number: int, line: str) -> Any:
 
 def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """(line, item) after item: json.loads would forget on which line each begins."""
-    if not text.strip("[] \t\n\r"):
+    if _EMPTY_LIST.fullmatch(text):
         raise ValueError(f"{path}: the list holds no records; give a file that holds data")
     decoder, number, counted = json.JSONDecoder(), 1, 0
     end, sign = text.index("["), ","

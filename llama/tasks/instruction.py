@@ -34,11 +34,13 @@ class InstructionTask(Task):
         self.chat_format, self.max_length = chat_format, max_length
 
     def format(self, tokenizer: Any) -> ChatFormat:
-        """The chat format that goes with this tokenizer. Raises ValueError for a template that is none of ours."""
-        name = self.chat_format or tokenizer.chat_format
-        if not name and tokenizer.chat_template:
+        """The format asked for, else that of the tokenizer's template, with the default system message it brings.
+
+        Raises ValueError for a template that is none of ours.
+        """
+        if not self.chat_format and tokenizer.chat_template:
             return recognise(tokenizer.chat_template)
-        return FORMATS[name or PLAIN]
+        return FORMATS[self.chat_format or PLAIN]
 
     def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> list[Sample]:
         """All conversations; says on stderr how many were cut.
@@ -46,7 +48,7 @@ class InstructionTask(Task):
         Raises ValueError, naming the records, if after cutting nothing is left to learn of some: they would be dead
         weight in every batch, and if all were so the loss would be 0/0.
         """
-        if not (self.chat_format or tokenizer.chat_format or tokenizer.chat_template):
+        if not (self.chat_format or tokenizer.chat_template):
             log.warning("the tokenizer has no chat format; conversations are laid out in the format '%s'", PLAIN)
         samples = [self.encode(example, tokenizer) for example in dataset]
         if masked := [sample.place for sample in samples if not sample.targets]:

@@ -52,7 +52,7 @@ class Totals:
 
 
 class Task:
-    """What a model is trained for. This base is language modelling's: a subclass says at least `encode` and `prompt`."""
+    """What a model is trained for. This base scores as language models do; a subclass says `encode` and `prompt`."""
 
     def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
         """One example of a data set as ids, and which of them are learned."""
