@@ -5,7 +5,7 @@
 Each filter leaves the logits it keeps as they are and sets the rest to -inf; the softmax at the end shares the mass out
 anew. Everything is float32, whatever the model computes in: bfloat16 has three digits, too few to add 100,000 masses.
 
-Try: let `top_p` drop the token that crosses p (`mass >= p` for `before >= p`); tests/test_sampling.py
+Try: let `top_p` drop the token that crosses p as well (`before + mass >= p`); tests/test_sampling.py
 (test_worked_example_top_p_keeps_the_token_that_crosses) fails, and a sure model is left with no token at all.
 """
 

@@ -42,7 +42,7 @@ def test_worked_example_a_gguf_becomes_a_folder(packed, tmp_path, capsys):
     assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 500_000.0}
     assert (config["rope_theta"], config["bos_token_id"], config["eos_token_id"]) == (500_000.0, 1, [2, 0])
     said = capsys.readouterr().err
-    assert "15 tensors in Q8_0, 5 in F32; rows of q_proj and k_proj reordered" in said
+    assert "tensors in Q8_0 (15), F32 (5); rows of q_proj and k_proj reordered" in said
     assert "20 tensors" in said and "float32" in said and "head tied to the embedding" in said
     assert "chat format: chatml" in said
 
@@ -247,16 +247,15 @@ def test_property_one_tensor_at_a_time(tmp_path, monkeypatch):
 # ---- the command
 
 
-def command(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run([sys.executable, "-m", "weights.convert", *map(str, arguments)], capture_output=True,
-                          text=True, env=environment)
+def test_worked_example_of_the_command(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["convert", str(packed), str(tmp_path / "model"), "--dtype", "bfloat16"])
+    module.main()
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'model'}\n" and "parameters in bfloat16" in printed.err
 
 
-def test_worked_example_of_the_command(packed, tmp_path):
-    done = command(packed, tmp_path / "model", "--dtype", "bfloat16")
-    assert done.returncode == 0 and done.stdout == f"{tmp_path / 'model'}\n"
-    assert "parameters in bfloat16" in done.stderr
-    again = command(packed, tmp_path / "model")
-    assert again.returncode == 2 and again.stdout == ""
-    assert again.stderr.count("\n") == 1 and "exists; give another name, or --overwrite" in again.stderr
+def test_refusal_by_the_command_is_one_sentence_and_exit_code_2(packed, tmp_path):
+    packed.write_bytes(packed.read_bytes()[:-1])
+    done = subprocess.run([sys.executable, "-m", "weights.convert", packed, tmp_path / "model"], capture_output=True,
+                          text=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "cut short" in done.stderr

@@ -31,7 +31,8 @@ def test_worked_example_temperature_one_half_squares_the_odds():
 
 
 def test_worked_example_temperature_zero_takes_the_first_of_the_largest():
-    assert probabilities(torch.tensor([1.0, 3.0, 3.0]), SamplingConfig(**OFF | {"temperature": 0})).tolist() == [0, 1, 0]
+    greedy = SamplingConfig(**OFF | {"temperature": 0})
+    assert probabilities(torch.tensor([1.0, 3.0, 3.0]), greedy).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-6, 1e6])

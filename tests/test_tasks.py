@@ -78,7 +78,7 @@ def test_property_every_id_is_learned_once(length, block_size):
         learned = [i for sample in blocks for i, learn in zip(sample.ids, sample.learned, strict=True) if learn]
         assert learned == list(range(1, length))
         assert all(sample.targets and len(sample.ids) <= block_size + 1 for sample in blocks)
-        assert len(blocks) == len(list(blocks))
+        assert len(blocks) == len(list(blocks)) and blocks[1:] == list(blocks)[1:] and blocks[-1:] == list(blocks)[-1:]
 
 
 def test_property_text_is_kept_with_an_end_after_each_document(tmp_path, tiny_tokenizer):
@@ -128,11 +128,12 @@ def test_worked_example_the_answer_and_its_end_are_learned(tiny_tokenizer):
 
 def test_property_an_overlong_sample_keeps_its_end(tiny_tokenizer):
     whole = InstructionTask("chatml").encode({"messages": TALK}, tiny_tokenizer)
+    end = tiny_tokenizer.special_ids["<|im_end|>"]
     for length in range(3, len(whole.ids) + 1):
         sample = InstructionTask("chatml", max_length=length).encode({"messages": TALK}, tiny_tokenizer)
         assert (sample.ids, sample.learned) == (whole.ids[-length:], whole.learned[-length:])
         assert sample.cut == len(whole.ids) - length and sample.targets >= 1
-        assert tiny_tokenizer.eos_ids[0] in [i for i, learn in zip(sample.ids, sample.learned, strict=True) if learn]
+        assert sample.learned[sample.ids.index(end, -2)]
 
 
 def test_two_ways_prompts_of_generation_begin_the_samples_of_tuning(tiny_tokenizer):

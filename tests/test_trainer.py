@@ -8,7 +8,6 @@ from llama import trainer as trainer_module
 from llama.checkpoint import load_model
 from llama.lora import LoRAConfig, add_lora
 from llama.objectives import Plain
-from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
 from llama.trainer import TrainConfig, Trainer
 
@@ -145,7 +144,7 @@ def test_refusal_impossible_settings(field, value):
 
 def test_refusal_a_model_without_tokenizer_and_data_without_samples(tiny_model):
     with pytest.raises(ValueError, match="no sample"):
-        Trainer(tiny_model, TextGenerationTask(), [])
+        Trainer(tiny_model, _task(), [])
     tiny_model.tokenizer = None
     with pytest.raises(ValueError, match="no tokenizer"):
         _train(tiny_model)

@@ -6,8 +6,8 @@
     base.py          what all of them share: special tokens, streaming, the files of a folder
     chat.py          messages to ids, and which of them are learned
 
-Try: ask for the name of the file instead of its first bytes; tests/test_tokenizer.py then fails on Meta's Llama 3 folder,
-whose tokenizer.model is a rank file.
+Try: let `_kind` go by the name of the file; tests/test_tokenizer.py then fails where a tokenizer.model holds
+ranks, as in Meta's folders of Llama 3.
 """
 
 import re
@@ -18,29 +18,32 @@ from tokenizer.base import Settings, StreamDecoder, Tokenizer, read_json
 
 __all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer"]
 
-# Of a model folder only these are opened: a vocabulary, in the order of preference, and what stands beside it.
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "*.model")
+# Of a model folder only these are opened: vocabularies, and what stands beside them.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
            "config.json", "chat_template.jinja")
+
+# Where a folder has its vocabulary in several forms, the first of these: Llama 2's hold their SentencePiece model also
+# translated to JSON, and Llama 3's hold their ranks so, with the special tokens that the rank file lacks.
+_PREFERRED = ("SentencePiece", "JSON", "ranks")
 
 
 def load_tokenizer(source: str | Path | dict[str, bytes]) -> Tokenizer:
     """The tokenizer of a model folder, of a single file, or of a dictionary {file name: content} as files() gives it.
 
-    Raises FileNotFoundError where there is nothing, ValueError where it is no tokenizer that is read here.
+    A file is read by itself, without what lies beside it.
+
+    Raises FileNotFoundError where there is none, ValueError for one that is not read here.
     """
     if isinstance(source, dict):
-        return _of_files(source, place="the model file")
+        return _load(source, place="the model file")
     path = Path(source)
     if path.is_dir():
-        found = [file for pattern in (*_VOCABULARIES, *_BESIDE) for file in sorted(path.glob(pattern)) if file.is_file()]
-        return _of_files({file.name: file.read_bytes() for file in found}, place=str(path))
+        found = [file for pattern in (*_VOCABULARIES, *_BESIDE) for file in sorted(path.glob(pattern))]
+        return _load({file.name: file.read_bytes() for file in found if file.is_file()}, place=str(path))
     if not path.exists():
-        raise FileNotFoundError(f"there is no tokenizer file or folder {path}")
-    try:
-        return _of_vocabulary(path.read_bytes(), Settings())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise FileNotFoundError(f"there is no tokenizer file or folder '{path}'")
+    return _load({path.name: path.read_bytes()}, place=str(path.parent))
 
 
 def from_vocabulary(vocabulary: dict) -> Tokenizer:
@@ -48,16 +51,37 @@ def from_vocabulary(vocabulary: dict) -> Tokenizer:
 
     Raises ValueError for a kind of vocabulary not known here.
     """
-    kinds = {"gpt2": bpe.from_vocabulary, "llama": spm.from_vocabulary}
-    if vocabulary["model"] not in kinds:
-        raise ValueError(f"the GGUF file's vocabulary is of kind {vocabulary['model']!r} (tokenizer.ggml.model); "
-                         f"known are {' and '.join(kinds)}")
-    return kinds[vocabulary["model"]](vocabulary)
+    if vocabulary["model"] == "gpt2":
+        return bpe.from_vocabulary(vocabulary)
+    if vocabulary["model"] == "llama":
+        return spm.from_vocabulary(vocabulary)
+    raise ValueError(f"the GGUF file's vocabulary is of kind {vocabulary['model']!r} (tokenizer.ggml.model); "
+                     "known are gpt2 (byte-level BPE) and llama (SentencePiece)")
 
 
-def _of_files(files: dict[str, bytes], *, place: str) -> Tokenizer:
-    vocabularies = {name: data for name, data in files.items() if name not in _BESIDE}
-    if not vocabularies:
-        raise FileNotFoundError(f"{place} holds no tokenizer: neither tokenizer.json nor tokenizer.model")
-    # Llama 2's folders hold their SentencePiece vocabulary twice: as it is, and translated to JSON.
-    ...
+def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
+    kinds = {name: _kind(data, f"{place}/{name}") for name, data in files.items() if name not in _BESIDE}
+    if not kinds:
+        raise FileNotFoundError(f"there is no tokenizer in {place}: neither tokenizer.json nor tokenizer.model")
+    name = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))
+    try:
+        settings = Settings.of_files(files)
+        if kinds[name] == "SentencePiece":
+            return spm.SentencePieceTokenizer(files[name], settings)
+        if kinds[name] == "JSON":
+            return bpe.BPETokenizer(read_json(files, name), settings)
+        return bpe.from_ranks(files[name], settings)
+    except ValueError as error:
+        raise ValueError(f"{place}/{name}: {error}") from None
+
+
+def _kind(data: bytes, place: str) -> str:
+    if data.lstrip()[:1] == b"{":
+        return "JSON"
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", data):         # a token in base64 and its rank
+        return "ranks"
+    if data[:1] == b"\n":                                   # field 1 of a protocol buffer: a piece
+        return "SentencePiece"
+    remedy = "convert it with python -m weights.convert" if data[:4] == b"GGUF" else \
+             "known are tokenizer.json, SentencePiece models and tiktoken rank files"
+    raise ValueError(f"{place} is {'empty' if not data else 'no tokenizer'}; {remedy}")

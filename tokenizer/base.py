@@ -54,8 +54,8 @@ class Settings:
         tokenizer = read_json(files, "tokenizer_config.json")
         generation = read_json(files, "generation_config.json")
         numbers = generation or read_json(files, "config.json")
-        names = {role: _content(token) for role, token in (read_json(files, "special_tokens_map.json") | tokenizer).items()
-                 if role in ("bos_token", "eos_token", "pad_token")}
+        names = read_json(files, "special_tokens_map.json") | tokenizer
+        names = {role: _content(names[role]) for role in ("bos_token", "eos_token", "pad_token") if role in names}
         ends = numbers.get("eos_token_id")
         ends = ends if isinstance(ends, list) else [ends]
         pad = numbers.get("pad_token_id")
@@ -116,7 +116,7 @@ class Tokenizer:
         self._find_special = _finder(self._always | self.special_ids)
 
     def _id_of(self, token: str | int | None) -> int | None:
-        """The id of a token that the settings name. One named by its text is a control token, whatever it was before."""
+        """The id of a token that the settings name. One named by its text is a control token."""
         if isinstance(token, str) and token not in self.special_ids:
             id = self._always.pop(token, None)
             if id is None and token.encode() in self._spellings:
@@ -273,7 +273,7 @@ class StreamDecoder:
 
 
 def _finder(tokens: Iterable[str]) -> re.Pattern:
-    """What finds these tokens in text, the longest where one begins with another; finds nothing where there are none."""
+    """What finds these tokens in text, the longest where one begins with another; without tokens, nothing."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
@@ -281,8 +281,8 @@ def _finder(tokens: Iterable[str]) -> re.Pattern:
 def is_control(token: dict) -> bool:
     """Whether an added token steers the model, rather than being ordinary text, as <think> is.
 
-    So do all that look like <|this|>: some files forget to call them special, and then anybody's text could close a turn
-    of the chat.
+    So do all that look like <|this|>: some files forget to call them special, and then anybody's text could close a
+    turn of the chat.
     """
     return bool(token.get("special")) or (token["content"].startswith("<|") and token["content"].endswith("|>"))
 
@@ -310,12 +310,12 @@ def _template_of(files: dict[str, bytes], tokenizer_config: dict) -> str | None:
 
 
 def utf8(text: str) -> bytes:
-    """The bytes of a text. Raises ValueError for half a surrogate pair, which Python's strings can hold and UTF-8 not."""
+    """The bytes of a text. Raises ValueError for half a surrogate pair, which a string can hold and UTF-8 cannot."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the text holds U+{ord(text[error.start]):04X} at character {error.start}, half of a surrogate "
-                         "pair, which is no character; was its file read in the wrong encoding?") from None
+        raise ValueError(f"the text holds U+{ord(text[error.start]):04X} at character {error.start}, half of a "
+                         "surrogate pair, which is no character; was its file read in the wrong encoding?") from None
 
 
 def read_json(files: dict[str, bytes], name: str) -> dict:

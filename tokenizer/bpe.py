@@ -60,7 +60,7 @@ def _unspelled(token: str) -> bytes:
 
 
 class _Words(dict):
-    """word -> its ids, as a cache in front of `encode`. Texts repeat their words: this alone makes 1 MB/s of English."""
+    """word -> its ids: a cache before `encode`. Texts repeat their words: this is what makes MBs a second."""
 
     MOST_WORDS = 1 << 18
     LONGEST = 64            # characters; longer ones hardly return
@@ -143,7 +143,7 @@ def _merge(ids: list[int], ranks: dict[tuple[int, int], int], merged: Sequence[i
     end = len(ids)
     after = list(range(1, end + 1))
     before = list(range(-1, end - 1))
-    heap = [(rank, i) for i, pair in enumerate(zip(ids, ids[1:], strict=False)) if (rank := ranks.get(pair)) is not None]
+    heap = [(rank, i) for i in range(end - 1) if (rank := ranks.get((ids[i], ids[i + 1]))) is not None]
     heapq.heapify(heap)
     while heap:
         rank, i = heapq.heappop(heap)
@@ -323,7 +323,7 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
 
 def train(texts: Iterable[str], vocab_size: int, *, split: str = "llama3",
           special: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")) -> BPETokenizer:
-    """Learn a vocabulary: control tokens first, then the 256 bytes, then merges in the order in which they were learned.
+    """Learn a vocabulary: control tokens first, then the 256 bytes, then merges as they are learned.
 
     It is smaller than `vocab_size` where the texts run out of pairs that occur twice. The same texts give the same ids.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
 
-# What a format writes as one id: a control token by its text, or by its role in the vocabulary; <bos?> where it has one.
+# What a format writes as one id: a control token, by its text or by its role; <bos?> where the vocabulary has one.
 _MARK = re.compile(r"(<\|\w+\|>|<bos>|<bos\?>|<eos>)")
 
 
@@ -70,7 +70,7 @@ class ChatFormat:
             if is_mark:
                 new = [id for mark in texts for id in marks[mark]]
             else:
-                # Joined first: words, spaces and line ends merge across the pieces of one turn, as they would elsewhere.
+                # Joined first: spaces and line ends merge across the pieces of a turn as they would in any text.
                 encode = tokenizer.encode if starts else tokenizer.encode_continuation
                 new = encode("".join(texts))
             ids += new
@@ -204,7 +204,8 @@ _ALPACA = ChatFormat(
     default_system=_ALPACA_SYSTEM,
     trims=True,
     template="{{ bos_token }}{% if messages[0]['role'] != 'system' %}{{ '" + _ALPACA_SYSTEM + "\\n\\n' }}{% endif %}"
-             "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] | trim + '\\n\\n' }}"
+             "{% for message in messages %}"
+             "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\\n\\n' }}"
              "{% elif message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] | trim + '\\n\\n' }}"
              "{% else %}{{ '### Response:\\n' + message['content'] | trim + eos_token + '\\n\\n' }}{% endif %}"
              "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}",

@@ -20,7 +20,7 @@ _NOTHING = -1           # between words, and where a symbol was merged away: bel
 
 
 def learn_merges(words: dict[bytes, int], number: int) -> list[tuple[int, int]]:
-    """The first `number` merges for words that occur so often, as pairs of symbols: 0 to 255 are bytes, 256 + i is merge i.
+    """The first `number` merges for words that occur so often: pairs of symbols, a byte or 256 + i for merge i.
 
     Of pairs equally frequent the smaller is merged first, so that the same text always gives the same merges. Fewer
     come back where no pair occurs twice any more. Needs about 40 bytes of memory for each byte of different words.
@@ -77,8 +77,8 @@ class _Chain:
         """Write `new` for every `left` `right`; the counts of the pairs that this ends, and of those that it makes."""
         at = self._find(left, right)
         partner = self.after[at]
-        previous = self.before[at]
-        previous = previous[np.append(True, previous[1:] != partner[:-1])]     # in "abab" the second's is the first's partner
+        previous = self.before[at]                                          # in "abab" the second's is a partner:
+        previous = previous[np.append(True, previous[1:] != partner[:-1])]  # each place counts once
         gone = self.count(np.concatenate([previous, at, partner]))
         self.symbols[at], self.symbols[partner] = new, _NOTHING
         self.after[at] = self.after[partner]

@@ -7,7 +7,7 @@ Three habits of these vocabularies matter to everything downstream:
     a character that no piece holds is written as its UTF-8 bytes, pieces <0x00> to <0xFF>.
     beginning and end are control pieces that text can never produce.
 
-Try: let `encode_words` ignore `starts`; tests/test_spm.py then finds a space inside a word that was written in two parts.
+Try: let `encode_words` ignore `starts`; tests/test_spm.py then finds a space inside a word written in two parts.
 """
 
 import struct
@@ -93,7 +93,8 @@ def from_vocabulary(vocabulary: dict) -> SentencePieceTokenizer:
         raise ValueError("the GGUF file's vocabulary is of kind llama but has no scores (tokenizer.ggml.scores)")
     tokens = vocabulary["tokens"]
     names = {role: tokens[vocabulary[role]] for role in ("unk_id", "bos_id", "pad_id") if vocabulary[role] is not None}
-    names |= {"eos_id": tokens[id] for id in vocabulary["eos_ids"][:1]}
+    if vocabulary["eos_ids"]:
+        names["eos_id"] = tokens[vocabulary["eos_ids"][0]]
     model = model_file(tokens, vocabulary["scores"], vocabulary["types"], names=names,
                        space_first=vocabulary["add_space_prefix"] is not False)
     return SentencePieceTokenizer(model, Settings.of_vocabulary(vocabulary))

@@ -8,6 +8,7 @@ a 7B model would ask for 27 GB.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer import bpe, chat, spm
+from tokenizer import chat, from_vocabulary
 from weights import gguf, huggingface
 from weights.huggingface import HEADS, Ledger
 from weights.paths import shown
@@ -79,19 +80,21 @@ def _from_gguf(path: Path, chat_format: str) -> Source:
                "pad_token_id": vocabulary["pad_id"]}
     remarks = [f"{path.name}: {_formats(file)}; rows of q_proj and k_proj reordered to rotary pairs (i, i + K/2)",
                *_on_template(vocabulary["chat_template"])]
-    return Source(config, gguf.tensor_ledger(file), gguf.read_tensors(file), _tokenizer_files(vocabulary), remarks)
+    files = _tokenizer_files(vocabulary, path)
+    return Source(config, gguf.tensor_ledger(file), gguf.read_tensors(file), files, remarks)
 
 
 def _formats(file: gguf.GGUF) -> str:
-    """«210 tensors in Q4_1, 61 in F32»"""
-    names = [info.format.name for info in file.tensors.values()]
-    counts = sorted(((names.count(name), name) for name in set(names)), reverse=True)
-    return ", ".join(f"{count} tensors in {name}" for count, name in counts)
+    """«tensors in Q4_1 (210), F32 (61)»"""
+    counts = Counter(info.format.name for info in file.tensors.values())
+    return "tensors in " + ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
-def _tokenizer_files(vocabulary: dict[str, Any]) -> dict[str, bytes]:
-    build = bpe.from_vocabulary if vocabulary["model"] == "gpt2" else spm.from_vocabulary
-    return build(vocabulary).files()
+def _tokenizer_files(vocabulary: dict[str, Any], path: Path) -> dict[str, bytes]:
+    try:
+        return from_vocabulary(vocabulary).files()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _from_folder(folder: Path, chat_format: str) -> Source:

@@ -60,7 +60,9 @@ class Blocks(Sequence):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i: int) -> Sample:
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[each] for each in range(*i.indices(self.count))]
         if not -self.count <= i < self.count:
             raise IndexError(f"block {i} of {self.count}")          # ends iteration: a Sequence counts up to it
         i %= self.count

