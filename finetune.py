@@ -54,7 +54,8 @@ def main() -> None:
     config = cli.from_flags(TrainConfig, arguments)
     lora_config = cli.from_flags(LoRAConfig, arguments)
     flags = cli.from_flags(cli.ModelFlags, arguments)
-    task, dataset = cli.task_and_dataset(cli.from_flags(cli.TaskFlags, arguments))
+    task_flags = cli.from_flags(cli.TaskFlags, arguments)
+    task, dataset = cli.task_and_dataset(task_flags)
     files = arguments.data or [str(resolve(DATA, "examples"))]
     data = dataset(files)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
@@ -67,6 +68,7 @@ def main() -> None:
     device = cli.choose_device(flags.device)
     dtype = cli.choose_dtype(flags.dtype, device, training=True)
     model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else None, seed=flags.seed)
+    cli.check_length(task_flags, model)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
     if arguments.lora:

@@ -19,7 +19,7 @@ from llama import baselines, cli
 from llama.checkpoint import load_model
 from llama.config import PRESETS, preset
 from llama.datasets.language_modeling import LanguageModelingDataset
-from llama.datasets.token_file import TokenFile, write_tokens
+from llama.datasets.token_file import TokenFile, is_current, write_tokens
 from llama.evaluate import evaluate, table
 from llama.model import Llama
 from llama.objectives import Plain
@@ -27,11 +27,12 @@ from llama.optimizer import OPTIMIZERS
 from llama.tasks.generation import TextGenerationTask
 from llama.terminal import Progress
 from llama.trainer import TrainConfig, Trainer
-from tokenizer import bpe, load_tokenizer
+from tokenizer import Tokenizer, bpe, load_tokenizer
 from weights.fetch import fetch
 from weights.paths import home, resolve
 
 CORPUS = "peoples-daily"
+YARDSTICK = 7_000_000                                               # characters: beyond, minutes and gigabytes
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "max_position_embeddings")
 
@@ -91,8 +92,12 @@ def main() -> None:
         print(f"training a tokenizer of {arguments.vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
         tokenizer = bpe.train(documents, arguments.vocab_size)
     tokenizer.save(run / "tokenizer")
-    train_data = _tokens(run / "train.tokens", documents, tokenizer, arguments.block_size)
-    eval_data = _tokens(run / "held-out.tokens", held_out, tokenizer, arguments.block_size) if held_out else None
+    train_data = _tokens(run / "train.tokens", documents, files, f"the first {cut} documents", tokenizer,
+                         arguments.block_size)
+    eval_data = None
+    if held_out:
+        eval_data = _tokens(run / "held-out.tokens", held_out, arguments.eval_data or files,
+                            f"the last {len(held_out)} documents", tokenizer, arguments.block_size)
 
     # model
     device = cli.choose_device(arguments.device)
@@ -122,16 +127,19 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _tokens(path: Path, documents: list[str], tokenizer: bpe.BPETokenizer, block_size: int) -> TokenFile:
-    if not path.exists():
+def _tokens(path: Path, documents: list[str], sources: list[str], how: str, tokenizer: Tokenizer,
+            block_size: int) -> TokenFile:
+    """The documents as a token file, made once: a rerun with the same text and tokenizer finds it."""
+    if not is_current(path, tokenizer, sources=sources, how=how):
         progress = Progress(len(documents), "tokenising document")
-        write_tokens(path, documents, tokenizer, progress=progress.show)
+        write_tokens(path, documents, tokenizer, sources=sources, how=how, progress=progress.show)
         progress.clear()
     return TokenFile(path, block_size=block_size, tokenizer=tokenizer)
 
 
 def _yardsticks(documents: str, held_out: str) -> dict[str, float]:
-    """Bits per byte of the same held-out text, with the same training text known."""
+    """Bits per byte of the same held-out text, with the same training text known (of a large one its last part)."""
+    documents = documents[-YARDSTICK:]
     return {"xz -9": baselines.xz_bits_per_byte(documents.encode(), held_out.encode()),
             "5-gram": baselines.ngram_bits_per_byte(documents, held_out, order=5)}
 

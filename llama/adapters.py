@@ -4,8 +4,8 @@ PEFT names a tensor after the module that it wraps, `base_model.model.` before i
 `layers.0.self_attn.q_proj.lora_A.weight`, or `embed_tokens.weight` for a matrix that is learned whole. The fingerprint
 of the base lies in the header of the tensor file: for a key of ours in the JSON, PEFT would complain at every load.
 
-Try: read without `_refuse_options`; tests/test_lora.py (test_refusal_options_that_are_not_built_here) fails, and an
-adapter of another kind would load as plain LoRA and write like a badly trained model.
+Try: read without `_refuse_options`; tests/test_adapters.py (test_refusal_options_that_are_not_built_here) fails, and
+an adapter of another kind would load as plain LoRA and write like a badly trained model.
 """
 
 import math
@@ -141,8 +141,8 @@ def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict
     """
     wrong = {name: tensor for name, tensor in tensors.items() if expected.get(name, tensor.shape) != tensor.shape}
     for name, tensor in wrong.items():
-        if expected[name][1] == hidden_size != tensor.shape[-1]:
-            raise ValueError(f"{folder}: the adapter was made for a base with hidden size {tensor.shape[-1]}, "
+        if tensor.dim() == 2 and expected[name][1] == hidden_size != tensor.shape[1]:
+            raise ValueError(f"{folder}: the adapter was made for a base with hidden size {tensor.shape[1]}, "
                              f"this model has {hidden_size}")
     if wrong:
         name, tensor = next(iter(wrong.items()))

@@ -97,7 +97,9 @@ def _before(numbers: np.ndarray) -> np.ndarray:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """D for counts of 0, 1, 2, and 3 or more, from how many kinds were met 1, 2, 3 and 4 times (section 3, eq. 26).
+    """D for counts of 0, 1, 2, and 3 or more, from n[k], how many kinds were met k times (section 3 of the same paper).
+
+    D(k) = k - (k + 1) y n[k+1] / n[k]  with  y = n[1] / (n[1] + 2 n[2])
 
     Texts too small to tell, a few hundred characters, get 1/2 for all.
     """

@@ -163,6 +163,13 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
     return TextGenerationTask(), lambda files: LanguageModelingDataset(*files, block_size=flags.max_length)
 
 
+def check_length(flags: TaskFlags, model: Any) -> None:
+    """Raise ValueError if samples may be longer than what the model can read."""
+    if flags.max_length > (context := model.config.max_position_embeddings):
+        raise ValueError(f"samples of up to {flags.max_length} tokens do not fit the model's context of {context}; "
+                         f"give --max-length {context}")
+
+
 def next_free(folder: Path, name: str) -> Path:
     """folder/name, or folder/name-2, -3 … : the first that neither a result nor a run in progress has taken."""
     for number in itertools.count(1):

@@ -38,9 +38,11 @@ def main() -> None:
     cli.add_flags(parser, cli.ModelFlags)
     arguments = parser.parse_args()
 
-    task, dataset = cli.task_and_dataset(cli.from_flags(cli.TaskFlags, arguments))
+    task_flags = cli.from_flags(cli.TaskFlags, arguments)
+    task, dataset = cli.task_and_dataset(task_flags)
     data = dataset(arguments.data)
     model = cli.load(cli.from_flags(cli.ModelFlags, arguments), training=False)
+    cli.check_length(task_flags, model)
     samples = task.samples(data, model.tokenizer)
     scores = evaluate(Plain(model, task), samples, model.tokenizer, batch_size=arguments.batch_size)
     print(json.dumps(scores) if arguments.json else table(scores))

@@ -28,10 +28,10 @@ def freeze(model: Llama, *, layers: int = 0, pattern: str = "", embeddings: bool
     """Stop parameters from learning; what is frozen already stays so (`unfreeze` is the inverse).
 
     layers      the first N blocks, the last -N if below 0
-    pattern     names, or one of PARTS: shell wildcards over the whole name ("layers.1?.mlp.*"), or any run of its
-                dotted parts ("q_proj", "layers.0", "self_attn")
+    pattern     by name: shell wildcards over the whole name ("layers.1?.mlp.*"), or any run of its dotted parts
+                ("q_proj", "layers.0"), or a key of PARTS; several with commas between
     embeddings  the token embeddings
-    all_but     everything else than this pattern: "norms", "head", "q_proj" …
+    all_but     everything but what fits this pattern: "norms", "head", "norms,head" …
 
     A tied head and the embeddings are one matrix and learn or freeze together, which is said.
 
@@ -104,14 +104,17 @@ def _parameters(model: nn.Module) -> list[tuple[nn.Parameter, list[str]]]:
     return list(found.values())
 
 
-def _matching(names: list[str], pattern: str) -> set[str]:
-    wanted = PARTS.get(pattern, pattern)
-    found = {name for name in names if fnmatchcase(name, wanted) or f".{wanted}." in f".{name}."}
-    if not found:
-        known = list(dict.fromkeys([*PARTS, *(part for name in names for part in name.split(".")), *names]))
-        near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4) or [*PARTS]
-        raise ValueError(f"no parameter's name fits '{pattern}'; near are {', '.join(near)}")
-    return found
+def _matching(names: list[str], patterns: str) -> set[str]:
+    matching = set()
+    for pattern in patterns.split(","):
+        wanted = PARTS.get(pattern, pattern)
+        found = {name for name in names if fnmatchcase(name, wanted) or f".{wanted}." in f".{name}."}
+        if not found:
+            known = dict.fromkeys([*PARTS, *(part for name in names for part in name.split(".")), *names])
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4) or PARTS
+            raise ValueError(f"no parameter's name fits '{pattern}'; near are {', '.join(near)}")
+        matching |= found
+    return matching
 
 
 def _part(name: str) -> str:

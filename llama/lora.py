@@ -256,7 +256,10 @@ def load_adapter(model: Llama, folder: str | Path, *, name: str = "default") -> 
     _check_base(model, adapter, folder)
     config = replace(adapter.config, targets=_present(model, adapter.config.targets))
     tied = adapter.tied and model.config.tie_word_embeddings
-    adapted, whole = _places(model, config, tied=tied)
+    try:
+        adapted, whole = _places(model, config, tied=tied)
+    except ValueError as error:
+        raise ValueError(f"{folder}: the adapter's {error}") from None
     expected = {f"{path}.weight": tuple(module.weight.shape) for path, module in whole.items()}
     for path, module in adapted.items():
         expected[f"{path}.lora_A.weight"] = (config.rank, module.in_features)

@@ -7,6 +7,8 @@ from llama.config import preset
 from llama.model import Llama
 from tokenizer import bpe
 
+torch.set_num_threads(1)                                          # tiny tensors: a second thread only gets in the way
+
 TEXT = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps, and the fox goes home.",
     "你好，世界！今天天气很好。小驼是一个小小的语言模型。",

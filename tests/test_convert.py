@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gguf import BF16, F16, METADATA, Q4_1, Q8_0, K, llama_tensors, pack
+from test_gguf import BF16, F16, METADATA, Q4_1, Q8_0, Array, K, llama_tensors, pack
 
 from tokenizer import chat, load_tokenizer
 from weights import convert as module
@@ -60,6 +60,21 @@ def test_two_ways_the_tokenizer_of_the_folder_reads_as_the_files(packed, tmp_pat
     assert tokenizer.encode("abc") == [6, 5]                        # «ab» is the one merge of the file
     assert (tokenizer.bos_id, set(tokenizer.eos_ids), tokenizer.pad_id) == (1, {2, 0}, 2)
     assert tokenizer.chat_format == "chatml"
+
+
+def test_worked_example_a_sentencepiece_vocabulary_becomes_a_model_file(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
+    metadata = {key: value for key, value in METADATA.items() if not key.startswith("tokenizer.")} | {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": Array(8, pieces),
+        "tokenizer.ggml.scores": Array(6, [0.0] * 259 + [-2.0, -3.0, -4.0, -1.0]),
+        "tokenizer.ggml.token_type": Array(5, [2, 3, 3] + [6] * 256 + [1] * 4),
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
+    }  # fmt: skip
+    (tmp_path / "file").write_bytes(pack(metadata, llama_tensors(V=len(pieces))))
+    folder = convert(tmp_path / "file", tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    assert (folder / "tokenizer.model").exists() and tokenizer.eos_ids == (2,)
+    assert tokenizer.encode("ab骆", bos=True) == [1, 262, 261, *(3 + byte for byte in "骆".encode())]
 
 
 @pytest.mark.parametrize("kind, stored", [(F16, torch.float16), (BF16, torch.bfloat16), (Q4_1, torch.float32)],

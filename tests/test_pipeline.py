@@ -9,7 +9,7 @@ import pytest
 from conftest import TEXT
 
 HOME = Path(__file__).resolve().parent.parent
-SIZES = ["--preset", "test", "--max-position-embeddings", "128", "--vocab-size", "300", "--block-size", "32"]
+SIZES = ["--preset", "test", "--max-position-embeddings", "256", "--vocab-size", "300", "--block-size", "32"]
 
 
 def run(*command, cwd, code=0):
@@ -39,15 +39,19 @@ def test_worked_example_train_from_raw_text(trained):
     assert len(losses) == 20 and losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("how, answer", [(["--lora", "--rank", "4"], ["--adapter", "tuned", "--model", "model"]),
-                                         (["--freeze-layers", "1"], ["--model", "tuned"]), ([], ["--model", "tuned"])])
+@pytest.mark.parametrize("how, answer", [
+    (["--lora", "--rank", "16", "--modules-to-save", "embed_tokens"], ["--adapter", "tuned", "--model", "model"]),
+    (["--freeze-layers", "1", "--epochs", "150", "--lr", "0.05"], ["--model", "tuned"]),
+    ([], ["--model", "tuned"]),
+])
 def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
     folder, _, _ = trained
     (tmp_path / "model").symlink_to(folder / "model")
     records = [{"instruction": f"Who? {i}", "input": "", "output": "I am 小驼."} for i in range(8)]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
-    done = run(HOME / "finetune.py", *how, "--model", "model", "--data", "data.jsonl", "--test-data", "data.jsonl",
-               "--epochs", "40", "--lr", "0.01", "--chat-format", "alpaca", "--output", "tuned", cwd=tmp_path)
+    done = run(HOME / "finetune.py", "--model", "model", "--data", "data.jsonl", "--test-data", "data.jsonl",
+               "--epochs", "50", "--lr", "0.02", "--chat-format", "alpaca", "--max-length", "200", *how,
+               "--output", "tuned", cwd=tmp_path)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["test"]["loss"] < 0.5 and "●" in done.stderr and "python generate.py" in done.stderr
     done = run(HOME / "generate.py", *answer, "--chat", "--chat-format", "alpaca", "--prompt", "Who? 3", "--json",
@@ -67,10 +71,11 @@ BAD = [
     (["finetune.py", "--lora", "--freeze-layers", "1"], "not allowed with"),
     (["finetune.py", "--model", "model", "--data", "text.txt"], "text.txt:1"),
     (["finetune.py", "--model", "gpt3", "--data", "good.jsonl"], "not a Llama"),
+    (["finetune.py", "--model", "model", "--data", "good.jsonl"], "give --max-length 256"),
     (["finetune.py", "--model", "model", "--data", "bad.jsonl"], "bad.jsonl:2"),
     (["finetune.py", "--model", "model", "--data", "lacks.jsonl"], "'output' is missing"),
-    (["finetune.py", "--lora", "--model", "model", "--data", "good.jsonl", "--targets", "w1"], "w1"),
-    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--freeze-layers", "9"], "9"),
+    (["finetune.py", "--lora", "--model", "model", "--data", "good.jsonl", "--targets", "w1", "--max-length", "99"], "w1"),
+    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--freeze-layers", "9", "--max-length", "99"], "9"),
     (["generate.py", "--model", "model", "--prompt", "x " * 400], "context"),
     (["generate.py", "--model", "model", "--adapter", "nowhere", "--prompt", "x"], "nowhere"),
     (["-m", "llama.evaluate", "--model", "model", "--data", "nowhere.txt", "--task", "generation"], "nowhere.txt"),

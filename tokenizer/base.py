@@ -65,8 +65,7 @@ class Settings:
             pad=names.get("pad_token") or (None if pad == -1 else pad),     # the first Llamas write -1 for none
             adds_bos=tokenizer.get("add_bos_token"),
             chat_template=_template_of(files, tokenizer),
-            added={id: {"content": text, "special": True} for text, id in read_json(files, "added_tokens.json").items()}
-                  | {int(id): token for id, token in tokenizer.get("added_tokens_decoder", {}).items()},
+            added=_added_tokens(files, tokenizer),
             tokenizer_config=tokenizer,
             generation_config=generation,
         )
@@ -306,7 +305,22 @@ def _template_of(files: dict[str, bytes], tokenizer_config: dict) -> str | None:
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+    if not isinstance(template, str | None):
+        raise ValueError("tokenizer_config.json has a chat_template that is no text")
     return template
+
+
+def _added_tokens(files: dict[str, bytes], tokenizer_config: dict) -> dict[int, dict]:
+    """id -> {"content", "special"}. Older folders list them in a file of their own, which knows no flags."""
+    added = {id: {"content": text, "special": True} for text, id in read_json(files, "added_tokens.json").items()}
+    try:
+        added |= {int(id): token for id, token in (tokenizer_config.get("added_tokens_decoder") or {}).items()}
+        well_formed = all(isinstance(token["content"], str) and isinstance(id, int) for id, token in added.items())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        well_formed = False
+    if not well_formed:
+        raise ValueError("the added tokens of tokenizer_config.json or added_tokens.json are not ids with their texts")
+    return added
 
 
 def utf8(text: str) -> bytes:

@@ -3,8 +3,8 @@
 Text is split into words (pretokenize.py). A word starts as its UTF-8 bytes, one token each; then, again and again, the
 adjacent pair that was learned first is merged, until no learned pair is left:
 
-    merges learned      0: l o    1: lo w    2: e r
-    "lower"             l o w e r  ->  lo w e r  ->  low e r  ->  low er
+    merges learned    0: w e    1: l o    2: lo w
+    "lower"           l o w e r  ->  l o we r  ->  lo we r        (not low, for w was taken by a merge learned earlier)
 
 Every byte has a token, so every text can be written and nothing is unknown. (SmolLM2 is an exception: its vocabulary
 lacks 21 bytes that its training text never held, most of them impossible in UTF-8; they vanish, as they do in Hugging
@@ -21,7 +21,7 @@ import binascii
 import heapq
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -65,7 +65,8 @@ class _Words(dict):
     MOST_WORDS = 1 << 18
     LONGEST = 64            # characters; longer ones hardly return
 
-    def __init__(self, encode):
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        super().__init__()
         self._encode = encode
 
     def __missing__(self, word: str) -> list[int]:

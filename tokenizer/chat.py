@@ -98,7 +98,7 @@ class ChatFormat:
         turns = []
         for number, message in enumerate(messages, 1):
             for key in ("role", "content"):
-                if not isinstance(message.get(key), str):
+                if not isinstance(message, dict) or not isinstance(message.get(key), str):
                     raise ValueError(f"message {number} of the chat has no text as its '{key}'")
             if message["role"] not in ROLES:
                 raise ValueError(f"message {number} of the chat has the role '{message['role']}'; "

@@ -111,9 +111,10 @@ def _from_folder(folder: Path, chat_format: str) -> Source:
         files[_SETTINGS] = huggingface.to_json(settings)
         files.pop(_TEMPLATE, None)                                 # readers would prefer it to the one just written
     template = files[_TEMPLATE].decode(errors="replace") if _TEMPLATE in files else settings.get("chat_template")
-    remarks = _on_template(template)
-    if "tokenizer.json" not in files and "tokenizer.model" not in files:
-        remarks.append(f"{folder} holds no tokenizer.json and no tokenizer.model; add one before generating text")
+    if "tokenizer.json" in files or "tokenizer.model" in files:
+        remarks = _on_template(template)
+    else:
+        remarks = [f"{folder} holds no tokenizer.json and no tokenizer.model; add one before generating text"]
     if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
         remarks.append("config.json names no rope_theta: 10,000 is written, as the first Llamas mean it")
     ledger, tensors = huggingface.tensor_ledger(folder), huggingface.read_tensors(folder)
@@ -216,7 +217,8 @@ def _summary(ledger: Ledger) -> str:
     numbers = [torch.Size(shape).numel() for _, shape, _ in ledger]
     size = sum(count * dtype.itemsize for count, (_, _, dtype) in zip(numbers, ledger, strict=True))
     dtypes = " and ".join(sorted({str(dtype).removeprefix("torch.") for _, _, dtype in ledger}))
-    head = "with a head of its own" if any(name == _HEAD for name, _, _ in ledger) else "head tied to the embedding"
+    heads = [name for name, _, _ in ledger if name.startswith(HEADS)]
+    head = f"head: {', '.join(heads)}" if heads else "head tied to the embedding"
     return f"{len(ledger)} tensors, {sum(numbers):,} parameters in {dtypes}, {size:,} bytes, {head}"
 
 

@@ -16,11 +16,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +26,7 @@ from typing import BinaryIO
 import torch
 
 from weights.convert import convert
+from weights.huggingface import whole_file
 from weights.paths import home, shown
 
 # ---- what becomes of the files that were taken out -------------------------------------------------------------------
@@ -64,7 +63,7 @@ def _join_chapters(listed: Path, folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with _whole(path) as file:
+    with whole_file(path) as file:
         file.write(text.encode())
 
 
@@ -197,7 +196,7 @@ def _take_out(entry: Entry, wanted: list[Member]) -> None:
         for member in wanted:
             path = home() / member.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _whole(path) as file:
+            with whole_file(path) as file:
                 _copy_checked(archive, member, file)
 
 
@@ -224,20 +223,6 @@ def _blocks(archive: Path, inside: str) -> Iterator[bytes]:
                 yield from iter(lambda: file.read(BLOCK), b"")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, KeyError, EOFError, OSError) as error:
         raise ValueError(f"{archive.name}: {inside} cannot be taken out ({error}); fetch it again") from None
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when it is complete and on the disk, and is gone after any failure."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with open(partial, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---- pip -------------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ import struct
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -144,6 +145,28 @@ def _shards(index: Path) -> dict[str, set[str]]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that gets its name when it is complete and on the disk, and is gone after any failure.
+
+    Raises RuntimeError if the disk is full or broken.
+    """
+    partial = _sibling(path)
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync(path.parent)                                         # makes the renaming outlast a power cut
+    except OSError as error:
+        if error.filename:
+            raise
+        raise RuntimeError(f"{path} cannot be written: {error.strerror}; nothing of it was kept") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[str, Tensor]],
                       metadata: dict[str, str] | None = None) -> None:
     """Write one file: the header from `ledger`, then the tensors, each let go before the next is asked for.
@@ -153,14 +176,8 @@ def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[
 
     Raises ValueError if the tensors' names, shapes or dtypes differ from those of the ledger, or their order does.
     """
-    path = Path(path)
-    partial = _sibling(path)
-    try:
-        _write_file(partial, ledger, iter(tensors), metadata or {})
-        os.replace(partial, path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(Path(path)) as file:
+        _write_tensors(file, ledger, iter(tensors), metadata or {})
 
 
 def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, tensors: Iterable[tuple[str, Tensor]], *,
@@ -182,9 +199,9 @@ def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, ten
         dtype = str(_main_dtype(ledger)).removeprefix("torch.")
         config = for_all_readers(config) | {"torch_dtype": dtype, "dtype": dtype}
         for name, content in {"config.json": to_json(config), **(files or {})}.items():
-            _write_bytes(partial / name, content)
+            with whole_file(partial / name) as file:
+                file.write(content)
         _write_shards(partial, ledger, iter(tensors), max_shard_size)
-        _sync(partial)
         _put_in_place(partial, folder)
     except BaseException:                                          # also Ctrl-C: nothing half-written stays
         shutil.rmtree(partial, ignore_errors=True)
@@ -223,7 +240,8 @@ def to_json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _write_file(path: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]], metadata: dict[str, str]) -> None:
+def _write_tensors(file: BinaryIO, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]],
+                   metadata: dict[str, str]) -> None:
     header, end = {"__metadata__": {"format": "pt"} | metadata}, 0
     for name, shape, dtype in ledger:
         if name in header:
@@ -233,13 +251,10 @@ def _write_file(path: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)                                # the format asks for tensors at multiples of 8
     assert len(text) <= LARGEST_HEADER, len(text)
-    with open(path, "xb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        for expected in ledger:
-            file.write(_next_bytes(tensors, expected))
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(struct.pack("<Q", len(text)))
+    file.write(text)
+    for expected in ledger:
+        file.write(_next_bytes(tensors, expected))
 
 
 def _next_bytes(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> memoryview:
@@ -258,15 +273,16 @@ def _write_shards(folder: Path, ledger: Ledger, tensors: Iterator[tuple[str, Ten
     ledger = [(stored_name(name), shape, dtype) for name, shape, dtype in ledger]
     shards = _split(ledger, max_shard_size)
     if len(shards) == 1:
-        _write_file(folder / WHOLE, ledger, renamed, {})
+        write_safetensors(folder / WHOLE, ledger, renamed)
     else:
         placed = {}
         for number, shard in enumerate(shards, start=1):
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            _write_file(folder / file, shard, islice(renamed, len(shard)), {})
-            placed |= {name: file for name, _, _ in shard}
+            shard_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_safetensors(folder / shard_name, shard, islice(renamed, len(shard)))
+            placed |= {name: shard_name for name, _, _ in shard}
         total = sum(_bytes(shape, dtype) for _, shape, dtype in ledger)
-        _write_bytes(folder / INDEX, to_json({"metadata": {"total_size": total}, "weight_map": placed}))
+        with whole_file(folder / INDEX) as file:
+            file.write(to_json({"metadata": {"total_size": total}, "weight_map": placed}))
     if extra := next(renamed, None):
         raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
 
@@ -295,15 +311,8 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         if aside.exists():
             os.rename(aside, folder)
         raise
-    _sync(folder.parent)                                           # makes the renaming outlast a power cut
+    _sync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

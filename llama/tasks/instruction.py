@@ -27,7 +27,7 @@ class InstructionTask(Task):
     """
 
     def __init__(self, chat_format: str | None = None, max_length: int = 512):
-        if chat_format is not None and chat_format not in FORMATS:
+        if chat_format and chat_format not in FORMATS:
             raise ValueError(f"the chat format '{chat_format}' is not known; known are {', '.join(FORMATS)}")
         if max_length < 2:
             raise ValueError(f"max_length is {max_length}; it must be at least 2: one id to read and one to learn")

@@ -1,0 +1,176 @@
+"""The chat loop, driven by scripted lines and by a real pseudo-terminal; the live line and its silence in a log."""
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llama import terminal
+from llama.terminal import Progress, duration
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+class Echo:
+    """A conversation that answers with the question, and remembers what it was told."""
+
+    def __init__(self):
+        self.asked, self.resets, self.system = [], 0, None
+        self.chat_format = SimpleNamespace(default_system="")
+
+    def reset(self):
+        self.resets += 1
+
+    def reply(self, question, on_text):
+        self.asked.append(question)
+        if question == "long":
+            raise ValueError("the prompt is too long")
+        on_text("You said: ")
+        if question == "stop":
+            raise KeyboardInterrupt
+        on_text(question)
+
+
+def talk(*lines):
+    """Run the chat loop on these lines, of which exceptions are raised; returns the conversation."""
+    conversation, left = Echo(), iter(lines)
+
+    def read(prompt):
+        line = next(left, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    terminal.chat(conversation, read=read)
+    assert next(left, None) is None, "the chat ended too early"
+    return conversation
+
+
+def test_worked_example_questions_and_answers(capsys):
+    assert talk("Who are you?", "", "   ", "你是谁？", EOFError()).asked == ["Who are you?", "你是谁？"]
+    assert capsys.readouterr().out == "You said: Who are you?\nYou said: 你是谁？\n"
+
+
+def test_worked_example_commands(capsys):
+    conversation = talk("/reset", "/system Be brief. 请简短", "/system", "/help", "/nonsense x", "/etc/hosts", "/quit")
+    assert conversation.resets == 1 and conversation.system == "Be brief. 请简短"
+    assert conversation.asked == ["/etc/hosts"]                    # a path is no command
+    said = capsys.readouterr()
+    assert "/reset  " in said.err and "there is no command /nonsense" in said.err
+    assert said.err.count("system message: Be brief. 请简短") == 2
+    assert said.out == "You said: /etc/hosts\n"
+
+
+def test_worked_example_ctrl_c_in_an_answer_goes_back_to_the_prompt(capsys):
+    assert talk("stop", "go on").asked == ["stop", "go on"]
+    assert capsys.readouterr().out == "You said:  …\nYou said: go on\n"
+
+
+@pytest.mark.parametrize("end", [EOFError(), KeyboardInterrupt()])
+def test_worked_example_ctrl_d_or_ctrl_c_at_an_empty_prompt_leaves(end):
+    assert talk("a", end).asked == ["a"]
+
+
+def test_refusal_of_a_question_does_not_end_the_chat(capsys):
+    broken = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    assert talk("long", broken, "short").asked == ["long", "short"]
+    said = capsys.readouterr()
+    assert said.out == "You said: short\n"
+    assert "the prompt is too long" in said.err and "not valid UTF-8" in said.err
+
+
+SLOW_ECHO = """
+import sys, time
+sys.path[:0] = [{tests!r}, {home!r}]
+from test_terminal import Echo
+from llama import terminal
+class Slow(Echo):
+    def reply(self, question, on_text):
+        for character in question * 200:
+            on_text(character)
+            time.sleep(0.02)
+terminal.chat(Slow())
+print("left")
+"""
+
+
+class Typist:
+    """A program on a pseudo-terminal, and somebody who types and reads."""
+
+    def __init__(self, *command):
+        self.screen, terminal_end = os.openpty()
+        self.process = subprocess.Popen(command, stdin=terminal_end, stdout=terminal_end, stderr=terminal_end,
+                                        start_new_session=True, preexec_fn=_own_terminal, cwd=HOME,
+                                        env=os.environ | {"TERM": "xterm", "PYTHONUTF8": "1"})
+        os.close(terminal_end)
+        self.seen = ""
+
+    def wait_for(self, words, seconds=60):
+        """Read until `words` come; returns everything up to them, which is then read."""
+        end = time.monotonic() + seconds
+        while words not in self.seen:
+            assert time.monotonic() < end, f"{words!r} did not come; on the screen: {self.seen!r}"
+            if select.select([self.screen], [], [], 0.1)[0]:
+                try:
+                    self.seen += os.read(self.screen, 65536).decode(errors="replace")
+                except OSError:                                     # the program has ended
+                    time.sleep(0.05)
+        before, _, self.seen = self.seen.partition(words)
+        return before + words
+
+    def type(self, keys):
+        os.write(self.screen, keys.encode())
+
+
+def _own_terminal():
+    import fcntl
+    import termios
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)                            # so that Ctrl-C on it becomes a signal
+
+
+def test_worked_example_a_chat_on_a_real_terminal():
+    typist = Typist(sys.executable, "-c", SLOW_ECHO.format(tests=str(HOME / "tests"), home=str(HOME)))
+    typist.wait_for("you> ")
+    typist.type("你好\x7f吗\r")                                       # a wide character taken back
+    typist.wait_for("你吗你吗")
+    typist.type("\x03")
+    typist.wait_for("…")
+    typist.wait_for("you> ")
+    typist.type("half a line")
+    typist.wait_for("half a line")
+    typist.type("\x03")                                             # given up: a new prompt
+    typist.wait_for("you> ")
+    typist.type("\x03")
+    typist.wait_for("left")
+    assert typist.process.wait(10) == 0
+
+
+def test_worked_example_durations():
+    assert [duration(seconds) for seconds in (0.4, 59.4, 75, 3600, 3720)] == [
+        "0 s", "59 s", "1 min 15 s", "1 h 0 min", "1 h 2 min"]
+
+
+def test_worked_example_time_left(monkeypatch):
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    assert Progress(100, "step").left(20) == 40.0
+
+
+def test_property_a_log_gets_no_live_line(capsys):
+    progress = Progress(10, "step")
+    progress.show(3, "loss 1.2")
+    progress.clear()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_worked_example_the_live_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(10, "step")
+    progress.show(10, "loss 1.2")
+    progress.clear()
+    assert capsys.readouterr() == ("", "\r\x1b[Kstep 10/10 loss 1.2 · 0 s left\r\x1b[K")
