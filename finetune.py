@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from llama import cli
 from llama.checkpoint import get_model, load_model
 from llama.evaluate import evaluate
@@ -72,7 +74,7 @@ def main() -> None:
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
     if arguments.lora:
-        add_lora(model, lora_config)
+        add_lora(model, lora_config, generator=torch.Generator().manual_seed(flags.seed))
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     if arguments.inspect:

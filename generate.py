@@ -17,7 +17,7 @@ from pathlib import Path
 from llama import cli, terminal
 from llama.conversation import Conversation
 from llama.datasets.lines import json_records, numbered_lines, text_field
-from llama.generation import Completion, encode_prompt, generate
+from llama.generation import Completion, encode_prompt, generate, room_for_answer
 from llama.sampling import SamplingConfig
 from llama.tasks.instruction import InstructionTask
 
@@ -69,6 +69,8 @@ def main() -> None:
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     ids = [chat_format.encode([*system, {"role": "user", "content": text}], tokenizer, reply=True)[0] if chat
            else encode_prompt(tokenizer, text) for text in prompts]
+    for prompt in ids:
+        room_for_answer(model, len(prompt), arguments.max_new_tokens)           # or refuse, before a word is printed
     alone = len(prompts) * arguments.num_samples == 1
     openings = [f"you> {text}\n" if chat else text for text in prompts]
     on_text = None

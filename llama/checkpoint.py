@@ -152,11 +152,11 @@ def fingerprint(path: str | Path) -> str:
         content = _read_single_file(path)
         config, tensors = content["config"], content["tensors"].items()
     shape = LlamaConfig.from_dict(config).to_dict()
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+    pieces = [json.dumps(shape, sort_keys=True).encode()]
+    for name, tensor in tensors:
         start = tensor.flatten()[:1024].to(torch.bfloat16).view(torch.int16)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + start.numpy().tobytes())
-    return digest.hexdigest()
+        pieces.append(f"{name} {tuple(tensor.shape)}".encode() + start.numpy().tobytes())
+    return hashlib.sha256(b"".join(sorted(pieces))).hexdigest()
 
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:

@@ -172,6 +172,17 @@ def test_worked_example_reset_and_system(chat, counted, tiny_tokenizer):
     assert talk.messages[0] == {"role": "system", "content": "Be brief."} and len(talk.messages) == 5
 
 
+def test_property_after_a_change_of_subject_only_new_tokens_run_again(chat, counted):
+    talk = chat()
+    talk.reply("Who is the fox?")
+    talk.reset()
+    talk.reply("What do dogs do?")
+    held = talk.decoder.cache.length
+    counted.clear()
+    talk.reply("Why?")
+    assert counted[0] == len(talk._encode(talk.turns[:-1], "Why?")) - held
+
+
 def test_property_the_cache_grows_with_the_conversation(chat, monkeypatch):
     expected = [chat().reply("Who?").token_ids]
     monkeypatch.setattr(conversation, "FIRST_SLOTS", 4)

@@ -23,6 +23,15 @@ TEXT = "你好，world! 👩‍👩‍👧 and 🦙."
 
 
 @pytest.fixture
+def tiny_model(tiny_model):
+    """The tiny model with larger weights: as initialised, it says the same whatever it has read."""
+    with torch.no_grad():
+        for parameter in tiny_model.layers.parameters():
+            parameter.mul_(8 if parameter.dim() == 2 else 1)
+    return tiny_model
+
+
+@pytest.fixture
 def write(tiny_model, tiny_tokenizer):
     """generate() with the tiny model, greedily unless told otherwise."""
     def write(prompts, **options):
@@ -63,6 +72,16 @@ def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
         single = Decoder(tiny_model, [0], 9, vocab_size=400)
         assert_close(prefilled[row], single.step(torch.tensor([prompt]))[0], rtol=1e-5, atol=1e-6)
         assert_close(stepped[row], single.step(torch.tensor([[30]]))[0], rtol=1e-5, atol=1e-6)
+
+
+def test_worked_example_positions_do_not_count_padding(tiny_model, monkeypatch):
+    given, hidden = [], tiny_model.hidden
+    monkeypatch.setattr(tiny_model, "hidden", lambda tokens, *, positions, **options: (
+        given.append(positions.tolist()), hidden(tokens, positions=positions, **options))[1])
+    decoder = Decoder(tiny_model, [0, 2], 6, vocab_size=400)
+    decoder.step(torch.tensor([[5, 6, 7, 8], [0, 0, 7, 8]]))
+    decoder.step(torch.tensor([[9], [9]]))
+    assert given == [[[0, 1, 2, 3], [0, 0, 0, 1]], [[4], [2]]]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "sampled"])

@@ -144,6 +144,18 @@ def test_two_ways_stacked_adapters_equal_the_sum_of_their_deltas():
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
 
 
+def test_property_of_stacked_adapters_the_new_one_alone_learns():
+    model = build()
+    add_lora(model, LoRAConfig(rank=2), name="a")
+    add_lora(model, LoRAConfig(rank=2), name="b")
+    assert lora.adapter_names(model, active=True) == ["a", "b"]
+    stir(model)(TOKENS).square().mean().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert len(learned) == 2 * 7 * 2 and all(".b." in name for name in learned)
+    set_active(model, ["a", "b"])
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == 2 * len(learned)
+
+
 def test_property_adapters_are_swapped_and_taken_off():
     model = build()
     base, weights = logits(model), bits(model)

@@ -1,5 +1,6 @@
 """The chat loop, driven by scripted lines and by a real pseudo-terminal; the live line and its silence in a log."""
 
+import codecs
 import os
 import select
 import subprocess
@@ -109,6 +110,7 @@ class Typist:
                                         env=os.environ | {"TERM": "xterm", "PYTHONUTF8": "1"})
         os.close(terminal_end)
         self.seen = ""
+        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     def wait_for(self, words, seconds=60):
         """Read until `words` come; returns everything up to them, which is then read."""
@@ -117,7 +119,7 @@ class Typist:
             assert time.monotonic() < end, f"{words!r} did not come; on the screen: {self.seen!r}"
             if select.select([self.screen], [], [], 0.1)[0]:
                 try:
-                    self.seen += os.read(self.screen, 65536).decode(errors="replace")
+                    self.seen += self.characters.decode(os.read(self.screen, 65536))
                 except OSError:                                     # the program has ended
                     time.sleep(0.05)
         before, _, self.seen = self.seen.partition(words)

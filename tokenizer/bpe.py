@@ -328,7 +328,7 @@ def train(texts: Iterable[str], vocab_size: int, *, split: str = "llama3",
 
     It is smaller than `vocab_size` where the texts run out of pairs that occur twice. The same texts give the same ids.
 
-    Raises ValueError for a size that leaves no room for the bytes, and for an unknown split rule.
+    Raises ValueError for a size without room for the bytes, for an unknown split rule, and for what `utf8` refuses.
     """
     if split not in RULES:
         raise ValueError(f"the split rule '{split}' is not known; known are {', '.join(RULES)}")
@@ -339,10 +339,11 @@ def train(texts: Iterable[str], vocab_size: int, *, split: str = "llama3",
     rule = RULES[split]
     words = Counter()
     for text in texts:
+        utf8(text)
         words.update(rule.split(unicodedata.normalize("NFC", text) if rule.name == "qwen2" else text))
     tokens = [bytes([byte]) for byte in range(256)]
     merges = []
-    for left, right in learn_merges({utf8(word): count for word, count in words.items()}, vocab_size - first):
+    for left, right in learn_merges({word.encode(): count for word, count in words.items()}, vocab_size - first):
         merges.append(f"{_spelled(tokens[left])} {_spelled(tokens[right])}")
         tokens.append(tokens[left] + tokens[right])
     added = {token: id for id, token in enumerate(special)}

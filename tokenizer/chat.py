@@ -3,8 +3,10 @@ r"""Messages -> token ids and which of them are learned: one definition of a for
 A turn is three texts: a head, which asks for the turn; a body, in which {} is what was said; a tail. A model learns the
 bodies of the assistant, whose last token is the end that stops generation, and nothing else:
 
-    <|im_start|>user\n Who are you?<|im_end|> \n <|im_start|>assistant\n A Llama.<|im_end|> \n
-    not learned ........................................................ learned ...........  not
+    head                       body                       tail
+    <|im_start|>user\n         Who are you?<|im_end|>     \n
+    <|im_start|>assistant\n    A Llama.<|im_end|>         \n
+                               learned
 
 Ids are built piece by piece, never by encoding the whole as one string: the marks of a format become control tokens,
 and what people say is always text, even where it spells such a mark. The border between the head and what the assistant

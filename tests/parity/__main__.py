@@ -2,11 +2,13 @@
 
     python -m tests.parity --judges .venv-parity/bin/python
 
-What is compared: logits and greedy text of SmolLM2-135M-Instruct (fetched on first use) with transformers, token ids
-with tokenizers, and that folders and adapters saved here open in transformers and peft with equal logits.
+What is compared: logits and greedy text of SmolLM2-135M-Instruct (fetched on first use) with transformers, the numbers
+of its packed file with gguf, token ids with tokenizers; and that folders and adapters saved here open in transformers
+and peft with equal logits.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -26,6 +28,9 @@ from llama.lora import LoRAConfig, add_lora, save_adapter
 from llama.model import Llama
 from tests.parity import texts
 from tokenizer import bpe, load_tokenizer
+from weights import gguf
+from weights.fetch import CATALOGUE, fetch
+from weights.paths import home
 
 MODEL = "smollm2-135m-instruct"
 
@@ -91,6 +96,20 @@ def smollm2(judges: Judges) -> Iterator[Check]:
                          {"Chinese": ids["Chinese"]}, adapter=adapter)
 
 
+def unpacking(judges: Judges) -> Iterator[Check]:
+    """The tensors of the fetched GGUF file, packed in Q4_1 and Q8_0, as read here and by the reader of its makers."""
+    packed = home() / CATALOGUE[MODEL].members[0].path
+    file = gguf.open_gguf(packed)
+    config = gguf.config(file)
+    theirs = judges.ask(what="gguf", file=str(packed), layers=config["num_hidden_layers"],
+                        heads={"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]},
+                        names=[name for name, _, _ in gguf.tensor_ledger(file)])
+    ours = {name: hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
+            for name, tensor in gguf.read_tensors(file)}
+    differ = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
+    yield Check("GGUF file, numbers unpacked", "gguf", f"{len(theirs)} tensors", f"{differ} differ", differ == 0)
+
+
 def tokenizers(judges: Judges) -> Iterator[Check]:
     trained = judges.folder / "trained"
     bpe.train([texts.NEUTRAL, texts.CHINESE, texts.CODE], 1000, special=("<|endoftext|>",)).save(trained)
@@ -123,8 +142,7 @@ def saved_folders(judges: Judges) -> Iterator[Check]:
         save_model(built, folder)
         model = load_model(folder)
         yield compare_logits(judges, f"saved folder, {name}", model, folder, ids)
-        add_lora(model, LoRAConfig(rank=2, modules_to_save=("embed_tokens", "lm_head")
-                                   if not config.tie_word_embeddings else ()))
+        add_lora(model, LoRAConfig(rank=2, modules_to_save=("embed_tokens", "lm_head")))
         stir(model)
         save_adapter(model, folder / "adapter")
         yield compare_logits(judges, f"saved adapter, {name}", model, folder, ids, adapter=folder / "adapter")
@@ -144,15 +162,17 @@ def main() -> int:
     parser.add_argument("--judges", required=True, metavar="PYTHON", help="one that has requirements-parity.txt")
     arguments = parser.parse_args()
     started, checks = time.monotonic(), []
+    fetch(MODEL)
     with tempfile.TemporaryDirectory() as temporary:
         judges = Judges(arguments.judges, Path(temporary))
         print(f"| {'what':<44} | {'against':<12} | {'cases':<14} | {'worst':<12} | verdict |\n"
               f"|{'-' * 46}|{'-' * 14}|{'-' * 16}|{'-' * 14}|---------|")
-        for group in (saved_folders, tokenizers, smollm2):
+        for group in (saved_folders, unpacking, tokenizers, smollm2):
             for check in group(judges):
                 checks.append(check)
-                print(f"| {check.what:<44} | {check.against:<12} | {check.cases:<14} | {check.worst:<12} | "
-                      f"{'equal' if check.passed else 'DIFFERS'} |", flush=True)
+                verdict = "equal" if check.passed else "DIFFERS"
+                print(f"| {check.what:<44} | {check.against:<12} | {check.cases:<14} | {check.worst:<12} | {verdict:<7} |",
+                      flush=True)
     failed = sum(not check.passed for check in checks)
     print(f"\nparity: {len(checks) - failed} passed, {failed} failed, in {time.monotonic() - started:.0f} s")
     return 1 if failed else 0

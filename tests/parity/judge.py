@@ -2,7 +2,7 @@
 
     judge.py REQUEST.json ANSWER.safetensors|ANSWER.json
 
-A request is {"what": "logits" | "greedy" | "tokens", …}; see the functions.
+A request is {"what": "logits" | "greedy" | "tokens" | "gguf", …}; see the functions.
 """
 
 import json
@@ -56,6 +56,28 @@ def tokens(request, answer):
               open(answer, "w"))
 
 
+def gguf(request, answer):
+    """{"file", "layers", "heads": {"attn_q": H, "attn_k": G}, "names"} -> sha256 of each tensor in float32.
+
+    The names are Hugging Face's; which tensor of the file each one is, this library says. Rows of q and k are put back from GGUF's order of rotary pairs to Hugging Face's.
+    """
+    import hashlib
+
+    import numpy as np
+    from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
+    from gguf.quants import dequantize
+
+    mapping = get_tensor_name_map(MODEL_ARCH.LLAMA, request["layers"])
+    names = {mapping.get_name("model." + name, try_suffixes=(".weight",)): name for name in request["names"]}
+    sums = {}
+    for tensor in GGUFReader(request["file"]).tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if heads := request["heads"].get(tensor.name.split(".")[-2]):
+            values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        sums[names[tensor.name]] = hashlib.sha256(values.tobytes()).hexdigest()
+    json.dump(sums, open(answer, "w"))
+
+
 if __name__ == "__main__":
     asked = json.load(open(sys.argv[1]))
-    {"logits": logits, "greedy": greedy, "tokens": tokens}[asked["what"]](asked, sys.argv[2])
+    {"logits": logits, "greedy": greedy, "tokens": tokens, "gguf": gguf}[asked["what"]](asked, sys.argv[2])

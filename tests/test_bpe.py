@@ -1,0 +1,299 @@
+"""Byte-level BPE: merging, learning merges, and the files that hold a vocabulary."""
+
+import base64
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from tokenizer import bpe, load_tokenizer
+from tokenizer.learn import learn_merges
+from tokenizer.pretokenize import RULES
+
+TEXTS = ["The cat sat on the mat, and the other cat sat on the other mat.\n",
+         "Low, lower, lowest; new, newer, newest.\n",
+         "今天天气很好，我们今天去公园。公园里的人很多，天气很好。\n",
+         "It's 12345 in 2024, isn't it? Yes, it's 12345!\n"] * 3
+OTHERS = ["the cat isn't lower than 今天的天气", "", " ", "\n\n  x", "Zebra 🦓 é e\u0301 \x00\x7f", "a" * 200,
+          "don't  '''  1234567", "公园公园公园"]
+
+
+@pytest.fixture(scope="module", params=RULES)
+def trained(request):
+    return bpe.train(TEXTS, 340, split=request.param)
+
+
+def gguf(merges, *, tokens=(), types=(), **fields):
+    """A GGUF's vocabulary with the bytes, what these merges make, and further tokens."""
+    made = [merge.replace(" ", "") for merge in merges]
+    return {"model": "gpt2", "pre": "gpt-2", "tokens": [*bpe.ALPHABET, *made, *tokens],
+            "types": [1] * (256 + len(made)) + list(types), "scores": None, "merges": merges, "bos_id": None,
+            "eos_ids": [], "pad_id": None, "unk_id": None, "add_bos": False, "add_space_prefix": False,
+            "chat_template": None} | fields
+
+
+def changed(tokenizer, **fields):
+    """The content of a tokenizer.json with some fields replaced; `model` is only added to."""
+    spec = json.loads(tokenizer.files()["tokenizer.json"])
+    spec["model"] |= fields.pop("model", {})
+    return spec | fields
+
+
+def pieces(tokenizer, text):
+    return [tokenizer.piece(id) for id in tokenizer.encode(text)]
+
+
+def merge_slowly(ids, ranks, merged):
+    """The definition: look for the best pair, merge it, look again."""
+    while True:
+        known = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair in ranks]
+        if not known:
+            return ids
+        rank, i = min(known)
+        ids[i:i + 2] = [merged[rank]]
+
+
+def learn_slowly(words, number):
+    """The definition: count all pairs, merge the most frequent everywhere, count again."""
+    words = [(list(word), count) for word, count in words.items()]
+    merges = []
+    while len(merges) < number:
+        counts = Counter()
+        for word, count in words:
+            for pair in zip(word, word[1:], strict=False):
+                counts[pair] += count
+        best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
+        if best is None or counts[best] < 2:
+            break
+        for word, _ in words:
+            for i in range(len(word) - 1):
+                if tuple(word[i:i + 2]) == best:
+                    word[i:i + 2] = [256 + len(merges)]
+        merges.append(best)
+    return merges
+
+
+# Merging
+
+
+def test_worked_example_the_merge_learned_first_goes_first():
+    tokenizer = bpe.from_vocabulary(gguf(["w e", "l o", "lo w"]))
+    assert pieces(tokenizer, "lower") == ["lo", "we", "r"]          # leftmost first would give low e r
+    assert pieces(tokenizer, "low") == ["low"]
+    assert tokenizer.encode("low") == [258]
+
+
+def test_worked_example_equal_pairs_merge_from_the_left():
+    tokenizer = bpe.from_vocabulary(gguf(["a a", "aa aa"]))
+    assert pieces(tokenizer, "aaaaaaa") == ["aaaa", "aa", "a"]
+
+
+def test_worked_example_words_do_not_merge_across_their_borders():
+    tokenizer = bpe.from_vocabulary(gguf(["e Ġ", "Ġ c", "Ġc a"]))
+    assert pieces(tokenizer, "e ca") == ["e", "▁ca"]
+
+
+def test_two_ways_agree_heap_and_search_anew():
+    for seed in range(300):
+        draw = random.Random(seed)
+        ranks, merged, symbols = {}, [], [0, 1, 2]
+        for _ in range(draw.randint(1, 12)):
+            pair = (draw.choice(symbols), draw.choice(symbols))
+            if pair not in ranks:
+                ranks[pair] = len(merged)
+                merged.append(symbols[-1] + 1)
+                symbols.append(symbols[-1] + 1)
+        ids = draw.choices([0, 1, 2], k=draw.randint(0, 40))
+        assert bpe._merge(ids.copy(), ranks, merged) == merge_slowly(ids, ranks, merged)
+
+
+def test_property_decoding_gives_the_text_back(trained):
+    draw = random.Random(0)
+    for _ in range(200):
+        text = "".join(chr(draw.choice([draw.randrange(128), draw.randrange(0x3000, 0x9FFF), draw.randrange(0x10000,
+                                        0x20000)])) for _ in range(draw.randint(0, 20)))
+        if trained._nfc:
+            text = "".join(char for char in text if char.isascii())
+        assert trained.decode(trained.encode(text)) == text
+
+
+def test_property_long_words_take_no_longer_a_letter_than_short_ones(trained):
+    """Searching anew after each merge would take days here."""
+    for text in ("a" * 10**5, " " * 10**5, "\n" * 10**5, "天" * 10**5, "ca" * 10**5):
+        assert trained.decode(trained.encode(text)) == text
+
+
+def test_property_the_cache_changes_nothing(trained):
+    first = [trained.encode(text) for text in OTHERS]
+    trained._words.clear()
+    assert [trained.encode(text) for text in reversed(OTHERS)] == first[::-1]
+
+
+# Learning
+
+
+def test_worked_example_of_learning_by_hand():
+    words = {b"low": 5, b"lower": 2, b"new": 6}
+    assert learn_merges(words, 4) == [(ord("l"), ord("o")), (256, ord("w")), (ord("e"), ord("w")), (ord("n"), 258)]
+
+
+def test_worked_example_of_learning_counts_overlapping_pairs_but_merges_them_once():
+    assert learn_merges({b"aaa": 2, b"bc": 3}, 3) == [(ord("a"), ord("a")), (ord("b"), ord("c")), (256, ord("a"))]
+
+
+def test_two_ways_agree_learning_at_once_and_counting_anew():
+    for seed in range(200):
+        draw = random.Random(seed)
+        words = {bytes(draw.choices(b"abc", k=draw.randint(1, 12))): draw.randint(1, 5)
+                 for _ in range(draw.randint(0, 12))}
+        assert learn_merges(words, 30) == learn_slowly(words, 30), words
+
+
+def test_property_the_same_texts_in_any_order_give_the_same_vocabulary(trained):
+    again = bpe.train(reversed(TEXTS), 340, split=trained._rule.name)
+    assert again.files() == trained.files()
+
+
+def test_property_special_tokens_come_first_and_ends_are_known():
+    tokenizer = bpe.train(TEXTS, 300)
+    assert tokenizer.special_ids == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    assert tokenizer.eos_ids == (0, 2) and tokenizer.bos_id is None and tokenizer.vocab_size == 300
+
+
+def test_property_nothing_is_learned_from_what_occurs_once():
+    assert bpe.train(["abcdefg"], 1000, special=()).vocab_size == 256
+
+
+def test_refusal_of_vocabularies_that_cannot_be_learned():
+    with pytest.raises(ValueError, match="200 is too small: 256 bytes and 3 special tokens are 259"):
+        bpe.train(TEXTS, 200)
+    with pytest.raises(ValueError, match="split rule 'whitespace' is not known; known are gpt2"):
+        bpe.train(TEXTS, 300, split="whitespace")
+    with pytest.raises(ValueError, match="'the'.* also words of the texts"):
+        bpe.train(["the the the the"] * 9, 300, special=("the",))
+    with pytest.raises(ValueError, match=r"U\+D83D at character 1"):
+        bpe.train(["x\ud83d"], 300)
+
+
+# Files
+
+
+def test_two_ways_agree_saved_and_loaded(trained, tmp_path):
+    trained.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert [loaded.encode(text) for text in OTHERS] == [trained.encode(text) for text in OTHERS]
+    assert loaded.files() == trained.files() == load_tokenizer(trained.files()).files()
+    assert (loaded.eos_ids, loaded.special_ids) == (trained.eos_ids, trained.special_ids)
+
+
+def test_two_ways_agree_merges_as_strings_and_as_pairs(trained):
+    merges = [merge.split(" ") for merge in changed(trained)["model"]["merges"]]
+    as_pairs = bpe.BPETokenizer(changed(trained, model={"merges": merges}))
+    assert [as_pairs.encode(text) for text in OTHERS] == [trained.encode(text) for text in OTHERS]
+
+
+def test_two_ways_agree_merges_and_ranks(trained):
+    ranks = b"".join(base64.b64encode(trained.token_bytes(id)) + b" %d\n" % (id - 3)
+                     for id in range(3, trained.vocab_size))
+    by_rank = bpe.from_ranks(ranks, split=trained._rule.name, special=tuple(trained.special_ids))
+    for text in OTHERS + TEXTS:
+        assert by_rank.encode(text) == [id - 3 for id in trained.encode(text)]
+    assert by_rank.special_ids["<|im_end|>"] == trained.vocab_size - 1
+
+
+def test_two_ways_agree_gguf_and_tokenizer_json(trained):
+    spec = changed(trained)
+    tokens = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].get)
+    from_gguf = bpe.from_vocabulary(gguf([]) | {
+        "pre": trained._rule.gguf_names[0], "tokens": tokens, "types": [3] * 3 + [1] * (len(tokens) - 3),
+        "merges": spec["model"]["merges"], "bos_id": 1, "eos_ids": [2, 0], "pad_id": 2})
+    assert [from_gguf.encode(text) for text in OTHERS] == [trained.encode(text) for text in OTHERS]
+    assert (from_gguf.bos_id, from_gguf.eos_ids, from_gguf.pad_id, from_gguf.adds_bos) == (1, (2, 0), 2, False)
+    assert from_gguf.special_ids == trained.special_ids
+
+
+def test_worked_example_llama_3s_rank_file_is_followed_by_its_control_tokens():
+    split, special = bpe._PUBLISHED_RANKS[128_000]
+    assert (split, len(special)) == ("llama3", 256)
+    assert {special.index(f"<|{name}|>") + 128_000: name for name in (
+        "begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eom_id", "eot_id")} == {
+        128_000: "begin_of_text", 128_001: "end_of_text", 128_006: "start_header_id", 128_007: "end_header_id",
+        128_008: "eom_id", 128_009: "eot_id"}
+
+
+def test_worked_example_a_beginning_that_the_file_adds_is_remembered():
+    vocabulary = gguf(["a b"], tokens=["<|begin_of_text|>"], types=[3], bos_id=257, add_bos=True)
+    tokenizer = bpe.from_vocabulary(vocabulary)
+    assert tokenizer.adds_bos and tokenizer.encode("ab", bos=True) == [257, 256]
+    alone = load_tokenizer({"tokenizer.json": tokenizer.files()["tokenizer.json"]})
+    assert alone.adds_bos and alone.bos_id == 257
+
+
+# What tokenizer.json may ask for
+
+
+def test_worked_example_ignore_merges_takes_whole_words_first():
+    spec = json.loads(bpe.from_vocabulary(gguf(["a b", "b c"], tokens=["abc"], types=[1])).files()["tokenizer.json"])
+    assert bpe.BPETokenizer(spec).encode("abc") == [256, ord("c")]
+    spec["model"]["ignore_merges"] = True
+    assert bpe.BPETokenizer(spec).encode("abc abcd") == [258, ord(" "), 256, ord("c"), ord("d")]
+
+
+def test_property_a_control_token_spelled_like_a_word_is_no_word():
+    tokenizer = bpe.train(TEXTS, 300, special=("PAD",))
+    tokenizer = bpe.BPETokenizer(changed(tokenizer, model={"ignore_merges": True}))
+    assert tokenizer.encode("PAD", allow_special=True) == [0] and 0 not in tokenizer.encode("PAD")
+
+
+def test_worked_example_bytes_that_a_vocabulary_lacks_vanish_or_become_unknown(trained):
+    spec = changed(trained)
+    del spec["model"]["vocab"]["Ĝ"]                                 # U+001C, which SmolLM2 lacks
+    assert bpe.BPETokenizer(spec).decode(bpe.BPETokenizer(spec).encode("a\x1cb")) == "ab"
+    spec["model"]["unk_token"] = "<|endoftext|>"
+    assert bpe.BPETokenizer(spec).decode(bpe.BPETokenizer(spec).encode("a\x1cb")) == "a<|endoftext|>b"
+
+
+def test_worked_example_qwen_composes_characters():
+    composing, plain = bpe.train(TEXTS, 300, split="qwen2"), bpe.train(TEXTS, 300, split="llama3")
+    assert composing.decode(composing.encode("e\u0301")) == "\u00e9"
+    assert plain.decode(plain.encode("e\u0301")) == "e\u0301"
+
+
+def test_worked_example_added_tokens_that_are_text_are_found_in_any_text(trained):
+    size = trained.vocab_size
+    added = [*changed(trained)["added_tokens"], {"id": size, "content": "<think>", "special": False},
+             {"id": size + 1, "content": "<|forgotten|>", "special": False}]
+    tokenizer = bpe.BPETokenizer(changed(trained, added_tokens=added))
+    assert size in tokenizer.encode("<think>x") and tokenizer.decode([size], skip_special=True) == "<think>"
+    assert size + 1 not in tokenizer.encode("<|forgotten|>")        # it looks like a control token, so it is one
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"model": {"type": "Unigram"}}, "type Unigram; only BPE"),
+    ({"model": {"byte_fallback": True}}, "SentencePiece vocabulary .* use the tokenizer.model"),
+    ({"model": {"dropout": 0.1}}, "dropout 0.1"),
+    ({"model": {"merges": ["a"]}}, "merge 0 of the vocabulary is 'a'"),
+    ({"model": {"merges": ["a b", "x ab"]}}, "merge .* of the vocabulary is"),
+    ({"model": {"vocab": []}}, "does not hold a byte-level BPE"),
+    ({"normalizer": {"type": "Lowercase"}}, "normalizer 'Lowercase'"),
+    ({"pre_tokenizer": {"type": "Whitespace"}}, '"pre_tokenizer": {"type": "Whitespace"}'),
+    ({"added_tokens": [{"id": 0, "content": "<mask>", "lstrip": True}]}, "lstrip at its token '<mask>'"),
+])
+def test_refusal_of_what_would_change_ids(trained, change, words):
+    with pytest.raises(ValueError, match=words):
+        bpe.BPETokenizer(changed(trained, **change))
+
+
+def test_refusal_of_rank_files_that_say_too_little():
+    with pytest.raises(ValueError, match="rank file of 1 tokens does not say how text is split.*128,000"):
+        bpe.from_ranks(b"IQ== 0\n")
+    with pytest.raises(ValueError, match="line 2 of the rank file is not a token in base64 and its rank: 'abc'"):
+        bpe.from_ranks(b"IQ== 0\nabc\n")
+    with pytest.raises(ValueError, match="line 2 of the rank file has rank 7"):
+        bpe.from_ranks(b"IQ== 0\nIg== 7\n")
+
+
+def test_refusal_of_a_gguf_without_merges():
+    with pytest.raises(ValueError, match="has no merges"):
+        bpe.from_vocabulary(gguf([]) | {"merges": None})

@@ -1,0 +1,204 @@
+"""The door generate.py: what it prints where, what it refuses, and how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_terminal import Typist
+
+import generate
+from llama import cli
+from llama.checkpoint import get_model, save_model
+from llama.lora import LoRAConfig, add_lora, save_adapter
+from tokenizer.chat import FORMATS
+
+DOOR = Path(generate.__file__)
+FIELDS = ["prompt", "text", "token_ids", "finish_reason", "prompt_tokens", "tokens_per_second"]
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "model")
+    return tmp_path
+
+
+@pytest.fixture
+def door(folder, monkeypatch, capsys):
+    """Run the door in this process with the tiny model; returns what it printed on stdout."""
+    def door(*flags, code=0):
+        monkeypatch.setattr(sys, "argv", ["generate.py", "--model", str(folder / "model"), *map(str, flags)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(generate.main)
+        said = capsys.readouterr()
+        door.stderr = said.err
+        assert ended.value.code == code, said.err
+        return said.out
+    return door
+
+
+def records(output):
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def start(folder, *flags, **streams):
+    return subprocess.Popen([sys.executable, DOOR, "--model", folder / "model", *flags], cwd=folder,
+                            encoding="utf-8", stderr=subprocess.PIPE, **streams)
+
+
+# What is printed
+
+def test_two_ways_a_raw_prompt_streams_what_json_tells(door, tiny_model):
+    flags = ["--prompt", "The 狐 fox", "--max-new-tokens", 12, "--temperature", 0]
+    record, = records(door(*flags, "--json"))
+    assert list(record) == FIELDS
+    assert record["text"] == tiny_model.generate("The 狐 fox", max_new_tokens=12, temperature=0.0)
+    assert record["prompt"] == "The 狐 fox" and len(record["token_ids"]) == 12
+    assert record["prompt_tokens"] == len(tiny_model.tokenizer.encode("The 狐 fox"))
+    assert door(*flags) == f"The 狐 fox{record['text']}\n"
+    assert "12 tokens in" in door.stderr and "cut off" in door.stderr
+
+
+def test_two_ways_prompts_of_several_lengths_equal_single_runs(door):
+    prompts = ["The", "The quick brown fox", "你好，世界！"]
+    flags = ["--max-new-tokens", 8, "--temperature", 0, "--json"]
+    alone = [record for prompt in prompts for record in records(door("--prompt", prompt, *flags))]
+    together = records(door(*(flag for prompt in prompts for flag in ("--prompt", prompt)), *flags))
+    for record in alone + together:
+        del record["tokens_per_second"]
+    assert together == alone
+
+
+def test_worked_example_several_texts_come_in_blocks(door):
+    flags = ["--prompt", "The", "--prompt", "你好", "--num-samples", 2, "--max-new-tokens", 4]
+    rows = records(door(*flags, "--json"))
+    assert [record["prompt"] for record in rows] == ["The", "The", "你好", "你好"]
+    assert rows[0]["text"] != rows[1]["text"]
+    blocks = [f"--- {i} of 4 ---\n{record['prompt']}{record['text']}\n\n" for i, record in enumerate(rows, 1)]
+    assert door(*flags) == "".join(blocks)
+
+
+def test_worked_example_a_question_prints_the_answer_alone(door, tiny_model):
+    flags = ["--chat", "--chat-format", "chatml", "--prompt", "Who?", "--max-new-tokens", 6, "--temperature", 0]
+    record, = records(door(*flags, "--json"))
+    assert record["prompt"] == "Who?" and door(*flags) == record["text"] + "\n"
+    with_system, = records(door(*flags, "--system", "Be brief.", "--json"))
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    ids, _ = FORMATS["chatml"].encode(said, tiny_model.tokenizer, reply=True)
+    assert with_system["prompt_tokens"] == len(ids) > record["prompt_tokens"]
+
+
+def test_worked_example_a_model_without_a_chat_format_says_which_it_takes(door):
+    door("--chat", "--prompt", "Who?", "--max-new-tokens", 2)
+    assert "'alpaca' is used" in door.stderr
+
+
+def test_worked_example_without_prompt_and_terminal_a_sample_answer(door):
+    assert door("--max-new-tokens", 4).startswith(f"you> {generate.QUESTION}\n")
+    assert records(door("--max-new-tokens", 4, "--json"))[0]["prompt"] == generate.QUESTION
+
+
+def test_worked_example_prompt_files(door, folder):
+    flags = ["--max-new-tokens", 2, "--json"]
+    (folder / "prompt.txt").write_text("Two\nlines\n", encoding="utf-8")
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b\\n", "text": ""}\n', encoding="utf-8")
+    given = records(door("--prompt", "first", "--prompt-file", folder / "prompt.txt", *flags))
+    assert [record["prompt"] for record in given] == ["first", "Two\nlines"]
+    given = records(door("--prompt-file", folder / "prompts.jsonl", *flags))
+    assert [record["prompt"] for record in given] == ["a", "b\n"]
+
+
+def test_worked_example_stop_and_seed_and_ignore_eos_reach_the_model(door):
+    flags = ["--prompt", "The", "--max-new-tokens", 40, "--temperature", 3, "--top-p", 0, "--json"]
+    plain, = records(door(*flags, "--seed", 1))
+    assert records(door(*flags, "--seed", 1))[0]["token_ids"] == plain["token_ids"]
+    assert records(door(*flags, "--seed", 2))[0]["token_ids"] != plain["token_ids"]
+    middle = plain["text"][3:6]
+    cut, = records(door(*flags, "--seed", 1, "--stop", middle, "--stop", "never so"))
+    assert cut["text"] == plain["text"].split(middle)[0] and cut["finish_reason"] == "stop"
+
+
+def test_two_ways_an_adapter_equals_the_adapted_model(door, folder, tiny_model):
+    before, = records(door("--prompt", "The", "--max-new-tokens", 8, "--temperature", 0, "--json"))
+    model = get_model(folder / "model")
+    add_lora(model, LoRAConfig(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora" in name.lower():
+            parameter.data.normal_(std=1.0)
+    save_adapter(model, folder / "adapter")
+    after, = records(door("--prompt", "The", "--max-new-tokens", 8, "--temperature", 0, "--json",
+                          "--adapter", folder / "adapter"))
+    assert after["text"] == model.generate("The", max_new_tokens=8, temperature=0.0) != before["text"]
+
+
+# What is refused
+
+@pytest.mark.parametrize("flags, words", [
+    (["--prompt", "x", "--system", "y"], "--system means nothing to a raw prompt; add --chat"),
+    (["--prompt", "x", "--chat-format", "chatml"], "--chat-format means nothing to a raw prompt; add --chat"),
+    (["--chat", "--prompt", "x", "--chat-format", "morse"], "the chat format 'morse' is not known"),
+    (["--chat", "--json"], "--json does not go with an interactive chat"),
+    (["--chat", "--num-samples", "2"], "--num-samples 2 does not go with an interactive chat"),
+    (["--prompt", "x", "--num-samples", "2", "--temperature", "0"], "same text 2 times; raise the temperature"),
+    (["--prompt", "x", "--num-samples", "0"], "--num-samples 0: it must be at least 1"),
+    (["--prompt", "x", "--max-new-tokens", "-1"], "--max-new-tokens -1: it must be at least 1"),
+    (["--prompt", "x", "--stop", ""], "give at least one character"),
+    (["--prompt", "x", "--top-p", "3"], "top_p is 3.0; it must be between 0 and 1"),
+    (["--prompt", "x", "--temperature", "warm"], "invalid float value: 'warm'"),
+    (["--prompt", ""], "the prompt is empty"),
+    (["--prompt", "broken \udcff"], "half of a surrogate pair"),
+    (["--prompt", "x y " * 200], "model's context is 256"),
+    (["--prompt", "x", "--adapter", "nowhere"], "nowhere"),
+    (["--prompt", "x", "--model", "nowhere/model"], "no such model file or folder"),
+    (["--prompt-file", "nowhere.txt"], "nowhere.txt: there is no such file"),
+    (["--prompt-file", "."], "this is a folder"),
+])
+def test_refusal_in_one_sentence(door, flags, words):
+    assert door(*flags, code=2) == ""
+    assert words in door.stderr and door.stderr.startswith("generate.py: ") and door.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("empty.txt", b"", "the file is empty"),
+    ("latin.txt", "ä".encode("latin-1"), "latin.txt:1: byte 1 of this line is not UTF-8"),
+    ("bad.jsonl", b'{"prompt": "a"}\n{oops\n', "bad.jsonl:2: this is not JSON"),
+    ("lacks.jsonl", b'{"text": "a"}\n', "lacks.jsonl:1: the field 'prompt' is missing"),
+])
+def test_refusal_of_a_bad_prompt_file(door, folder, name, content, words):
+    (folder / name).write_bytes(content)
+    assert door("--prompt-file", folder / name, code=2) == ""
+    assert words in door.stderr
+
+
+# How it ends
+
+def test_worked_example_a_reader_that_leaves_ends_it_quietly(folder):
+    process = start(folder, "--prompt", "The fox", "--ignore-eos", "--max-new-tokens", "250", stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE)
+    assert process.stdout.read(5) == "The f"
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
+
+
+def test_worked_example_ctrl_c_ends_it_quietly(folder):
+    process = start(folder, "--chat", "--prompt", "Who?", "--ignore-eos", "--num-samples", "5000",
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert "'alpaca' is used" in process.stderr.readline()          # now it is at work
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error.strip()) == (130, "", "")
+
+
+def test_worked_example_a_chat_on_a_terminal(folder):
+    typist = Typist(sys.executable, str(DOOR), "--model", str(folder / "model"), "--chat-format", "chatml",
+                    "--max-new-tokens", "200", "--ignore-eos")
+    typist.wait_for("you> ")
+    typist.type("你是谁？\r")
+    typist.wait_for("you> ")
+    typist.type("/system 请简短\r")
+    typist.wait_for("system message: 请简短")
+    typist.wait_for("you> ")
+    typist.type("\x04")
+    assert typist.process.wait(30) == 0
