@@ -20,6 +20,7 @@ from llama.inspect import show_sample
 from llama.lora import LoRAConfig, add_lora, load_adapter
 from llama.objectives import Plain
 from llama.optimizer import OPTIMIZERS
+from llama.tasks.instruction import InstructionTask
 from llama.trainer import TrainConfig, Trainer
 from weights.paths import home, resolve
 
@@ -45,7 +46,7 @@ def main() -> None:
     for record in (LoRAConfig, cli.TaskFlags, TrainConfig):
         cli.add_flags(parser, record, skip=("seed",))
     cli.add_flags(parser, cli.ModelFlags)
-    parser.set_defaults(epochs=8, lr=1e-3, batch_size=8)
+    parser.set_defaults(epochs=3, lr=5e-4, batch_size=4)
     arguments = parser.parse_args()
     if arguments.lora and arguments.adapter:
         raise ValueError("--lora learns a new adapter; to go on with one, merge it into a model first")
@@ -81,6 +82,8 @@ def main() -> None:
         for sample in task.samples(data, model.tokenizer)[:3]:
             print(show_sample(sample, model.tokenizer, colour=sys.stdout.isatty()))
         return
+    if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
+        model.tokenizer.chat_template = task.format(model.tokenizer).template
     print(learning_table(model), file=sys.stderr)
 
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config,

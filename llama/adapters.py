@@ -23,7 +23,7 @@ from torch import Tensor
 
 from weights.huggingface import memory_name, read_json, stored_name, to_json, write_safetensors
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 PREFIX = "base_model.model."
 FINGERPRINT = "base_fingerprint"                                    # key in the header of the tensor file
 
@@ -69,6 +69,7 @@ class Adapter:
     tied: bool = False
     base: str = ""                                                  # name of the model it was learned on
     fingerprint: str = ""                                           # of that model's files; "" if not known
+    chat_template: str = ""                                         # Jinja, of the format it was learned in; "" if none
 
 
 def write_adapter(folder: str | Path, adapter: Adapter) -> None:
@@ -90,6 +91,8 @@ def write_adapter(folder: str | Path, adapter: Adapter) -> None:
         metadata = {FINGERPRINT: adapter.fingerprint} if adapter.fingerprint else None
         write_safetensors(partial / TENSORS, ledger, stored.items(), metadata)
         (partial / CONFIG).write_bytes(to_json(_to_peft(adapter)))
+        if adapter.chat_template:
+            (partial / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8", newline="")
         if folder.exists():
             os.rename(folder, aside)
         os.rename(partial, folder)
@@ -127,7 +130,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     if not tensors:
         raise ValueError(f"{path}: the adapter is empty: it holds no tensor and would change nothing; train it again")
     tied = bool(values.get("ensure_weight_tying"))
-    return Adapter(config, tensors, tied, str(values.get("base_model_name_or_path") or ""), fingerprint)
+    template = (folder / TEMPLATE).read_bytes().decode(errors="replace") if (folder / TEMPLATE).is_file() else ""
+    return Adapter(config, tensors, tied, str(values.get("base_model_name_or_path") or ""), fingerprint, template)
 
 
 def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]],

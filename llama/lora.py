@@ -221,7 +221,7 @@ def unmerge_lora(model: Llama) -> None:
 
 
 def save_adapter(model: Llama, folder: str | Path, *, name: str = "default", base: str = "") -> None:
-    """Write one adapter as PEFT's folder, whole or not at all, with the fingerprint of the model below it.
+    """Write one adapter as PEFT's folder, whole or not at all, with chat template and fingerprint of the model below.
 
     base  the name to record for that model; default the path that it was loaded from
 
@@ -241,6 +241,7 @@ def save_adapter(model: Llama, folder: str | Path, *, name: str = "default", bas
         tied=len(set(copies.values())) < len(copies),
         base=str(base or model.source or ""),
         fingerprint=fingerprint(model.source) if model.source else "",
+        chat_template=(model.tokenizer and model.tokenizer.chat_template) or "",
     ))
 
 
@@ -271,6 +272,8 @@ def load_adapter(model: Llama, folder: str | Path, *, name: str = "default") -> 
     with torch.no_grad():
         for key, parameter in _tensors(model, name).items():
             parameter.copy_(adapter.tensors[key])
+    if model.tokenizer and adapter.chat_template:
+        model.tokenizer.chat_template = adapter.chat_template       # it is asked in the format that it was tuned in
 
 
 # ---- on and off ------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,43 +27,11 @@ from llama.evaluate import evaluate
 from llama.lora import has_lora, save_adapter
 from llama.model import Llama, checkpoint_activations
 from llama.objectives import Plain
-from llama.optimizer import Masters, learning_rate, make_optimizer
+from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
 from llama.tasks.task import Task, to_device
 from llama.terminal import Progress
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train."""
-
-    epochs: Annotated[int, "times through the data"] = 1
-    max_steps: Annotated[int, "stop after so many updates; 0 for no limit"] = 0
-    minutes: Annotated[float, "stop after so many minutes; 0 for no limit"] = 0.0
-    batch_size: Annotated[int, "samples that go through the model at once"] = 8
-    accumulate: Annotated[int, "micro-batches that make one update"] = 1
-    lr: Annotated[float, "peak learning rate"] = 2e-4
-    schedule: Annotated[Literal["cosine", "linear", "constant"], "course of the learning rate"] = "cosine"
-    warmup: Annotated[float, "part of the run in which the rate rises"] = 0.05
-    weight_decay: Annotated[float, "pull of matrices towards 0"] = 0.0
-    clip: Annotated[float, "largest norm of the gradient; 0 for no limit"] = 1.0
-    eval_every: Annotated[int, "evaluate every so many updates; 0 for the end of each epoch"] = 0
-    patience: Annotated[int, "stop after so many evaluations without a better loss; 0 for never"] = 0
-    save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch"] = 0
-    save_epochs: Annotated[bool, "keep the result of every epoch, as OUTPUT_epoch1 and so on"] = False
-    checkpoint_activations: Annotated[bool, "recompute blocks in the backward pass: less memory, more time"] = False
-    seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_steps", "minutes", "weight_decay", "clip", "eval_every", "patience", "save_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more")
-        if not (0 < self.lr < math.inf and 0 <= self.warmup <= 1):
-            raise ValueError(f"lr is {self.lr} and warmup {self.warmup}; lr must be above 0, warmup between 0 and 1")
 
 
 class Trainer:

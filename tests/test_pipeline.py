@@ -54,7 +54,7 @@ def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
                "--output", "tuned", cwd=tmp_path)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["test"]["loss"] < 0.5 and "●" in done.stderr and "python generate.py" in done.stderr
-    done = run(HOME / "generate.py", *answer, "--chat", "--chat-format", "alpaca", "--prompt", "Who? 3", "--json",
+    done = run(HOME / "generate.py", *answer, "--chat", "--prompt", "Who? 3", "--json",
                "--temperature", "0", "--max-new-tokens", "30", cwd=tmp_path)
     line = json.loads(done.stdout)
     assert line["text"].strip() == "I am 小驼." and line["finish_reason"] == "stop"

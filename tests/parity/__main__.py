@@ -70,7 +70,7 @@ def compare_logits(judges: Judges, what: str, model: Llama, folder: Path, ids: d
     worst = max((model(torch.tensor([row]))[0] - theirs[name]).abs().max().item() for name, row in ids.items())
     positions = sum(map(len, ids.values()))
     against = "peft" if adapter else "transformers"
-    return Check(what, against, f"{positions} positions", f"|Δ| {worst:.1e}", worst < limit)
+    return Check(what, against, f"{positions} positions", f"Δ {worst:.1e}", worst < limit)
 
 
 def smollm2(judges: Judges) -> Iterator[Check]:
@@ -165,17 +165,19 @@ def main() -> int:
     fetch(MODEL)
     with tempfile.TemporaryDirectory() as temporary:
         judges = Judges(arguments.judges, Path(temporary))
-        print(f"| {'what':<44} | {'against':<12} | {'cases':<14} | {'worst':<12} | verdict |\n"
-              f"|{'-' * 46}|{'-' * 14}|{'-' * 16}|{'-' * 14}|---------|")
+        print(_row("what", "against", "cases", "worst", "verdict") + "\n" + _row(*["---"] * 5))
         for group in (saved_folders, unpacking, tokenizers, smollm2):
             for check in group(judges):
                 checks.append(check)
                 verdict = "equal" if check.passed else "DIFFERS"
-                print(f"| {check.what:<44} | {check.against:<12} | {check.cases:<14} | {check.worst:<12} | {verdict:<7} |",
-                      flush=True)
+                print(_row(check.what, check.against, check.cases, check.worst, verdict), flush=True)
     failed = sum(not check.passed for check in checks)
     print(f"\nparity: {len(checks) - failed} passed, {failed} failed, in {time.monotonic() - started:.0f} s")
     return 1 if failed else 0
+
+
+def _row(what: str, against: str, cases: str, worst: str, verdict: str) -> str:
+    return f"| {what:<44} | {against:<12} | {cases:<14} | {worst:<12} | {verdict:<7} |"
 
 
 if __name__ == "__main__":

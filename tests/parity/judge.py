@@ -59,7 +59,8 @@ def tokens(request, answer):
 def gguf(request, answer):
     """{"file", "layers", "heads": {"attn_q": H, "attn_k": G}, "names"} -> sha256 of each tensor in float32.
 
-    The names are Hugging Face's; which tensor of the file each one is, this library says. Rows of q and k are put back from GGUF's order of rotary pairs to Hugging Face's.
+    The names are Hugging Face's; which tensor of the file each one is, this library says. Rows of q and k are
+    put back from GGUF's order of rotary pairs to Hugging Face's.
     """
     import hashlib
 
