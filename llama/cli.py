@@ -49,12 +49,20 @@ class TaskFlags:
             raise ValueError(f"max_length is {self.max_length}; a sample needs at least 2 tokens")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something: not None, no switch that is off, no empty name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default in ("", ())
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are one sentence, like all others here."""
 
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                         formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
@@ -199,6 +207,8 @@ def prove_saved(model: Any, again: Any, prompt: str) -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
     program = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):                         # Chinese on a terminal that says it knows ASCII alone
+        stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         main()
         sys.stdout.flush()

@@ -71,3 +71,7 @@ class InstructionTask(Task):
 
     def prompt(self, text: str, tokenizer: Any) -> list[int]:
         return self.format(tokenizer).encode([{"role": "user", "content": text}], tokenizer, reply=True)[0]
+
+    def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:
+        """The answers to questions; they also end where the chat format ends them."""
+        return super().predict(model, inputs, chat_format=self.format(model.tokenizer), **options)
