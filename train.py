@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     cli.add_flags(parser, TrainConfig, skip=("seed",))
     cli.add_flags(parser, cli.ModelFlags, skip=("model", "adapter"))
-    parser.set_defaults(epochs=100, minutes=8.0, lr=2e-3, batch_size=8, weight_decay=0.1, eval_every=500)
+    parser.set_defaults(epochs=100, minutes=8.5, lr=3e-3, batch_size=4, weight_decay=0.1, eval_every=1000)
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
