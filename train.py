@@ -1,6 +1,6 @@
 """Train a Llama from scratch: text → tokenizer → tokens → model folder → a sample and an honest score.
 
-    python train.py                                             # fetched news text, some 7 million parameters
+    python train.py                                             # fetched news text, some 3 million parameters
     python train.py --data my.txt --hold-out 0.05 --preset tiny-15m --minutes 60
     python train.py --data my.txt --tokenizer weights/my-llama --hidden-size 512 --num-hidden-layers 8
 
@@ -44,17 +44,18 @@ def main() -> None:
     parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, to evaluate on")
     parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="size of a tokenizer trained here")
-    parser.add_argument("--preset", default="tiny-7m", metavar="NAME", help="shape of the model: " + ", ".join(PRESETS))
+    parser.add_argument("--preset", default="tiny-3m", metavar="NAME", help="shape of the model: " + ", ".join(PRESETS))
     for name in SIZES:
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="instead of the preset's")
-    parser.add_argument("--block-size", type=int, default=256, metavar="N", help="tokens of a training sample")
+    parser.add_argument("--block-size", type=int, default=128, metavar="N", help="tokens of a training sample")
     parser.add_argument("--output", metavar="FOLDER", help="where the model goes (default: next free in weights/)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     cli.add_flags(parser, TrainConfig, skip=("seed",))
     cli.add_flags(parser, cli.ModelFlags, skip=("model", "adapter"))
-    parser.set_defaults(epochs=100, minutes=8.5, lr=3e-3, batch_size=4, weight_decay=0.1, eval_every=1000)
+    parser.set_defaults(epochs=100, minutes=8.5, lr=4e-3, batch_size=8, weight_decay=0.1, eval_every=1000,
+                        save_every=500)
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")

@@ -207,7 +207,7 @@ def prove_saved(model: Any, again: Any, prompt: str) -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
     program = Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):                         # Chinese on a terminal that says it knows ASCII alone
+    for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
         stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         main()

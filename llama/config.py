@@ -165,7 +165,7 @@ _llama3 = {"V": 128_256, "context": 8192, "rope_theta": 500_000.0}
 _llama31 = _llama3 | {"context": 131_072, "rope_scaling": RopeScaling("llama3", factor=8.0)}
 _llama32 = _llama31 | {"rope_scaling": RopeScaling("llama3", factor=32.0), "tie_word_embeddings": True}
 _smollm2 = {"V": 49_152, "context": 8192, "rope_theta": 100_000.0, "tie_word_embeddings": True}
-_tiny = {"V": 4096, "context": 1024, "tie_word_embeddings": True}
+_tiny = {"V": 4096, "context": 1024, "tie_word_embeddings": True, "initializer_range": 0.05}  # ≈ 1/√D, as D is small
 
 PRESETS: dict[str, LlamaConfig] = {
     #                          D    L    H    G      F
@@ -190,6 +190,7 @@ PRESETS: dict[str, LlamaConfig] = {
     "smollm2-1.7b":   _llama( 2048,  24,  32,  32,  8192, **_smollm2 | {"rope_theta": 130_000.0}),
     "tiny-15m":       _llama(  384,   8,   6,   2,  1024, **_tiny),
     "tiny-7m":        _llama(  288,   6,   6,   3,   768, **_tiny),
+    "tiny-3m":        _llama(  192,   4,   6,   2,   512, **_tiny | {"tie_word_embeddings": False}),
     "tiny-1m":        _llama(  128,   4,   4,   2,   384, **_tiny),
     "test":           _llama(   32,   2,   4,   2,    64, **_tiny | {"V": 512, "context": 256}),
 }  # fmt: skip

@@ -12,7 +12,6 @@ Try: divide the loss by the number of micro-batches instead of by targets; tests
 import json
 import logging
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,12 +61,16 @@ class Trainer:
 
         per_step = self.config.batch_size * self.config.accumulate
         self.steps_per_epoch = math.ceil(len(self.samples) / per_step)
-        self.total_steps = self.config.max_steps or self.steps_per_epoch * self.config.epochs
+        self.total_steps = self.steps_per_epoch * self.config.epochs
+        if self.config.max_steps:
+            self.total_steps = min(self.total_steps, self.config.max_steps)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.best, self.best_step, self.worse = math.inf, 0, 0
         self.loss, self.scores = math.nan, {}
         if resume:
             self._load_state()
+        if self.output:
+            self._keep_metrics(self.step)
 
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
@@ -192,7 +195,7 @@ class Trainer:
         if self.output:
             self._save_result(self.output)
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
-                 "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1), "peak_memory": peak_memory()}
+                 "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1), "peak_memory": peak_memory(self.model.device)}
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
@@ -246,6 +249,14 @@ class Trainer:
     def _beside(self, name: str) -> Path:
         return Path(f"{self.output}.training") / name
 
+    def _keep_metrics(self, last: int) -> None:
+        """Drop the lines of steps after `last`, which will be done again, or of an older run under this name."""
+        path = self._beside("metrics.jsonl")
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last),
+                            encoding="utf-8")
+
     def _log(self, line: dict[str, Any]) -> None:
         if self.output:
             path = self._beside("metrics.jsonl")
@@ -258,9 +269,13 @@ def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def peak_memory() -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: on CUDA what was allocated there at most, elsewhere the largest resident size of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:                                             # Windows keeps no such count
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024       # macOS counts bytes, Linux kibibytes
