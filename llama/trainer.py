@@ -195,7 +195,8 @@ class Trainer:
         if self.output:
             self._save_result(self.output)
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
-                 "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1), "peak_memory": peak_memory(self.model.device)}
+                 "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
+                 "peak_memory": peak_memory(self.model.device)}
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
