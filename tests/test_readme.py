@@ -1,4 +1,7 @@
-"""The documents tell the truth about the code: links lead to files, and to the lines that they name."""
+"""The documents tell the truth about the code: links lead to files, and to the lines that they name.
+
+`python tests/test_readme.py` writes the line numbers anew, after definitions have moved.
+"""
 
 import re
 from pathlib import Path
@@ -14,16 +17,21 @@ def _links(document):
     return re.findall(r"\[([^\]]+)\]\((?!https?:)([^)#\s]+)(?:#L(\d+))?\)", text)
 
 
+def _places(path, shown):
+    """The lines of a file that define the name shown."""
+    name = re.escape(shown.strip("`"))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [i for i, text in enumerate(lines, 1) if re.search(rf"(def|class) {name}\b", text)]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_property_every_link_leads_to_a_file_and_every_line_number_to_the_name_it_shows(document):
     for shown, target, line in _links(document):
         path = (HOME / document).parent / target
         assert path.exists(), f"{document} links to {target}, which does not exist"
         if line:
-            name = shown.strip("`").split("(")[0]
-            lines = path.read_text(encoding="utf-8").splitlines()
-            where = [i for i, text in enumerate(lines, 1) if re.search(rf"(def|class) {re.escape(name)}\b", text)]
-            assert int(line) in where, f"{document}: {name} is at line {where} of {target}, not {line}"
+            assert int(line) in _places(path, shown), (
+                f"{document}: {shown} is not at line {line} of {target}; python tests/test_readme.py puts it right")
 
 
 def test_property_both_languages_show_the_same_commands_and_figures():
@@ -45,3 +53,16 @@ def test_property_every_module_says_what_to_try_and_which_test_then_fails():
             assert "Try: " in docstring, f"{path.relative_to(HOME)} says nothing to try"
             for name in re.findall(r"tests/(\w+)\.py", docstring):
                 assert (HOME / "tests" / f"{name}.py").exists(), f"{path.relative_to(HOME)} names tests/{name}.py"
+
+
+def renumber():
+    for document in DOCUMENTS:
+        path = HOME / document
+        text = re.sub(r"\[(`\w+`)\]\(([^)#\s]+)#L\d+\)",
+                      lambda link: f"[{link[1]}]({link[2]}#L{_places(path.parent / link[2], link[1])[0]})",
+                      path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    renumber()
