@@ -55,14 +55,15 @@ def test_property_every_module_says_what_to_try_and_which_test_then_fails():
                 assert (HOME / "tests" / f"{name}.py").exists(), f"{path.relative_to(HOME)} names tests/{name}.py"
 
 
-def renumber():
-    for document in DOCUMENTS:
-        path = HOME / document
-        text = re.sub(r"\[(`\w+`)\]\(([^)#\s]+)#L\d+\)",
-                      lambda link: f"[{link[1]}]({link[2]}#L{_places(path.parent / link[2], link[1])[0]})",
-                      path.read_text(encoding="utf-8"))
-        path.write_text(text, encoding="utf-8")
+def renumber(path):
+    def link(found):
+        shown, target = found.groups()
+        return f"[{shown}]({target}#L{_places(path.parent / target, shown)[0]})"
+
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"\[(`\w+`)\]\(([^)#\s]+)#L\d+\)", link, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    renumber()
+    for document in DOCUMENTS:
+        renumber(HOME / document)
