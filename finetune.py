@@ -15,9 +15,9 @@ import torch
 from llama import cli
 from llama.checkpoint import get_model, load_model
 from llama.evaluate import evaluate
-from llama.freeze import freeze, learning_table
+from llama.freeze import freeze, learning_table, unfreeze
 from llama.inspect import show_sample
-from llama.lora import LoRAConfig, add_lora, load_adapter
+from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
 from llama.objectives import Plain
 from llama.optimizer import OPTIMIZERS
 from llama.tasks.instruction import InstructionTask
@@ -49,7 +49,12 @@ def main() -> None:
     parser.set_defaults(epochs=3, lr=5e-4, batch_size=4)
     arguments = parser.parse_args()
     if arguments.lora and arguments.adapter:
-        raise ValueError("--lora learns a new adapter; to go on with one, merge it into a model first")
+        raise ValueError("--lora learns a new adapter on a plain model; without --lora, --adapter is merged into the "
+                         "model that is tuned")
+    if not arguments.lora and cli.from_flags(LoRAConfig, arguments) != LoRAConfig():
+        raise ValueError("--rank, --alpha, --dropout, --targets and --modules-to-save mean nothing without --lora")
+    if (arguments.patience or arguments.eval_every) and not arguments.eval_data:
+        raise ValueError("--patience and --eval-every need --eval-data to evaluate on")
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
 
@@ -65,15 +70,18 @@ def main() -> None:
     test_data = dataset(arguments.test_data) if arguments.test_data else None
     kind = "adapters" if arguments.lora else "weights"
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
-    cli.check_output(output, overwrite=arguments.overwrite, resume=arguments.resume)
+    cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
+                     overwrite=arguments.overwrite, resume=arguments.resume)
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
     device = cli.choose_device(flags.device)
     dtype = cli.choose_dtype(flags.dtype, device, training=True)
-    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else None, seed=flags.seed)
-    cli.check_length(task_flags, model)
+    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32, seed=flags.seed)
+    cli.check_model(task_flags, model)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
+        merge_lora(model, forget=True)
+        unfreeze(model)
     if arguments.lora:
         add_lora(model, lora_config, generator=torch.Generator().manual_seed(flags.seed))
     elif arguments.freeze_layers:
@@ -97,12 +105,13 @@ def main() -> None:
     if arguments.lora:
         again = get_model(flags.model, device=device, dtype=dtype)
         load_adapter(again, output)
-        use = f"python generate.py --adapter {output} --chat"
+        use = f"python generate.py --adapter {output}"
     else:
         again = load_model(output, device=device)
-        use = f"python generate.py --model {output} --chat"
+        use = f"python generate.py --model {output}"
     if flags.model != cli.ModelFlags.model and arguments.lora:
         use += f" --model {flags.model}"
+    use += " --chat" if isinstance(task, InstructionTask) else " --prompt TEXT"
     cli.prove_saved(model, again, PROMPT)
     print(f"the result is in {output}; use it with\n    {use}", file=sys.stderr)
     print(json.dumps(result))

@@ -32,6 +32,7 @@ from weights.fetch import fetch
 from weights.paths import home, resolve
 
 CORPUS = "peoples-daily"
+VOCAB_SIZE = 4096
 YARDSTICK = 7_000_000                                               # characters: beyond, minutes and gigabytes
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "max_position_embeddings")
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="text to evaluate on")
     parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, to evaluate on")
     parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
-    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="size of a tokenizer trained here")
+    parser.add_argument("--vocab-size", type=int, metavar="N",
+                        help=f"size of a tokenizer trained here (default: {VOCAB_SIZE})")
     parser.add_argument("--preset", default="tiny-3m", metavar="NAME", help="shape of the model: " + ", ".join(PRESETS))
     for name in SIZES:
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="instead of the preset's")
@@ -59,6 +61,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
+    if arguments.tokenizer and arguments.vocab_size is not None:
+        raise ValueError("--vocab-size is for a tokenizer trained here, not for the one given with --tokenizer")
+    vocab_size = arguments.vocab_size or VOCAB_SIZE
+    if arguments.block_size < 1:
+        raise ValueError(f"--block-size is {arguments.block_size}; a block predicts at least 1 token")
     if arguments.hold_out is not None and (arguments.eval_data or not 0 <= arguments.hold_out < 1):
         raise ValueError(f"--hold-out {arguments.hold_out}: give a part between 0 and 1, and no --eval-data beside it")
     config = cli.from_flags(TrainConfig, arguments)
@@ -81,7 +88,7 @@ def main() -> None:
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / "weights", stem)
-    cli.check_output(output, overwrite=arguments.overwrite, resume=arguments.resume)
+    cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
     run = Path(f"{output}.training")
 
     # tokenizer and tokens, made once: a resumed run finds them
@@ -90,8 +97,8 @@ def main() -> None:
     elif arguments.resume:
         tokenizer = load_tokenizer(run / "tokenizer")
     else:
-        print(f"training a tokenizer of {arguments.vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
-        tokenizer = bpe.train(documents, arguments.vocab_size)
+        print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
+        tokenizer = bpe.train(documents, vocab_size)
     tokenizer.save(run / "tokenizer")
     train_data = _tokens(run / "train.tokens", documents, files, f"the first {cut} documents", tokenizer,
                          arguments.block_size)
@@ -141,6 +148,7 @@ def _tokens(path: Path, documents: list[str], sources: list[str], how: str, toke
 def _yardsticks(documents: str, held_out: str) -> dict[str, float]:
     """Bits per byte of the same held-out text, with the same training text known (of a large one its last part)."""
     documents = documents[-YARDSTICK:]
+    held_out = held_out[:YARDSTICK]
     return {"xz -9": baselines.xz_bits_per_byte(documents.encode(), held_out.encode()),
             "5-gram": baselines.ngram_bits_per_byte(documents, held_out, order=5)}
 

@@ -29,8 +29,7 @@ def main() -> None:
 
     print("the model as it comes …", file=sys.stderr)
     before, perplexity_before = _answers(questions), _perplexity()
-    subprocess.run([sys.executable, HOME / "finetune.py", "--lora", "--output", adapter], check=True,
-                   stdout=subprocess.DEVNULL)
+    _run("finetune.py", "--lora", "--output", adapter)
     print("the model with its adapter …", file=sys.stderr)
     after, perplexity_after = _answers(questions, "--adapter", adapter), _perplexity("--adapter", adapter)
 
@@ -58,8 +57,10 @@ def _perplexity(*flags: object) -> float:
 
 
 def _run(*command: object) -> str:
-    return subprocess.run([sys.executable, *map(str, command)], check=True, cwd=HOME, stdout=subprocess.PIPE,
-                          encoding="utf-8").stdout
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=HOME, stdout=subprocess.PIPE, encoding="utf-8")
+    if done.returncode:
+        sys.exit(done.returncode)                                   # it has said why
+    return done.stdout
 
 
 def _width(character: str) -> int:

@@ -129,6 +129,8 @@ def choose_dtype(name: str, device: torch.device, *, training: bool) -> torch.dt
     On CPUs with bfloat16 instructions its products are 4 × faster, so training uses it; generation, bound by memory
     and by the conversion of single rows, is faster in float32 there.
     """
+    if training and name == "float16":
+        raise ValueError("--dtype float16 loses small gradients in training; take bfloat16 or float32")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -171,8 +173,11 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
     return TextGenerationTask(), lambda files: LanguageModelingDataset(*files, block_size=flags.max_length)
 
 
-def check_length(flags: TaskFlags, model: Any) -> None:
-    """Raise ValueError if samples may be longer than what the model can read."""
+def check_model(flags: TaskFlags, model: Any) -> None:
+    """Raise ValueError for a model without tokenizer, and if samples may be longer than what it can read."""
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer, so it reads no text; give a model folder, or make one of a "
+                         "preset's shape with train.py --preset")
     if flags.max_length > (context := model.config.max_position_embeddings):
         raise ValueError(f"samples of up to {flags.max_length} tokens do not fit the model's context of {context}; "
                          f"give --max-length {context}")
@@ -187,11 +192,24 @@ def next_free(folder: Path, name: str) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """Raise ValueError where a result lies that nobody asked to replace."""
-    if output.exists() and not (overwrite or resume):
-        raise ValueError(f"{output} exists already; give --overwrite to replace it, --resume to go on, "
-                         "or another --output")
+def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> None:
+    """Raise ValueError where there is something that nobody asked to replace, or nothing to go on with.
+
+    holds  the file by which a result of this kind is known; a folder of another kind is never replaced
+    """
+    run = Path(f"{output}.training", "last.pt")
+    if overwrite and resume:
+        raise ValueError("--overwrite starts anew and --resume goes on; give one of them")
+    if resume and not run.exists():
+        raise ValueError(f"{run}: there is nothing to resume here; start without --resume")
+    if not (overwrite or resume):
+        if output.exists():
+            raise ValueError(f"{output} exists already; give --overwrite to replace it, or another --output")
+        if run.exists():
+            raise ValueError(f"{output} is an interrupted run; give --resume to go on, --overwrite to start anew, "
+                             "or another --output")
+    if output.exists() and not (output / holds).exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} holds no {holds}, so it is no earlier result; give another --output")
 
 
 def prove_saved(model: Any, again: Any, prompt: str) -> None:
@@ -208,7 +226,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
     program = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
-        stream.reconfigure(encoding="utf-8", errors="replace")
+        if stream:                                                  # None where it was closed
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         main()
         sys.stdout.flush()

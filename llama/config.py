@@ -35,6 +35,9 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "llama3"):
             raise ValueError(f"rotary scaling '{self.kind}' is not known here; known are: linear, llama3")
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"rotary scaling: {name} is {getattr(self, name)!r}; it must be a number")
         if self.factor < 1:
             raise ValueError(f"rotary scaling factor is {self.factor}; a factor below 1 would shorten the context")
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
@@ -77,8 +80,10 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even")
         for name in ("rms_norm_eps", "rope_theta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0")
+            if not _is_number(getattr(self, name)) or not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}; it must be true or false")
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "LlamaConfig":
@@ -132,6 +137,10 @@ class LlamaConfig:
         }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _refuse_other_architectures(values: dict[str, Any]) -> None:
     if (kind := values.get("model_type", "llama")) != "llama":
         raise ValueError(f"config.json says model_type '{kind}'; only 'llama' is built here")
@@ -143,6 +152,8 @@ def _refuse_other_architectures(values: dict[str, Any]) -> None:
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        raise ValueError("config.json: rope_parameters and rope_scaling must be objects, or null")
     theta = new.get("rope_theta", values.get("rope_theta"))
     if theta is None:
         theta = FIRST_LLAMAS_THETA

@@ -16,7 +16,7 @@ from llama.tasks.task import Sample, Totals, to_device
 @torch.no_grad()
 def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> dict[str, float]:
     """The task's scores over all samples, longest first, so that running out of memory happens at once or never."""
-    task, was_training = objective.task, objective.training
+    task, was_training = objective.task, objective.model.training
     objective.eval()
     totals = Totals()
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
@@ -42,7 +42,7 @@ def main() -> None:
     task, dataset = cli.task_and_dataset(task_flags)
     data = dataset(arguments.data)
     model = cli.load(cli.from_flags(cli.ModelFlags, arguments), training=False)
-    cli.check_length(task_flags, model)
+    cli.check_model(task_flags, model)
     samples = task.samples(data, model.tokenizer)
     scores = evaluate(Plain(model, task), samples, model.tokenizer, batch_size=arguments.batch_size)
     print(json.dumps(scores) if arguments.json else table(scores))

@@ -52,24 +52,36 @@ class Masters:
     bfloat16 keeps 8 bits: an update below 1/256 of a weight is lost when added to it, so pure bfloat16 training stalls.
     Learned originals are updated and cast a step; frozen ones wait untouched, so that saving gives them back exactly.
 
-    With `dtype` None nothing is copied, and gradients and updates reach the parameters directly.
+    dtype  None: that of the parameters, which get masters if what is learned is stored in less than float32
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None):
-        self.lowered: list[tuple[nn.Parameter, Tensor]] = []        # every parameter with its original
-        self.learned: dict[str, nn.Parameter] = {}                  # what the optimiser updates, by name
-        self.copies: list[tuple[nn.Parameter, nn.Parameter]] = []   # a learned parameter in `dtype`, its master
-        for name, parameter in model.named_parameters():
-            master = parameter
-            if dtype is not None and parameter.dtype != dtype:
-                original = parameter.data.float()
-                self.lowered.append((parameter, original))
-                parameter.data = original.to(dtype)
-                if parameter.requires_grad:
-                    master = nn.Parameter(original)
-                    self.copies.append((parameter, master))
-            if parameter.requires_grad:
-                self.learned[name] = master
+        learned = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.model = model
+        self.dtype = dtype or next((p.dtype for _, p in learned if p.dtype != torch.float32), None)
+        self.originals: list[tuple[nn.Parameter, Tensor]] = []      # what is cast, beside its float32 values
+        if self.dtype is not None:
+            self.originals = [(p, p.data.float()) for p in model.parameters()
+                              if p.requires_grad or p.dtype != self.dtype]
+        masters = {id(parameter): nn.Parameter(original) for parameter, original in self.originals}
+        self.learned = {name: masters.get(id(parameter), parameter) for name, parameter in learned}
+        self.copies = [(p, masters[id(p)]) for _, p in learned if id(p) in masters]
+        self.lower()
+
+    def lower(self) -> None:
+        """Let the model compute in `dtype`."""
+        if self.dtype is not None:
+            self.restore()
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.to(self.dtype)
+
+    def restore(self) -> None:
+        """Give the model its float32 parameters, learned ones as they are now; the inverse of `lower`."""
+        if self.dtype is not None:
+            for parameter, original in self.originals:
+                parameter.data, parameter.grad = original, None
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.float()             # stored in `dtype`: nothing is lost on the way back
 
     def collect(self) -> None:
         """After a backward pass: add its gradients to the masters', so that micro-batches add up in float32."""
@@ -84,12 +96,6 @@ class Masters:
         """After an update: cast the masters to the parameters that compute."""
         for parameter, master in self.copies:
             parameter.copy_(master)
-
-    def restore(self) -> None:
-        """Give the model its float32 parameters back, learned ones as they are now."""
-        for parameter, original in self.lowered:
-            parameter.data = original
-            parameter.grad = None
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float,

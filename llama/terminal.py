@@ -97,10 +97,11 @@ class Progress:
         self.started = time.monotonic()
         self.live = sys.stderr.isatty()
 
-    def show(self, done: int, text: str = "") -> None:
-        """`done` of `total`, and a few words about it."""
+    def show(self, done: int, text: str = "", *, left: float | None = None) -> None:
+        """`done` of `total`, a few words about it, and seconds left, where the caller knows better than `left`."""
         if self.live:
-            line = f"{self.what} {done}/{self.total} {text} · {duration(self.left(done))} left"
+            left = self.left(done) if left is None else left
+            line = f"{self.what} {done}/{self.total} {text} · {duration(left)} left"
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def left(self, done: int) -> float:

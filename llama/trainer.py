@@ -10,14 +10,16 @@ Try: divide the loss by the number of micro-batches instead of by targets; tests
 """
 
 import json
-import logging
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,8 +31,6 @@ from llama.objectives import Plain
 from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
 from llama.tasks.task import Task, to_device
 from llama.terminal import Progress
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -51,6 +51,8 @@ class Trainer:
         self.eval_samples = task.samples(eval_dataset, model.tokenizer) if eval_dataset is not None else None
         if not len(self.samples):
             raise ValueError("the training data holds no sample")
+        if self.eval_samples is not None and not len(self.eval_samples):
+            raise ValueError("the evaluation data holds no sample")
         self.output = Path(output) if output else None
         self.objective = Plain(model, task)
         self.masters = Masters(model, dtype)
@@ -65,12 +67,13 @@ class Trainer:
         if self.config.max_steps:
             self.total_steps = min(self.total_steps, self.config.max_steps)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.epoch, self.order = -1, torch.empty(0)                 # the order of the epoch that is under way
         self.best, self.best_step, self.worse = math.inf, 0, 0
         self.loss, self.scores = math.nan, {}
         if resume:
             self._load_state()
         if self.output:
-            self._keep_metrics(self.step)
+            self._forget_after(self.step)
 
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
@@ -84,7 +87,7 @@ class Trainer:
         before = self.seconds
         started = time.monotonic()
         model.train()
-        try:
+        with _ctrl_c_waits() as interruptions:
             while self.step < self.total_steps and not self._out_of_time() and not self._out_of_patience():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
@@ -103,15 +106,19 @@ class Trainer:
                     self._save_state()
                 if self.output and config.save_epochs and at_epoch:
                     self._save_result(Path(f"{self.output}_epoch{self.step // self.steps_per_epoch}"))
-        except KeyboardInterrupt:
-            progress.clear()
-            if self.output and self.step:
-                self._save_state()
-                print(f"interrupted after step {self.step}; go on with --resume --output {self.output}",
-                      file=sys.stderr)
-            raise
+                if interruptions:
+                    self._stop(progress)
         progress.clear()
         return self._finish()
+
+    def _stop(self, progress: Progress) -> NoReturn:
+        """Leave between two steps, where everything that a resumed run needs is known."""
+        progress.clear()
+        if self.output:
+            self._save_state()
+            print(f"interrupted after step {self.step}; to go on, give the same command with --resume --output "
+                  f"{self.output}", file=sys.stderr)
+        raise KeyboardInterrupt
 
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm."""
@@ -125,7 +132,7 @@ class Trainer:
             (loss / targets).backward()                             # by targets: k small batches equal a large one
             self.masters.collect()
             total += loss.item()
-            self.tokens += batch["tokens"].numel()
+        self.tokens += sum(len(self.samples[i].ids) - 1 for i in indices)
         learned = list(self.masters.learned.values())
         norm = torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf).item()
         if not math.isfinite(total) or not math.isfinite(norm):
@@ -140,10 +147,11 @@ class Trainer:
     def _samples_of_step(self, step: int) -> list[int]:
         """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
         epoch, part = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.samples), generator=generator).tolist()
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(self.samples), generator=generator)
         per_step = self.config.batch_size * self.config.accumulate
-        return order[part * per_step : (part + 1) * per_step]
+        return self.order[part * per_step : (part + 1) * per_step].tolist()
 
     def _fraction_done(self) -> float:
         """Part of the run that will lie behind after this step, by steps or by the clock, whichever ends it first."""
@@ -180,34 +188,38 @@ class Trainer:
                    "seconds": round(self.seconds, 3)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
         if progress.live:
-            progress.show(self.step, text)
+            done = self._fraction_done()
+            progress.show(self.step, text, left=self.seconds * (1 - done) / done)
         else:
             print(f"step {self.step}/{self.total_steps} {text} · lr {rate:.2e}", file=sys.stderr)
 
     def _finish(self) -> dict[str, Any]:
-        if self.output and self.scores and self.best_step < self.step:
+        if self.output and 0 < self.best_step < self.step:
             best = read_whole(self._beside("best.pt"), "training state")
             self._set_learned(best["learned"])
             self.scores = best["scores"]
             print(f"the result is that of step {self.best_step}, which evaluated best", file=sys.stderr)
-        self.masters.restore()
-        self.model.eval()
         if self.output:
             self._save_result(self.output)
+        self.masters.restore()
+        self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
                  "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
                  "peak_memory": peak_memory(self.model.device)}
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
+        self.masters.restore()                                      # saved as they are, not as they compute
         save = save_adapter if has_lora(self.model) else save_model
         save(self.model, folder)
+        self.masters.lower()
 
     # What --resume needs: learned parameters, optimiser, random states, and the step, which says the data's position.
 
     def _save_state(self) -> None:
         write_whole(self._beside("last.pt"), {
-            "config": asdict(self.config), "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+            "config": asdict(self.config) | {"optimizer": type(self.optimizer).__name__},
+            "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
             "learned": self._learned(), "optimizer": self.optimizer.state_dict(), "samples": len(self.samples),
             "random": torch.get_rng_state(),
@@ -222,8 +234,9 @@ class Trainer:
         if state["samples"] != len(self.samples):
             raise ValueError(f"{path} was trained on {state['samples']} samples, the data given now has "
                              f"{len(self.samples)}; resume with the same data")
-        if changed := [name for name in ("batch_size", "accumulate", "seed")
-                       if state["config"][name] != getattr(self.config, name)]:
+        now = asdict(self.config) | {"optimizer": type(self.optimizer).__name__}
+        if changed := [name for name in ("batch_size", "accumulate", "seed", "optimizer")
+                       if state["config"][name] != now[name]]:
             raise ValueError(f"{path} was trained with another {', '.join(changed)}; resume with "
                              + ", ".join(f"{name} = {state['config'][name]}" for name in changed))
         self._set_learned(state["learned"])
@@ -241,7 +254,8 @@ class Trainer:
 
     @torch.no_grad()
     def _set_learned(self, tensors: dict[str, torch.Tensor]) -> None:
-        if tensors.keys() != self.masters.learned.keys():
+        shapes = {name: parameter.shape for name, parameter in self.masters.learned.items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
             raise ValueError(f"{self.output}.training holds the state of another choice of learned parameters")
         for name, parameter in self.masters.learned.items():
             parameter.copy_(tensors[name])
@@ -250,8 +264,11 @@ class Trainer:
     def _beside(self, name: str) -> Path:
         return Path(f"{self.output}.training") / name
 
-    def _keep_metrics(self, last: int) -> None:
-        """Drop the lines of steps after `last`, which will be done again, or of an older run under this name."""
+    def _forget_after(self, last: int) -> None:
+        """Drop the metrics of steps after `last`, which come again; with 0, all of an older run under this name."""
+        for name in ("last.pt", "best.pt"):
+            if last == 0:
+                self._beside(name).unlink(missing_ok=True)
         path = self._beside("metrics.jsonl")
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -264,6 +281,26 @@ class Trainer:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of raising it: half a step cannot be resumed. A second one interrupts at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught                                                # signals reach the main thread alone
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def wait(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -79,6 +79,19 @@ def test_worked_example_next_free_name(tmp_path):
 
 
 def test_refusal_an_output_that_exists(tmp_path):
-    with pytest.raises(ValueError, match="exists already; give --overwrite"):
-        cli.check_output(tmp_path, overwrite=False, resume=False)
-    cli.check_output(tmp_path, overwrite=True, resume=False)
+    def check(name, *, overwrite=False, resume=False):
+        cli.check_output(tmp_path / name, holds="config.json", overwrite=overwrite, resume=resume)
+
+    for folder, file in (("model", "config.json"), ("adapter", "adapter_config.json"), ("run.training", "last.pt")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).touch()
+    check("new")
+    check("model", overwrite=True)
+    check("run", resume=True)
+    for options, words in ((("model", {}), "exists already; give --overwrite"),
+                           (("run", {}), "is an interrupted run; give --resume"),
+                           (("adapter", {"overwrite": True}), "holds no config.json"),
+                           (("new", {"resume": True}), "nothing to resume"),
+                           (("model", {"resume": True, "overwrite": True}), "give one of them")):
+        with pytest.raises(ValueError, match=words):
+            check(options[0], **options[1])

@@ -57,6 +57,10 @@ def test_worked_example_a_file_without_theta_gets_10000_and_a_line_that_says_so(
     ({"attention_bias": True}, "attention_bias = True"),
     ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn' is not known"),
     ({"rope_scaling": {"type": "linear"}}, "has no factor"),
+    ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor is '2'; it must be a number"),
+    ({"rope_scaling": "linear"}, "must be objects"),
+    ({"rope_theta": "1e4"}, "rope_theta is '1e4'; it must be a number"),
+    ({"tie_word_embeddings": "no"}, "must be true or false"),
 ])
 def test_refusal_names_the_value(fields, words):
     with pytest.raises(ValueError, match=words):

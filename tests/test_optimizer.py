@@ -26,6 +26,15 @@ def test_two_ways_small_updates_add_up_in_masters_and_vanish_in_bfloat16():
     assert torch.equal(lost, torch.ones(4, dtype=torch.bfloat16))
 
 
+def test_property_weights_stored_in_bfloat16_get_masters_without_asking():
+    model = nn.Linear(4, 1).to(torch.bfloat16)
+    masters = Masters(model, None)
+    assert all(master.dtype == torch.float32 for master in masters.learned.values())
+    assert model.weight.dtype == torch.bfloat16
+    masters.restore()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_property_frozen_originals_come_back_to_the_bit():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[0].requires_grad_(False)
