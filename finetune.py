@@ -65,6 +65,8 @@ def main() -> None:
     task_flags = cli.from_flags(cli.TaskFlags, arguments)
     task, dataset = cli.task_and_dataset(task_flags)
     files = arguments.data or [str(resolve(DATA, "examples"))]
+    if not arguments.data and not Path(files[0]).exists():
+        raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
     data = dataset(files)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
@@ -97,7 +99,7 @@ def main() -> None:
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config,
                       dtype=None if arguments.lora else dtype, output=output, resume=arguments.resume)
     print(show_sample(trainer.samples[0], model.tokenizer, colour=sys.stderr.isatty()), file=sys.stderr)
-    result = trainer.train()
+    result = trainer.train() | {"test": {}}
     if test_data is not None:
         result["test"] = evaluate(Plain(model, task), task.samples(test_data, model.tokenizer), model.tokenizer,
                                   batch_size=config.batch_size)

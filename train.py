@@ -41,6 +41,8 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 def main() -> None:
     parser = cli.Parser("train.py", __doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"text to learn (default: {CORPUS}, fetched)")
+    parser.add_argument("--documents", choices=("blank-line", "line"), default="blank-line",
+                        help="what separates the documents of a .txt file")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="text to evaluate on")
     parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, to evaluate on")
     parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
@@ -77,12 +79,13 @@ def main() -> None:
 
     # text
     files = arguments.data or [str(fetch(CORPUS) / "text.txt")]
-    documents = [example["text"] for example in LanguageModelingDataset(*files)]
+    documents = [example["text"] for example in LanguageModelingDataset(*files, documents=arguments.documents)]
     hold_out = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
     cut = len(documents) - round(len(documents) * hold_out)
     documents, held_out = documents[:cut], documents[cut:]
     if arguments.eval_data:
-        held_out = [example["text"] for example in LanguageModelingDataset(*arguments.eval_data)]
+        held_out = [example["text"] for example in LanguageModelingDataset(*arguments.eval_data,
+                                                                                documents=arguments.documents)]
     if not documents:
         raise ValueError(f"--hold-out {hold_out} leaves no document to learn from")
 
@@ -100,12 +103,13 @@ def main() -> None:
         print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
         tokenizer = bpe.train(documents, vocab_size)
     tokenizer.save(run / "tokenizer")
-    train_data = _tokens(run / "train.tokens", documents, files, f"the first {cut} documents", tokenizer,
-                         arguments.block_size)
+    parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
+    train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)
+    train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size)
     eval_data = None
     if held_out:
-        eval_data = _tokens(run / "held-out.tokens", held_out, arguments.eval_data or files,
-                            f"the last {len(held_out)} documents", tokenizer, arguments.block_size)
+        eval_data = _tokens(run / "held-out.tokens", held_out, arguments.eval_data or files, eval_how, tokenizer,
+                            arguments.block_size)
 
     # model
     device = cli.choose_device(arguments.device)

@@ -42,6 +42,7 @@ class TaskFlags:
     task: Annotated[Literal["instruction", "generation"], "instruction: learn answers; generation: learn all text"] = (
         "instruction")
     max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
+    documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
     chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
 
     def __post_init__(self) -> None:
@@ -170,7 +171,8 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
     if flags.task == "instruction":
         task = InstructionTask(chat_format=flags.chat_format or None, max_length=flags.max_length)
         return task, lambda files: InstructionDataset(*files)
-    return TextGenerationTask(), lambda files: LanguageModelingDataset(*files, block_size=flags.max_length)
+    return TextGenerationTask(), lambda files: LanguageModelingDataset(*files, block_size=flags.max_length,
+                                                                       documents=flags.documents)
 
 
 def check_model(flags: TaskFlags, model: Any) -> None:

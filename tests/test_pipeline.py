@@ -1,6 +1,7 @@
 """From raw text to generated text through all three scripts, as a user would call them, in an empty folder."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ HOME = Path(__file__).resolve().parent.parent
 SIZES = ["--preset", "test", "--max-position-embeddings", "256", "--vocab-size", "300", "--block-size", "32"]
 
 
+ENVIRONMENT = {"PYTHONPATH": str(HOME), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+
+
 def run(*command, cwd, code=0):
     done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, encoding="utf-8",
-                          env={"PYTHONPATH": str(HOME), "PATH": "/usr/bin:/bin", "HOME": str(cwd)})
+                          env={**ENVIRONMENT, "HOME": str(cwd)})
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -61,6 +65,29 @@ def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
     assert set(line) == {"prompt", "text", "token_ids", "finish_reason", "prompt_tokens", "tokens_per_second"}
 
 
+def test_two_ways_an_interrupted_and_resumed_script_ends_where_a_whole_run_does(trained, tmp_path):
+    folder, _, _ = trained
+    (tmp_path / "model").symlink_to(folder / "model")
+    record = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, 小驼 here."}]}
+    (tmp_path / "data.jsonl").write_text("\n".join([json.dumps(record)] * 24), encoding="utf-8")
+    command = [HOME / "finetune.py", "--lora", "--dropout", "0.1", "--model", "model", "--data", "data.jsonl",
+               "--max-length", "256", "--epochs", "4", "--batch-size", "2", "--output"]
+    run(*command, "whole", cwd=tmp_path)
+    interrupted = subprocess.Popen([sys.executable, *map(str, command), "parts"], cwd=tmp_path, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, env={**ENVIRONMENT, "HOME": str(tmp_path)}, encoding="utf-8")
+    for line in interrupted.stderr:
+        if line.startswith("step 7/"):
+            interrupted.send_signal(signal.SIGINT)
+            break
+    rest = interrupted.communicate()[1]
+    assert interrupted.returncode == 130 and "--resume" in rest and "Traceback" not in rest
+    assert not (tmp_path / "parts").exists()
+    assert "is an interrupted run" in run(*command, "parts", cwd=tmp_path, code=2).stderr
+    run(*command, "parts", "--resume", cwd=tmp_path)
+    whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
 BAD = [
     (["train.py", "--data", "nowhere.txt"], "nowhere.txt"),
     (["train.py", "--data", "text.txt", "--preset", "llama-9"], "nearest names"),
@@ -69,6 +96,10 @@ BAD = [
     (["train.py", "--data", "text.txt", "--resume"], "--resume needs --output"),
     (["train.py", "--data", "text.txt", "--output", "model"], "exists already; give --overwrite"),
     (["finetune.py", "--lora", "--freeze-layers", "1"], "not allowed with"),
+    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--rank", "4"], "nothing without --lora"),
+    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--patience", "4"], "need --eval-data"),
+    (["finetune.py", "--model", "tiny-1m", "--data", "good.jsonl"], "has no tokenizer"),
+    (["train.py", "--data", "text.txt", "--resume", "--output", "nowhere"], "nothing to resume"),
     (["finetune.py", "--model", "model", "--data", "text.txt"], "text.txt:1"),
     (["finetune.py", "--model", "gpt3", "--data", "good.jsonl"], "not a Llama"),
     (["finetune.py", "--model", "model", "--data", "good.jsonl"], "give --max-length 256"),
