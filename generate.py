@@ -53,7 +53,7 @@ def main() -> None:
     flags = cli.from_flags(cli.ModelFlags, arguments)
     task = InstructionTask(arguments.chat_format)
 
-    model = cli.load(flags, training=False)
+    model = cli.load(flags)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(f"{flags.model} has no tokenizer, so it neither reads nor writes text; give a model folder")

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llama.checkpoint import misfit
 from weights.huggingface import memory_name, read_json, stored_name, to_json, write_safetensors
 
 CONFIG, TENSORS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
@@ -154,16 +154,10 @@ def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict
                          f"{expected[name]}")
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - bases.keys()
     if missing or unknown:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"also holds {_some(unknown)}"] * bool(unknown)
-        raise ValueError(f"{folder}: the adapter does not fit this model: it {' and '.join(parts)}")
+        raise ValueError(f"{folder}: the adapter does not fit this model: it {misfit(missing, unknown)}")
     for name, ours in bases.items():
         if not torch.equal(tensors[name].bfloat16(), ours.cpu().bfloat16()):
             raise ValueError(f"{folder}: {name} is not this model's; the adapter belongs to another base")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _to_peft(adapter: Adapter) -> dict[str, Any]:

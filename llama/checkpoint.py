@@ -104,8 +104,7 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor]], *, device:
         found.add(name)
     missing = expected.keys() - found - ({"lm_head.weight"} if tied else set())
     if missing or unknown:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"also holds {_some(unknown)}"] * bool(unknown)
-        raise ValueError(f"{place}: the file does not fit its config.json: it {' and '.join(parts)}")
+        raise ValueError(f"{place}: the file does not fit its config.json: it {misfit(missing, unknown)}")
     model.tie()
 
 
@@ -210,6 +209,11 @@ def _special_ids(tokenizer: Any) -> dict[str, Any]:
     ends = list(tokenizer.eos_ids)
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
             "pad_token_id": tokenizer.pad_id}
+
+
+def misfit(missing: Iterable[str], unknown: Iterable[str]) -> str:
+    """«lacks a, b and also holds c»: how names found differ from names expected."""
+    return " and ".join([f"lacks {_some(missing)}"] * bool(missing) + [f"also holds {_some(unknown)}"] * bool(unknown))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -144,17 +144,14 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(probe() for probe in probes if probe)
 
 
-def load(flags: ModelFlags, *, training: bool) -> Any:
-    """The model that the flags name, with its adapter, on its device and in the dtype to compute in.
-
-    For training without LoRA the dtype is the trainer's affair: then weights are loaded as they are, in float32.
-    """
+def load(flags: ModelFlags) -> Any:
+    """The model that the flags name, with its adapter, on its device and in the dtype to generate or evaluate in."""
     from llama.checkpoint import get_model
     from llama.lora import load_adapter
     from weights.paths import resolve
 
     device = choose_device(flags.device)
-    dtype = torch.float32 if training else choose_dtype(flags.dtype, device, training=False)
+    dtype = choose_dtype(flags.dtype, device, training=False)
     model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))

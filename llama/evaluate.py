@@ -41,7 +41,7 @@ def main() -> None:
     task_flags = cli.from_flags(cli.TaskFlags, arguments)
     task, dataset = cli.task_and_dataset(task_flags)
     data = dataset(arguments.data)
-    model = cli.load(cli.from_flags(cli.ModelFlags, arguments), training=False)
+    model = cli.load(cli.from_flags(cli.ModelFlags, arguments))
     cli.check_model(task_flags, model)
     samples = task.samples(data, model.tokenizer)
     scores = evaluate(Plain(model, task), samples, model.tokenizer, batch_size=arguments.batch_size)

@@ -13,14 +13,14 @@ sees distances alone.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llama.model import KVCache, Llama, padding_mask
-from llama.sampling import SamplingConfig, sample
+from llama.sampling import SamplingConfig, sample, taken_from
 from tokenizer.chat import ChatFormat
 
 
@@ -245,9 +245,8 @@ def continue_text(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> 
     if tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; load one from a model folder, "
                          "or set model.tokenizer")
-    choices = {field.name: options.pop(field.name) for field in fields(SamplingConfig) if field.name in options}
     ids = encode_prompt(tokenizer, prompt)
-    return generate(model, [ids], tokenizer=tokenizer, sampling=SamplingConfig(**choices), **options)[0].text
+    return generate(model, [ids], tokenizer=tokenizer, sampling=taken_from(options), **options)[0].text
 
 
 def _check_options(prompts: Sequence[Sequence[int]], *, max_new_tokens: int, num_samples: int,

@@ -11,8 +11,8 @@ Try: let `top_p` drop the token that crosses p as well (`before + mass >= p`); t
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,12 @@ class SamplingConfig:
                 raise ValueError(f"{name} is {value}; it must be {bounds}")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+
+
+def taken_from(options: dict[str, Any]) -> SamplingConfig:
+    """The config that is among mixed keyword options; its fields are taken out, the others stay."""
+    return SamplingConfig(**{field.name: options.pop(field.name) for field in fields(SamplingConfig)
+                             if field.name in options})
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

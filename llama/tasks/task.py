@@ -10,7 +10,7 @@ Try: in `collate`, let targets be ids[:-1]; tests/test_tasks.py (test_worked_exa
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,11 +111,10 @@ class Task:
     def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:
         """What the model writes for each input. Options: fields of SamplingConfig, and those of generation.generate."""
         from llama.generation import generate
-        from llama.sampling import SamplingConfig
+        from llama.sampling import taken_from
 
-        choices = {field.name: options.pop(field.name) for field in fields(SamplingConfig) if field.name in options}
         prompts = [self.prompt(text, model.tokenizer) for text in inputs]
-        completions = generate(model, prompts, tokenizer=model.tokenizer, sampling=SamplingConfig(**choices), **options)
+        completions = generate(model, prompts, tokenizer=model.tokenizer, sampling=taken_from(options), **options)
         return [completion.text for completion in completions]
 
 
