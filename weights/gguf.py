@@ -1,24 +1,36 @@
-"""A Llama in a GGUF file, as Hugging Face's names and shapes, and its vocabulary. The container itself: gguf_file.py.
+"""A Llama in a GGUF file, in and out: tensors by Hugging Face's names, shapes and order of rows.
 
-Two things differ from a Hugging Face folder and are undone here: the names, and the order of the rows of attn_q and
-attn_k, whose rotary pairs are (2i, 2i + 1) as in Meta's code instead of (i, i + K/2).
+    gguf_blocks.py       number formats
+    gguf_file.py         the container
+    gguf_config.py       what shapes the model
+    gguf_vocabulary.py   its tokenizer
 
-Try: let `_halves_together` return its argument; tests/test_gguf.py (test_two_ways_reordered_rows_give_equal_attention)
-fails, while a real model would go on writing fluent text for some 20 tokens.
+Two things differ from a Hugging Face folder: the names, and in files of architecture `llama` the order of the rows of
+attn_q and attn_k, weights and biases, whose rotary pairs are (2i, 2i + 1) as in Meta's code instead of (i, i + K/2).
+
+Try: in `_heads`, forget attn_k; tests/test_gguf.py (test_two_ways_reordered_rows_give_equal_attention) fails, and a
+real model would write nonsense.
 """
 
 import re
-from collections.abc import Iterator
-from math import pi
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weights.gguf_file import GGUF, get, open_gguf, shortest, size, unpack
+from weights import gguf_config, gguf_vocabulary
+from weights.gguf_blocks import NAMED, Format
+from weights.gguf_config import ROTARY_TABLE, architecture, config
+from weights.gguf_file import GGUF, blocks, open_gguf, write_file
+from weights.gguf_vocabulary import vocabulary
+from weights.huggingface import Entry, Ledger
+from weights.plain import halves_together, neighbours_together
 
-__all__ = ["GGUF", "config", "open_gguf", "read_tensors", "tensor_ledger", "vocabulary"]
+__all__ = ["ENCODINGS", "GGUF", "config", "open_gguf", "packed", "read_tensor", "read_tensors", "tensor_ledger",
+           "vocabulary", "write_gguf"]
 
 NAMES = {
     "token_embd": "embed_tokens",
@@ -34,184 +46,195 @@ NAMES = {
     "blk.N.ffn_up": "layers.N.mlp.up_proj",
     "blk.N.ffn_down": "layers.N.mlp.down_proj",
 }
-ROTARY_FACTORS = "rope_freqs.weight"    # Llama 3.1's scaling as a table; it becomes `rope_scaling` of the config
-FIRST_LLAMAS_THETA = 10_000.0           # where a file names none, as llama.cpp reads it
+FILE_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
+HEAD = "lm_head.weight"
 
 
-def config(gguf: GGUF) -> dict[str, Any]:
-    """The metadata under Hugging Face's keys.
-
-    Raises ValueError, naming file and key, for another architecture than Llama's, for what its arithmetic has and ours
-    has not (experts, partial rotation, other rotary scalings), and for missing or senseless sizes.
-    """
-    architecture = gguf.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{gguf.path}: its architecture is '{architecture}'; only 'llama' is read here")
-    if get(gguf, "llama.expert_count", int, 0):
-        raise ValueError(f"{gguf.path}: a mixture of experts (llama.expert_count), which is not built here")
-    if get(gguf, "split.count", int, 1) > 1:
-        raise ValueError(f"{gguf.path}: one part of several (split.count); join them with llama.cpp's gguf-split first")
-    D, H = size(gguf, "llama.embedding_length"), size(gguf, "llama.attention.head_count")
-    K = size(gguf, "llama.attention.key_length", D // H)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if size(gguf, key, K) != K:
-            raise ValueError(f"{gguf.path}: {key} is {gguf.metadata[key]}, but queries and keys are {K} wide; "
-                             "heads of two widths and partly rotated ones are not built here")
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": _vocabulary_size(gguf),
-        "hidden_size": D,
-        "intermediate_size": size(gguf, "llama.feed_forward_length"),
-        "num_hidden_layers": size(gguf, "llama.block_count"),
-        "num_attention_heads": H,
-        "num_key_value_heads": size(gguf, "llama.attention.head_count_kv", H),
-        "head_dim": K,
-        "max_position_embeddings": size(gguf, "llama.context_length"),
-        "rms_norm_eps": shortest(get(gguf, "llama.attention.layer_norm_rms_epsilon", float)),
-        **_rope(gguf, K),
-        "tie_word_embeddings": "output.weight" not in gguf.tensors,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def tensor_ledger(gguf: GGUF) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+def tensor_ledger(gguf: GGUF) -> Ledger:
     """Name in memory, shape and dtype after unpacking of every tensor, in the order of the file.
 
     Raises ValueError for a tensor that has no place in a Llama.
     """
-    return [(_memory_name(gguf, name), info.shape, info.format.dtype)
-            for name, info in gguf.tensors.items() if name != ROTARY_FACTORS]
+    infos = gguf.tensors
+    return [(name, infos[stored].shape, infos[stored].format.dtype) for name, stored in _stored_names(gguf).items()]
 
 
 def read_tensors(gguf: GGUF) -> Iterator[tuple[str, Tensor]]:
-    """The tensors one at a time, in the ledger's order: unpacked, renamed, rotary pairs as Hugging Face has them."""
-    values = config(gguf)
-    heads = {"attn_q.weight": values["num_attention_heads"], "attn_k.weight": values["num_key_value_heads"]}
-    for name in gguf.tensors:
-        if name != ROTARY_FACTORS:
-            part = name.split(".", 2)[-1]
-            yield _memory_name(gguf, name), _read(gguf, name, heads.get(part, 0))
+    """The tensors one at a time, in the ledger's order."""
+    for name in _stored_names(gguf):
+        yield name, read_tensor(gguf, name)
 
 
-def _read(gguf: GGUF, name: str, heads: int) -> Tensor:
-    tensor = unpack(gguf, name)
+def read_tensor(gguf: GGUF, name: str) -> Tensor:
+    """One tensor by its name in memory: unpacked, rotary pairs as Hugging Face has them.
+
+    Raises ValueError for numbers that are infinite or none, which only damage brings into a file.
+    """
+    format, rows = _rows(gguf, name)
+    with np.errstate(invalid="ignore"):
+        tensor = format.unpack(rows).reshape(gguf.tensors[_stored_name(name)].shape)
+    if not tensor.sum(dtype=torch.float64).isfinite():
+        raise ValueError(f"{gguf.path}: {name} holds numbers that are not finite; fetch or copy it again")
+    return tensor
+
+
+def packed(gguf: GGUF, name: str) -> tuple[Format, Tensor]:
+    """One tensor as it is stored, for layers that compute with packed weights: its format and its blocks.
+
+    -> uint8 (rows, blocks in a row, bytes of a block), rows in Hugging Face's order; `format.unpack` makes numbers
+    """
+    format, rows = _rows(gguf, name)
+    return format, torch.from_numpy(np.array(rows))
+
+
+def _rows(gguf: GGUF, name: str) -> tuple[Format, np.ndarray]:
+    """Blocks in Hugging Face's order of rows: a row's blocks go where the row goes; a bias has one number a row."""
+    stored = _stored_name(name)
+    rows, format, heads = blocks(gguf, stored), gguf.tensors[stored].format, _heads(gguf, stored)
     if not heads:
-        return tensor
-    if tensor.dim() != 2 or tensor.shape[0] % (2 * heads):
-        raise ValueError(f"{gguf.path}: {name} has {tensor.shape[0]} rows, which {heads} heads cannot share evenly")
-    return _halves_together(tensor, heads)
+        return format, rows
+    count = gguf.tensors[stored].shape[0]
+    if count % (2 * heads):
+        raise ValueError(f"{gguf.path}: {stored} has {count} rows, which {heads} heads cannot share evenly")
+    together = halves_together(torch.from_numpy(np.array(rows)).view(count, -1), heads)
+    return format, together.numpy().reshape(rows.shape)
 
 
-def _halves_together(rows: Tensor, heads: int) -> Tensor:
-    """Rows of each head from GGUF's order 0 K/2 1 K/2+1 2 … to 0 1 2 … K-1; `heads` is H for queries, G for keys."""
-    return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
+def _heads(gguf: GGUF, stored: str) -> int:
+    """How many heads share the rows of a tensor whose rows are reordered, 0 for others."""
+    if architecture(gguf) != "llama":
+        return 0
+    keys = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+    key = keys.get(stored.split(".")[-2])
+    return config(gguf)[key] if key else 0
 
 
-def _memory_name(gguf: GGUF, name: str) -> str:
-    stem, _, kind = name.rpartition(".")
+def _stored_names(gguf: GGUF) -> dict[str, str]:
+    """{name in memory: name in the file}, in the order of the file."""
+    return {_memory_name(gguf, stored): stored for stored in gguf.tensors if stored != ROTARY_TABLE}
+
+
+def _memory_name(gguf: GGUF, stored: str) -> str:
+    stem, _, kind = stored.rpartition(".")
     number = re.match(r"blk\.(0|[1-9]\d{0,5})\.", stem)
-    pattern = stem.replace(number[0], "blk.N.", 1) if number else stem
-    if kind != "weight" or pattern not in NAMES:
-        raise ValueError(f"{gguf.path}: tensor {name} has no place in a Llama; the model is of a kind not built here")
-    return NAMES[pattern].replace("N", number[1] if number else "") + ".weight"
+    name = NAMES.get(stem.replace(number[0], "blk.N.", 1) if number else stem)
+    if name is None or kind not in ("weight", "bias") or (kind == "bias" and not _may_be_biased(name)):
+        raise ValueError(f"{gguf.path}: tensor {stored} has no place in a Llama; the model is of a kind not built here")
+    return name.replace("N", number[1] if number else "") + "." + kind
 
 
-def _rope(gguf: GGUF, K: int) -> dict[str, Any]:
-    theta = shortest(get(gguf, "llama.rope.freq_base", float, FIRST_LLAMAS_THETA))
-    if ROTARY_FACTORS in gguf.tensors:
-        return {"rope_theta": theta, "rope_scaling": _llama3_scaling(gguf, theta, K)}
-    kind = get(gguf, "llama.rope.scaling.type", str, "linear")
-    factor = get(gguf, "llama.rope.scaling.factor", float, get(gguf, "llama.rope.scale_linear", float, 0.0))
-    if kind == "none" or factor in (0.0, 1.0):
-        return {"rope_theta": theta, "rope_scaling": None}
-    if kind != "linear":
-        raise ValueError(f"{gguf.path}: rotary scaling '{kind}' is not built here; known are linear and llama3")
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": "linear", "factor": shortest(factor)}}
+def _may_be_biased(name: str) -> bool:
+    return name.startswith("layers.N.") and name.endswith("_proj")
 
 
-def _llama3_scaling(gguf: GGUF, theta: float, K: int) -> dict[str, Any] | None:
-    """Recover the numbers of Llama 3.1's scaling from the divisor of each frequency, which is all that GGUF keeps.
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
-    The largest divisor is the factor; the rest is as Meta published it for all of 3.1 to 3.3. If the table computed
-    from these numbers is not the one in the file, the file scales in another way and is refused.
+ENCODINGS = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}    # and their numbers as kinds of files
+PIECE = 1 << 20                         # numbers packed at a time, so that beside the tensor little memory is needed
+
+
+def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, Any], ledger: Ledger,
+               tensors: Iterable[tuple[str, Tensor]], *, encoding: str = "F32", name: str = "") -> list[str]:
+    """Write a file that llama.cpp runs as it is, whole or not at all; each tensor is let go before the next comes.
+
+    config      Hugging Face's keys, all of them, as LlamaConfig.to_dict gives them
+    vocabulary  as `vocabulary` gives it
+    ledger      and tensors, by names in memory
+    encoding    a name in ENCODINGS, of matrices. Vectors stay F32, which is what llama.cpp asks for; in Q4_0 and Q4_1
+                files embedding and head are Q8_0, since what they lose is lost for every token; rows that 32 does not
+                divide are F16
+    name        general.name, what programs show to people
+    ->          remarks: what a person should know of the choices made
+
+    Raises ValueError, naming field or tensor, for what a GGUF cannot hold and for tensors that are not the ledger's.
     """
-    stored = unpack(gguf, ROTARY_FACTORS).double()
-    if bool((stored == 1).all()):
-        return None
-    numbers = {"factor": shortest(float(stored.max())), "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": size(gguf, "llama.rope.scaling.original_context_length", 8192)}
-    turns = numbers["original_max_position_embeddings"] * theta ** -(torch.arange(0, K, 2).double() / K) / (2 * pi)
-    keep = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    computed = 1 / (keep + (1 - keep) / numbers["factor"])
-    if stored.shape != computed.shape or not torch.allclose(stored, computed, rtol=1e-4):
-        raise ValueError(f"{gguf.path}: {ROTARY_FACTORS} is not the table of Llama 3.1's rotary scaling "
-                         f"with factor {numbers['factor']:g}; other tables are not built here")
-    return {"rope_type": "llama3"} | numbers
+    if encoding not in ENCODINGS:
+        raise ValueError(f"GGUF encoding {encoding} is not written here; known are {', '.join(ENCODINGS)}")
+    biased = {entry[0].split(".")[-2] for entry in ledger if entry[0].endswith(".bias")}
+    values, table = gguf_config.metadata(config, biased)
+    llama = values["general.architecture"] == "llama"
+    heads = {"q_proj": values["llama.attention.head_count"], "k_proj": values["llama.attention.head_count_kv"]} \
+        if llama else {}
+    tied = bool(config.get("tie_word_embeddings"))
+    kept = {entry[0] for entry in ledger} - ({HEAD} if tied else set())
+    if not tied and HEAD not in kept:                              # llama.cpp would take the embedding for it
+        raise ValueError(f"there is no {HEAD}, and the config does not tie it to the embedding")
+    infos = [(_stored_name(name), shape, format_of(name, shape, encoding)) for name, shape, _ in ledger if name in kept]
+    if table is not None:
+        infos.insert(0, (ROTARY_TABLE, table.shape, NAMED["F32"]))
+    general = {"general.type": "model", "general.file_type": ENCODINGS[encoding]} \
+        | ({"general.name": name} if name else {}) \
+        | ({"general.quantization_version": 2} if NAMED[encoding].numbers > 1 else {})
+    words = gguf_vocabulary.metadata(vocabulary, values[f"{values['general.architecture']}.vocab_size"])
+
+    def content() -> Iterator[Iterator[np.ndarray]]:
+        if table is not None:
+            yield iter([table])
+        coming = iter(tensors)
+        for entry in ledger:
+            part, format = entry[0].split(".")[-2], format_of(entry[0], entry[1], encoding)
+            pieces = _pieces(_next(coming, entry), entry[0], format, heads.get(part, 0))
+            if entry[0] in kept:
+                yield pieces
+        if extra := next(coming, None):
+            raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
+
+    write_file(path, values | general | words, infos, content())
+    return list(_remarks(infos, encoding, reordered=llama, tied=tied,
+                         filler=len(words["tokenizer.ggml.tokens"]) - len(vocabulary["tokens"])))
 
 
-# ---- the vocabulary --------------------------------------------------------------------------------------------------
-
-CONTROL = 3                             # the type of a token that is a sign between programs, not text
-CLOSING = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
-STARTS_WITH_BOS = ("llama-bpe", "llama3", "llama-v3")              # split rules whose files may leave add_bos_token out
-
-
-def vocabulary(gguf: GGUF) -> dict[str, Any]:
-    """The tokenizer's part of the metadata as plain values, for `tokenizer/` to build from.
-
-    model "gpt2" (byte-level BPE, with merges) or "llama" (SentencePiece, with scores); pre, the name of the split rule;
-    tokens, types, scores, merges; ids (None where the file has none); add_bos, add_space_prefix; chat_template.
-    eos_ids holds whatever ends a turn or a text: the file's own, then the control tokens known to do so. Files name one
-    of them only, and a chat model that is not stopped by the other talks on to itself.
-
-    Raises ValueError for a missing or unknown vocabulary and for arrays of different lengths.
-    """
-    model = get(gguf, "tokenizer.ggml.model", str)
-    if model not in ("gpt2", "llama"):
-        raise ValueError(f"{gguf.path}: its vocabulary is of kind '{model}'; known are 'gpt2' and 'llama'")
-    pre = get(gguf, "tokenizer.ggml.pre", str, None)
-    tokens = get(gguf, "tokenizer.ggml.tokens", list)
-    types = _per_token(gguf, "tokenizer.ggml.token_type", len(tokens)) or [1] * len(tokens)
-    ids = {name: _id(gguf, name, len(tokens)) for name in ("bos", "eos", "eot", "eom", "padding", "unknown")}
-    known = [i for text in CLOSING for i, token in enumerate(tokens) if token == text and types[i] == CONTROL]
-    ends = [ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None]
-    return {
-        "model": model,
-        "pre": pre,
-        "tokens": tokens,
-        "types": types,
-        "scores": _per_token(gguf, "tokenizer.ggml.scores", len(tokens)),
-        "merges": get(gguf, "tokenizer.ggml.merges", list, None),
-        "bos_id": ids["bos"],
-        "eos_ids": list(dict.fromkeys(ends + known)),
-        "pad_id": ids["padding"],
-        "unk_id": ids["unknown"],
-        "add_bos": get(gguf, "tokenizer.ggml.add_bos_token", bool, model == "llama" or pre in STARTS_WITH_BOS),
-        "add_space_prefix": get(gguf, "tokenizer.ggml.add_space_prefix", bool, model == "llama"),
-        "chat_template": get(gguf, "tokenizer.chat_template", str, None),
-    }
+def format_of(name: str, shape: tuple[int, ...], encoding: str) -> Format:
+    """The number format of one tensor, by its name in memory, in a file of this encoding (see `write_gguf`)."""
+    if len(shape) == 1:
+        return NAMED["F32"]
+    if encoding in ("Q4_0", "Q4_1") and name in ("embed_tokens.weight", HEAD):
+        encoding = "Q8_0"
+    return NAMED["F16"] if shape[-1] % NAMED[encoding].numbers else NAMED[encoding]
 
 
-def _per_token(gguf: GGUF, key: str, count: int) -> list[int] | list[float] | None:
-    values = get(gguf, key, np.ndarray, None)
-    if values is not None and len(values) != count:
-        raise ValueError(f"{gguf.path}: {key} has {len(values):,} entries for {count:,} tokens; fetch or copy it again")
-    return None if values is None else values.tolist()
+def _stored_name(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    number = re.match(r"layers\.(\d+)\.", stem)
+    pattern = stem.replace(number[0], "layers.N.", 1) if number else stem
+    if pattern not in FILE_NAMES or kind not in ("weight", "bias") or (kind == "bias" and not _may_be_biased(pattern)):
+        raise ValueError(f"{name} has no place in a GGUF of this architecture; take another format")
+    return FILE_NAMES[pattern].replace("N", number[1] if number else "") + "." + kind
 
 
-def _id(gguf: GGUF, name: str, count: int) -> int | None:
-    value = get(gguf, f"tokenizer.ggml.{name}_token_id", int, None)
-    if value is not None and not 0 <= value < count:
-        raise ValueError(f"{gguf.path}: the {name} token is {value:,}, but the vocabulary has {count:,} tokens")
-    return value
+def _next(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> Tensor:
+    name, tensor = next(tensors, (None, torch.empty(0)))
+    if (name, tuple(tensor.shape)) != expected[:2]:
+        got = f"{name} {list(tensor.shape)}" if name else "nothing more"
+        raise ValueError(f"expected {expected[0]} {list(expected[1])}, got {got}; "
+                         "tensors must come as their ledger says")
+    return tensor
 
 
-def _vocabulary_size(gguf: GGUF) -> int:
-    """Rows of the embedding: the one size that cannot differ from what is stored."""
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise ValueError(f"{gguf.path}: has no token_embd.weight of two axes; fetch or copy it again")
-    return embedding.shape[0]
+def _pieces(tensor: Tensor, name: str, format: Format, heads: int) -> Iterator[np.ndarray]:
+    tensor = tensor.detach().cpu()
+    if heads:
+        tensor = neighbours_together(tensor.reshape(tensor.shape[0], -1), heads)           # a bias is a column
+    for piece in tensor.reshape(-1).split(PIECE):
+        try:
+            yield format.pack(piece.float().numpy().reshape(-1, format.numbers))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be written as {format.name}: {error}; take F32 or BF16") from None
+
+
+def _remarks(infos: list[tuple[str, tuple[int, ...], Format]], encoding: str, *, reordered: bool, tied: bool,
+             filler: int) -> Iterator[str]:
+    if reordered:
+        yield "rows of q_proj and k_proj reordered to rotary pairs (2i, 2i + 1)"
+    if encoding in ("Q4_0", "Q4_1"):
+        yield "embedding and head in Q8_0"
+    block = NAMED[encoding].numbers
+    if odd := [name for name, shape, _ in infos if len(shape) > 1 and shape[-1] % block]:
+        yield f"{len(odd)} tensors in F16, because {block} does not divide their rows: {odd[0]} …"
+    if tied:
+        yield "the head is tied to the embedding and not written a second time"
+    if filler:
+        yield f"{filler} unused tokens fill the vocabulary up to the embedding's rows"

@@ -1,4 +1,4 @@
-"""The container of llama.cpp: header, metadata, and tensors in six number formats. What a Llama in it means: gguf.py.
+"""The container of llama.cpp, in and out: header, metadata, and tensors. What a Llama in it means: gguf.py.
 
     "GGUF" · version · number of tensors · number of metadata pairs                         little-endian throughout
     pairs     key · type · value                                  strings and arrays carry their length in front
@@ -8,97 +8,23 @@
 A file from anywhere may lie about its sizes, so every length is compared with the bytes that are left before anything
 of that size is made.
 
-Try: in `_nibbles`, let the halves of a byte follow each other; tests/test_gguf.py (test_worked_example_of_each_format)
-fails. Nothing else would: shapes, means and spreads stay right, and the model writes noise.
+Try: in `write_file`, write the sizes slowest axis first; tests/test_gguf_file.py (test_worked_example_bytes_of_a_file)
+fails, and llama.cpp would find every matrix transposed.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
-# ---- number formats --------------------------------------------------------------------------------------------------
+from weights.gguf_blocks import FORMATS, OTHER_FORMATS, Format
+from weights.whole import whole_file
 
-
-def _f32(blocks: np.ndarray) -> Tensor:
-    """4 bytes: one float32."""
-    return torch.from_numpy(blocks.view("<f4").astype(np.float32))
-
-
-def _f16(blocks: np.ndarray) -> Tensor:
-    """2 bytes: one float16, kept as it is."""
-    return torch.from_numpy(blocks.view("<f2").astype(np.float16))
-
-
-def _bf16(blocks: np.ndarray) -> Tensor:
-    """2 bytes: one bfloat16, the upper half of a float32, kept as it is."""
-    return torch.from_numpy(blocks.view("<i2").astype(np.int16)).view(torch.bfloat16)
-
-
-def _q8_0(blocks: np.ndarray) -> Tensor:
-    """34 bytes for 32 numbers: a scale d (float16) and 32 q (int8); x = d q."""
-    fields = blocks.view([("d", "<f2"), ("q", "i1", 32)])
-    x = fields["q"].astype(np.float32)
-    x *= fields["d"].astype(np.float32)[..., None]
-    return torch.from_numpy(x)
-
-
-def _q4_0(blocks: np.ndarray) -> Tensor:
-    """18 bytes for 32 numbers: a scale d (float16) and 32 q of 4 bits (see `_nibbles`); x = d (q - 8)."""
-    fields = blocks.view([("d", "<f2"), ("q", "u1", 16)])
-    x = _nibbles(fields["q"])
-    x -= 8
-    x *= fields["d"].astype(np.float32)[..., None]
-    return torch.from_numpy(x)
-
-
-def _q4_1(blocks: np.ndarray) -> Tensor:
-    """20 bytes for 32 numbers: a scale d and a minimum m (float16), 32 q of 4 bits (see `_nibbles`); x = d q + m."""
-    fields = blocks.view([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)])
-    x = _nibbles(fields["q"])
-    x *= fields["d"].astype(np.float32)[..., None]
-    x += fields["m"].astype(np.float32)[..., None]
-    return torch.from_numpy(x)
-
-
-def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """16 bytes -> 32 numbers from 0 to 15, float32: the lower halves of all bytes come first, then the upper halves."""
-    x = np.empty((*packed.shape[:-1], 32), np.float32)
-    x[..., :16] = packed & 15
-    x[..., 16:] = packed >> 4
-    return x
-
-
-class Format(NamedTuple):
-    name: str
-    numbers: int                        # in a block
-    bytes: int                          # of a block
-    dtype: torch.dtype
-    read: Callable[[np.ndarray], Tensor]
-
-
-FORMATS = {
-    0: Format("F32", 1, 4, torch.float32, _f32),
-    1: Format("F16", 1, 2, torch.float16, _f16),
-    2: Format("Q4_0", 32, 18, torch.float32, _q4_0),
-    3: Format("Q4_1", 32, 20, torch.float32, _q4_1),
-    8: Format("Q8_0", 32, 34, torch.float32, _q8_0),
-    30: Format("BF16", 1, 2, torch.bfloat16, _bf16),
-}
-OTHER_FORMATS = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K",
-    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
-    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-}  # fmt: skip
-
-
-# ---- the file --------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,7 +36,7 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """In bytes, in the file."""
-        return prod(self.shape) // self.format.numbers * self.format.bytes
+        return _size(self.shape, self.format)
 
 
 @dataclass(frozen=True)
@@ -250,11 +176,11 @@ def _placed(reader: _Reader, found: dict[str, TensorInfo], metadata: dict[str, A
     return placed
 
 
-def unpack(gguf: GGUF, name: str) -> Tensor:
-    """The numbers of one tensor, mapped from the file for the time of this call, so that the memory is free again."""
+def blocks(gguf: GGUF, name: str) -> np.ndarray:
+    """The bytes of one tensor, uint8 (…, blocks in a row, bytes of a block), mapped from the file, not yet read."""
     info = gguf.tensors[name]
-    mapped = np.memmap(gguf.path, np.uint8, "r", info.offset, (info.size // info.format.bytes, info.format.bytes))
-    return info.format.read(np.asarray(mapped)).reshape(info.shape)
+    shape = (*info.shape[:-1], info.shape[-1] // info.format.numbers, info.format.bytes)
+    return np.asarray(np.memmap(gguf.path, np.uint8, "r", info.offset, shape))
 
 
 REQUIRED: Any = object()
@@ -279,3 +205,51 @@ def size(gguf: GGUF, key: str, default: Any = REQUIRED) -> int:
 def shortest(value: float) -> float:
     """The decimal a person wrote: 1e-05, not the 9.999999747378752e-06 that it became as a float32."""
     return float(str(np.float32(value)))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+ALIGNMENT = 32                          # what files have that do not say
+
+
+def write_file(path: str | Path, metadata: dict[str, Any], tensors: list[tuple[str, tuple[int, ...], Format]],
+               content: Iterable[Iterable[np.ndarray]]) -> None:
+    """Write a whole file or nothing: for each tensor its name, shape and format, and its blocks in pieces.
+
+    Values of `metadata` are str, bool, int (written as uint32), float (float32), lists of str, and numpy arrays.
+    """
+    ends, infos = 0, b""
+    for name, shape, format in tensors:
+        infos += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], format.code, ends)
+        ends += -(-_size(shape, format) // ALIGNMENT) * ALIGNMENT
+    pairs = b"".join(_string(key) + _typed(value) for key, value in metadata.items())
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + pairs + infos
+    with whole_file(Path(path)) as file:
+        file.write(head + bytes(-len(head) % ALIGNMENT))
+        for (name, shape, format), pieces in zip(tensors, content, strict=True):
+            written = 0
+            for piece in pieces:
+                written += file.write(memoryview(piece).cast("B"))
+            assert written == _size(shape, format), (name, written)
+            file.write(bytes(-written % ALIGNMENT))
+
+
+def _size(shape: tuple[int, ...], format: Format) -> int:
+    return prod(shape) // format.numbers * format.bytes
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _typed(value: Any) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _string(value)
+    if isinstance(value, list):
+        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_string, value))
+    kinds = {np.dtype("<" + code): kind for kind, code in _NUMBERS.items()}
+    if isinstance(value, np.ndarray):
+        return struct.pack("<IIQ", _ARRAY, kinds[value.dtype], len(value)) + value.tobytes()
+    kind = 7 if isinstance(value, bool) else 4 if isinstance(value, int) else 6
+    return struct.pack("<I" + _NUMBERS[kind], kind, value)

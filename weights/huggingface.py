@@ -12,12 +12,9 @@ reader that maps the file would find float32 numbers at odd addresses.
 
 import json
 import os
-import shutil
 import struct
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +22,8 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from weights.whole import whole_file, whole_folder
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
 Ledger = list[Entry]                                               # what tensors there are, in the order they come
@@ -36,19 +35,25 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEADS = ("lm_head.", "score.", "classifier.")
+HEADS = ("lm_head.", "score.", "qa_outputs.", "classifier.")
 FIRST_LLAMAS_THETA = 10_000.0                                      # what a config without θ means
 LARGEST_HEADER = 100_000_000                                       # the format's own limit, in bytes
 
 
-def stored_name(name: str) -> str:
-    """The name on disk: everything but a head belongs to the part that Hugging Face calls `model`."""
-    return name if name.startswith(HEADS) else "model." + name
+def stored_name(name: str, below: str = "model.") -> str:
+    """The name on disk: everything but a head belongs to the part that Hugging Face calls `model`; see `below_head`."""
+    return name if name.startswith(HEADS) else below + name
 
 
 def memory_name(name: str) -> str:
     """The inverse of `stored_name`."""
-    return name.removeprefix("model.")
+    return name.removeprefix("model.").removeprefix("transformer.")
+
+
+def below_head(architectures: list[str] | None) -> str:
+    """What comes before the names of a class of models, but for its head. Two classes have an older word for it."""
+    older = {"LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering"}
+    return "transformer." if older.intersection(architectures or ()) else "model."
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -98,6 +103,21 @@ def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
             yield memory_name(name), piece[...]
 
 
+def places(folder: str | Path) -> dict[str, tuple[Path, str]]:
+    """Where each tensor lies: name in memory → its file and its name there, for `read_tensor`."""
+    return {memory_name(name): (path, name) for path in _tensor_files(Path(folder)) for name, _ in _pieces(path)}
+
+
+def read_tensor(place: tuple[Path, str]) -> Tensor:
+    """One tensor out of all, by one of the values of `places`."""
+    path, name = place
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+
+
 def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
     """Open slices of one file: shape and dtype at once, numbers when asked for."""
     try:
@@ -107,8 +127,12 @@ def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
                 if not name.endswith("rotary_emb.inv_freq"):
                     yield name, file.get_slice(name)
     except (SafetensorError, UnicodeDecodeError) as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise ValueError(f"{path}: damaged or cut short ({reason}); fetch or copy it again") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    return ValueError(f"{path}: damaged or cut short ({reason}); fetch or copy it again")
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -145,28 +169,6 @@ def _shards(index: Path) -> dict[str, set[str]]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when it is complete and on the disk, and is gone after any failure.
-
-    Raises RuntimeError if the disk is full or broken.
-    """
-    partial = _sibling(path)
-    try:
-        with open(partial, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync(path.parent)                                         # makes the renaming outlast a power cut
-    except OSError as error:
-        if error.filename:
-            raise
-        raise RuntimeError(f"{path} cannot be written: {error.strerror}; nothing of it was kept") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[str, Tensor]],
                       metadata: dict[str, str] | None = None) -> None:
     """Write one file: the header from `ledger`, then the tensors, each let go before the next is asked for.
@@ -186,26 +188,22 @@ def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, ten
     """Write a whole model folder, or nothing: config.json, the tensors, and `files` as they are.
 
     Names are those of memory; on disk they get their `model.`. The dtype in config.json is that of most numbers in the
-    ledger. Above `max_shard_size` bytes of tensors there are shards with an index. An existing folder is refused, or
-    with `overwrite` replaced: it disappears only once the new one is complete.
+    ledger; of a quantised model, the config says it. Above `max_shard_size` bytes of tensors there are shards with an
+    index. An existing folder is refused, or with `overwrite` replaced: it disappears only once the new one is complete.
 
     Raises ValueError if `folder` exists and may not be replaced, or if the tensors are not those of the ledger.
     """
-    folder = Path(os.path.abspath(folder))
-    refuse_existing(folder, overwrite=overwrite)
-    partial = _sibling(folder)
-    partial.mkdir(parents=True)
-    try:
-        dtype = str(_main_dtype(ledger)).removeprefix("torch.")
-        config = for_all_readers(config) | {"torch_dtype": dtype, "dtype": dtype}
+    refuse_existing(Path(folder), overwrite=overwrite)
+    dtype = str(main_dtype(ledger)).removeprefix("torch.")
+    config = for_all_readers(config) | ({} if config.get("quantization_config") else
+                                        {"torch_dtype": dtype, "dtype": dtype})
+    with whole_folder(folder) as partial:
         for name, content in {"config.json": to_json(config), **(files or {})}.items():
             with whole_file(partial / name) as file:
                 file.write(content)
-        _write_shards(partial, ledger, iter(tensors), max_shard_size)
-        _put_in_place(partial, folder)
-    except BaseException:                                          # also Ctrl-C: nothing half-written stays
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        below = below_head(config.get("architectures"))
+        renamed = ((stored_name(name, below), tensor) for name, tensor in tensors)
+        _write_shards(partial, [(stored_name(name, below), *rest) for name, *rest in ledger], renamed, max_shard_size)
 
 
 def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
@@ -224,16 +222,19 @@ def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
                      "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta}}
 
 
-def refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    """Raise ValueError unless a model folder may be written here; cheap, so that it can be asked before long work."""
+def refuse_existing(folder: Path, *, overwrite: bool, holds: str = "config.json") -> None:
+    """Raise ValueError unless a model folder may be written here; cheap, so that it can be asked before long work.
+
+    holds  the file by which an older folder of the kind is known; no other is ever replaced
+    """
     if not os.path.lexists(folder):
         return
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"{folder} is a file or a link; give the name of a folder to make")
     if not overwrite and any(folder.iterdir()):
         raise ValueError(f"{folder} exists; give another name, or --overwrite to replace it")
-    if any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json, so it is no model folder; it is not overwritten")
+    if any(folder.iterdir()) and not (folder / holds).is_file():
+        raise ValueError(f"{folder} holds no {holds}, so it is no model folder; it is not overwritten")
 
 
 def to_json(values: dict[str, Any]) -> bytes:
@@ -254,10 +255,10 @@ def _write_tensors(file: BinaryIO, ledger: Ledger, tensors: Iterator[tuple[str, 
     file.write(struct.pack("<Q", len(text)))
     file.write(text)
     for expected in ledger:
-        file.write(_next_bytes(tensors, expected))
+        file.write(checked_bytes(tensors, expected))
 
 
-def _next_bytes(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> memoryview:
+def checked_bytes(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> memoryview:
     """The next tensor's bytes, without a copy on the CPU; nothing here outlives the call, so one tensor is alive."""
     name, tensor = next(tensors, (None, torch.empty(0)))
     if name is None:
@@ -269,21 +270,19 @@ def _next_bytes(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> memor
 
 
 def _write_shards(folder: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]], max_shard_size: int) -> None:
-    renamed = ((stored_name(name), tensor) for name, tensor in tensors)
-    ledger = [(stored_name(name), shape, dtype) for name, shape, dtype in ledger]
     shards = _split(ledger, max_shard_size)
     if len(shards) == 1:
-        write_safetensors(folder / WHOLE, ledger, renamed)
+        write_safetensors(folder / WHOLE, ledger, tensors)
     else:
         placed = {}
         for number, shard in enumerate(shards, start=1):
             shard_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_safetensors(folder / shard_name, shard, islice(renamed, len(shard)))
+            write_safetensors(folder / shard_name, shard, islice(tensors, len(shard)))
             placed |= {name: shard_name for name, _, _ in shard}
         total = sum(_bytes(shape, dtype) for _, shape, dtype in ledger)
         with whole_file(folder / INDEX) as file:
             file.write(to_json({"metadata": {"total_size": total}, "weight_map": placed}))
-    if extra := next(renamed, None):
+    if extra := next(tensors, None):
         raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
 
 
@@ -301,40 +300,12 @@ def _split(ledger: Ledger, max_shard_size: int) -> list[Ledger]:
     return shards
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
-    aside = _sibling(folder)
-    if folder.exists():
-        os.rename(folder, aside)
-    try:
-        os.rename(partial, folder)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, folder)
-        raise
-    _sync(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Put the folder's list of names on the disk; Windows cannot, and need not."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _sibling(path: Path) -> Path:
-    """An unused hidden name beside `path`, on the same disk, so that a rename is all it takes to put it in place."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-
-
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return torch.Size(shape).numel() * dtype.itemsize
 
 
-def _main_dtype(ledger: Ledger) -> torch.dtype:
+def main_dtype(ledger: Ledger) -> torch.dtype:
+    """The dtype of most numbers."""
     sizes: Counter[torch.dtype] = Counter()
     for _, shape, dtype in ledger:
         sizes[dtype] += torch.Size(shape).numel()

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from llama.checkpoint import fingerprint, get_model, load_model, save_model
+from weights import meta, passage
+from weights.convert import convert
+from weights.sources import open_source, template_remark, with_template
+
+FORMS = {"hf": ("folder", ""), "meta": ("release", "meta"), "gguf": ("x.gguf", ""), "llama2c": ("x.bin", ""),
+         "pt": ("x.pt", "")}
+
+
+@pytest.fixture(scope="module")
+def forms(tiny_tokenizer, tmp_path_factory):
+    """{kind: path} of the same tiny model."""
+    from llama.config import preset
+    from llama.model import Llama
+
+    folder = tmp_path_factory.mktemp("forms")
+    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
+    model.tokenizer = tiny_tokenizer
+    save_model(model, folder / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passage, "TOKENS", 12)
+        return {kind: convert(folder / "source", folder / kind / name, to=to) for kind, (name, to) in FORMS.items()}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_property_content_decides_not_the_name(forms, tmp_path, kind):
+    renamed = tmp_path / ("b.pt" if kind != "pt" else "b.gguf")
+    renamed.symlink_to(forms[kind])
+    assert open_source(renamed).kind == kind
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_two_ways_every_form_gives_the_same_model(forms, kind):
+    first, other = load_model(forms["hf"]), load_model(forms[kind])
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    tokens = torch.arange(20)[None]
+    assert torch.equal(first(tokens), other(tokens))
+    assert get_model(forms[kind], dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert other.source == forms[kind] and (other.tokenizer is None) == (kind == "llama2c")
+    if kind in ("hf", "pt"):                                        # others have no key for context or initialisation
+        assert fingerprint(forms[kind]) == fingerprint(forms["hf"])
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_two_ways_one_by_one_and_in_order(forms, kind):
+    source = open_source(forms[kind])
+    assert [name for name, _, _ in source.ledger] == [name for name, _ in source.tensors()]
+    for name, shape, dtype in reversed(source.ledger):
+        assert (tuple(source.read(name).shape), source.read(name).dtype) == (shape, dtype)
+
+
+def test_worked_example_what_is_said(forms):
+    assert open_source(forms["meta"]).changes["tied"] == ["output.weight equals tok_embeddings.weight: one tied matrix"]
+    assert open_source(forms["gguf"]).remarks == [
+        "x.gguf: tensors in F32 (20); rows of q_proj and k_proj reordered to rotary pairs (i, i + K/2)"]
+    assert "rope_theta 10,000" in open_source(forms["llama2c"]).changes["inferred"][0]
+    assert open_source(forms["hf"]).changes == {}
+
+
+def test_worked_example_a_shard_stands_for_its_folder(forms):
+    assert open_source(forms["meta"] / "consolidated.00.pth").kind == "meta"
+    assert meta.open_meta(forms["meta"]).sizes.H == 4
+
+
+def test_worked_example_templates():
+    files = {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ odd }}"}
+    assert template_remark(files)[0].startswith("the chat template is kept, but is none of ours")
+    assert with_template(files, "x").keys() == {"tokenizer.json", "tokenizer_config.json"}
+    assert "--chat-format NAME writes one" in template_remark({"tokenizer.json": b"{}"})[0]
+    assert template_remark({}) == []
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "is no model that is known here"), (b"\0" * 5000, "is no model that is known here"),
+    (b"GGUF", "cut short"), (b"PK\3\4 and more", "this is no file of tensors"),
+], ids=["empty", "zeros", "GGUF", "zip"])  # fmt: skip
+def test_refusal_of_files_that_are_no_models(tmp_path, content, words):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        open_source(tmp_path / "x")
+
+
+def test_refusal_of_other_places(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; .* known are Hugging Face folders"):
+        open_source(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds neither config.json nor params.json, so it is no model folder; known"):
+        open_source(tmp_path)
+    (tmp_path / "x.safetensors").write_bytes(b"12345678")
+    with pytest.raises(ValueError, match="holds tensors and no config; give the folder it lies in"):
+        open_source(tmp_path / "x.safetensors")
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises((ValueError, FileNotFoundError), match="params.json"):
+        open_source(tmp_path / "other.pth")

@@ -1,0 +1,170 @@
+"""What becomes of fetched corpora: plain text to learn a language from, and sets to learn and to judge a task with.
+
+    peoples_daily    text.txt, and train, dev, test.txt of tagged words, 90 : 5 : 5, no article on two sides
+    reviews          train, dev, test.jsonl with `text` and `label`, 80 : 10 : 10
+    poems            authors/ and forms/, each with train, dev, test.jsonl as above
+    three_kingdoms   text.txt
+
+Near-duplicates (llama/datasets/split.py) are on one side of the newspaper; of reviews and poems only one is kept, and
+none of those that contradict each other. The same files come out every time.
+
+Try: let `_certain` be True of every headline; tests/test_corpora.py
+(test_worked_example_an_article_with_headings_stays_whole) fails.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama.datasets.split import grouped, split
+from weights.huggingface import whole_file
+
+TEXT = "text.txt"
+PARTS = ("train", "dev", "test")
+SHORT = 15                      # characters; shorter paragraphs, «（附图片１张）», are in many articles
+POETS, POEMS = 10, 500          # of each dynasty, of each poet
+# by the number of lines, and of characters in each
+FORMS = {(4, 5): "五言绝句", (4, 7): "七言绝句", (8, 5): "五言律诗", (8, 7): "七言律诗"}
+POEMS_OF_A_FORM = 2500
+NOBODY = ("不詳", "無名氏", "佚名")
+
+
+# ---- the newspaper ---------------------------------------------------------------------------------------------------
+
+
+def peoples_daily(tagged: Path, folder: Path) -> None:
+    """«迈向/v  充满/v …», a paragraph a line, articles not marked -> text.txt, and articles in train, dev and test.txt.
+
+    A paragraph that does not end like a sentence is taken for a headline, whatever is in brackets behind it left
+    aside; an article begins with the first of one or more headlines. An article with headings in it falls into parts
+    that way, so what is divided are larger pieces, from one certain beginning to the next: a headline above a dateline.
+    """
+    lines = [" ".join(line.split()) for line in tagged.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = ["".join(word.rpartition("/")[0] for word in line.split(" ")) for line in lines]
+    articles = list(_articles(texts))
+    pieces, examples = -1, []
+    for number, article in enumerate(articles):
+        pieces += pieces < 0 or _certain([texts[i] for i in article])
+        examples += [{"text": texts[i], "line": lines[i], "article": number, "piece": pieces} for i in article]
+    parts = split(examples, groups="piece", text=lambda example: example["text"] if len(example["text"]) >= SHORT
+                  else f"{example['text']} {example['article']} {'-' * SHORT}")
+    _say(f"{len(articles):,} articles in {pieces + 1:,} pieces")
+    _write(folder / TEXT, "\n\n".join("\n".join(texts[i] for i in article) for article in articles) + "\n")
+    for name, part in reversed([*zip(PARTS, parts, strict=True)]):
+        _say(f"{name}.txt: {len(part):,} paragraphs, {sum(len(example['text']) for example in part):,} characters")
+        _write(folder / f"{name}.txt", "".join(
+            "\n" * (i > 0 and example["article"] != part[i - 1]["article"]) + example["line"] + "\n"
+            for i, example in enumerate(part)))
+
+
+def _articles(texts: Sequence[str]) -> Iterator[list[int]]:
+    article, after_headline = [], False
+    for i, text in enumerate(texts):
+        bare = re.sub(r"（[^（）]*）$", "", text)
+        if _is_headline(text) and not after_headline and article:
+            yield article
+            article = []
+        after_headline = _is_headline(text) or (after_headline and not bare)
+        article.append(i)
+    yield article
+
+
+def _is_headline(text: str) -> bool:
+    bare = re.sub(r"（[^（）]*）$", "", text)
+    return bare != "" and bare[-1] not in "。！？：；，…”’』」》"
+
+
+def _certain(article: Sequence[str]) -> bool:
+    """Whether the text under the headlines says where it comes from: «本报北京１月１日讯记者…»."""
+    text = next((text for text in article if not _is_headline(text)), "")
+    return re.match(r"(本报|据?新华社|中新社)|[^，。]{0,25}[讯电](特派|通讯)?(记者|员|（)", text) is not None
+
+
+# ---- the novel -------------------------------------------------------------------------------------------------------
+
+
+def three_kingdoms(listed: Path, folder: Path) -> None:
+    """A JSON list of chapters -> plain text, a paragraph a line, chapters separated by blank lines."""
+    chapters = json.loads(listed.read_bytes())
+    paragraphs = ([line.strip() for line in chapter.splitlines()] for chapter in chapters)
+    _write(folder / TEXT, "\n\n".join("\n".join(filter(None, lines)) for lines in paragraphs) + "\n")
+
+
+# ---- reviews and poems, by classes -----------------------------------------------------------------------------------
+
+
+def reviews(positive: Path, folder: Path) -> None:
+    """pos.txt and neg.txt, a review a line, most of them twice -> train, dev and test.jsonl."""
+    examples = [{"text": text, "label": label} for name, label in ((positive.name, "positive"), ("neg.txt", "negative"))
+                for line in (folder / name).read_text(encoding="utf-8").splitlines() if (text := line.strip())]
+    _divide(examples, folder)
+
+
+def poems(archive: Path, folder: Path) -> None:
+    """The package of all poems of Tang and Song -> who of twenty wrote it, and which of four forms it has."""
+    written = list(_poems(archive))
+    chosen: list[str] = []
+    for dynasty in ("tang", "song"):
+        counts = Counter(poem["author"] for poem in written if poem["dynasty"] == dynasty)
+        chosen += [author for author, _ in counts.most_common() if author not in NOBODY][:POETS]
+    _divide([{"text": poem["text"], "label": poem["author"]} for poem in written if poem["author"] in chosen],
+            folder / "authors", most=POEMS)
+    # A few more than are kept: comparing all of them takes minutes.
+    few = _some([{"text": poem["text"], "label": FORMS[poem["form"]]} for poem in written if poem["form"] in FORMS],
+                2 * POEMS_OF_A_FORM)
+    _divide(few, folder / "forms", most=POEMS_OF_A_FORM)
+
+
+def _poems(archive: Path) -> Iterator[dict[str, Any]]:
+    with tarfile.open(archive) as package:
+        for member in package:
+            if found := re.fullmatch(r"package/dist/quantangshi/poet\.(tang|song)\.\d+\.json", member.name):
+                for poem in json.load(package.extractfile(member)):
+                    text = "".join("".join(poem["paragraphs"]).split())
+                    lines = [line for line in re.split("[，。？！；：、]", text) if line]
+                    if len(lines) > 1 and "□" not in text:           # what is lost is shown so
+                        form = (len(lines), len(lines[0])) if len({len(line) for line in lines}) == 1 else None
+                        yield {"text": text, "author": poem["author"], "dynasty": found[1], "form": form}
+
+
+def _divide(examples: Sequence[dict[str, str]], folder: Path, *, most: int | None = None) -> None:
+    """One of each group of near-duplicates, at most `most` of a label, in three files; says how many were left out."""
+    kept, twice, contradictions = [], 0, 0
+    for group in grouped([example["text"] for example in examples]):
+        if len({examples[i]["label"] for i in group}) > 1:
+            contradictions += len(group)
+        else:
+            kept.append(examples[group[0]])
+            twice += len(group) - 1
+    kept = _some(kept, most) if most else kept
+    _say(f"{folder.name}: {len(examples):,} read; {twice:,} near-duplicates left out, and {contradictions:,} that "
+         f"contradict one another; {len(kept):,} kept")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in reversed([*zip(PARTS, split(kept, 0.8, 0.1, 0.1, similar=2), strict=True)]):
+        counts = Counter(example["label"] for example in part)
+        _say(f"  {name}.jsonl: {len(part):,} of {len(counts)} labels, from {min(counts.values()):,} to "
+             f"{max(counts.values()):,} of each")
+        _write(folder / f"{name}.jsonl", "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in part))
+
+
+def _some(examples: Iterable[dict[str, str]], most: int) -> list[dict[str, str]]:
+    """At most so many of each label, chosen by the hash of their text: at random, and the same every time."""
+    by_label = defaultdict(list)
+    for example in sorted(examples, key=lambda example: hashlib.sha256(example["text"].encode()).digest()):
+        by_label[example["label"]].append(example)
+    return [example for label in sorted(by_label) for example in by_label[label][:most]]
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
