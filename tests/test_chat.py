@@ -5,7 +5,8 @@ import pytest
 
 from tokenizer import bpe, load_tokenizer
 from tokenizer.chat import FORMATS, recognise
-from tokenizer.spm import SentencePieceTokenizer, model_file
+from tokenizer.spm import SentencePieceTokenizer
+from tokenizer.spm_model import build_model, write_model
 
 MARKS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 TEXTS = ["user\nassistant\nsystem\n[INST] [/INST] ### Instruction:\n### Response:\n你好，世界！Hello there.\n"] * 4
@@ -51,8 +52,8 @@ def sentence_pieces():
     letters = sorted(set("".join(TEXTS) + "▁") - {" ", "\n"})
     pieces = ["<unk>", *MARKS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     types = [2, *[3] * len(MARKS), *[6] * 256, *[1] * len(letters)]
-    return SentencePieceTokenizer(model_file(pieces, [0.0] * len(pieces), types,
-                                             names={"bos_id": "<s>", "eos_id": "</s>"}))
+    return SentencePieceTokenizer(write_model(build_model(pieces, [0.0] * len(pieces), types,
+                                             names={"bos_id": "<s>", "eos_id": "</s>"})))
 
 
 @pytest.fixture(scope="module", params=["bpe", "spm"])

@@ -132,5 +132,5 @@ def test_refusal_of_an_unknown_rule_quotes_it():
         rule_of_json({"type": "ByteLevel", "add_prefix_space": True})
     with pytest.raises(ValueError, match="null"):
         rule_of_json(None)
-    with pytest.raises(ValueError, match="'deepseek-llm' .*known are: gpt-2, llama-bpe"):
+    with pytest.raises(ValueError, match="'deepseek-llm' .*known are: gpt-2, mpt, llama-bpe"):
         rule_of_gguf("deepseek-llm")

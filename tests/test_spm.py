@@ -8,7 +8,8 @@ import pytest
 import sentencepiece
 
 from tokenizer import from_vocabulary, load_tokenizer
-from tokenizer.spm import SentencePieceTokenizer, model_file
+from tokenizer.spm import SentencePieceTokenizer
+from tokenizer.spm_model import build_model, write_model
 
 TEXTS = ["Hello world, hello again; the world is round and wide.\n", "你好，世界！今天天气很好，你好吗？\n",
          "def add(a, b):\n    return a + b\n"] * 4
@@ -46,8 +47,8 @@ def gguf(model: bytes) -> dict:
 def test_worked_example_a_vocabulary_by_hand():
     pieces = ["<unk>", "<s>", "</s>", "▁", "l", "o", "w", "lo", "▁lo", "low"]
     scores = [0, 0, 0, -9, -9, -9, -9, -1, -2, -3]                 # lo first, then ▁lo, so that low is never reached
-    tokenizer = SentencePieceTokenizer(model_file(pieces, scores, [2, 3, 3] + [1] * 7,
-                                                  names={"bos_id": "<s>", "eos_id": "</s>"}))
+    tokenizer = SentencePieceTokenizer(write_model(build_model(pieces, scores, [2, 3, 3] + [1] * 7,
+                                                  names={"bos_id": "<s>", "eos_id": "</s>"})))
     assert tokenizer.encode("low lo", bos=True, eos=True) == [1, 8, 6, 8, 2]
     assert tokenizer.encode_continuation("low") == [9]
     assert tokenizer.decode([1, 8, 6, 8, 2]) == "<s>low lo</s>"

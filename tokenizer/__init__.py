@@ -1,8 +1,12 @@
 """Text ↔ ids. `load_tokenizer` reads whatever a model brings; which kind it is, its content says, never its name.
 
     pretokenize.py   where words end, by the rules of GPT-2, Llama 3, SmolLM and Qwen 2
+    merge.py         merging neighbours, the best pair first
     bpe.py           byte-level byte-pair encoding, and learn.py, how its merges are learned
-    spm.py           SentencePiece models
+    ranks.py         tiktoken's rank files
+    spm.py           SentencePiece models, through their library; spm_model.py, the file
+    spm_plain.py     the same without the library, for vocabularies that come without a model file:
+                     spm_json.py in a tokenizer.json, llama2c.py in llama2.c's tokenizer.bin
     base.py          what all of them share: special tokens, streaming, the files of a folder
     chat.py          messages to ids, and which of them are learned
 
@@ -13,19 +17,19 @@ ranks, as in Meta's folders of Llama 3.
 import re
 from pathlib import Path
 
-from tokenizer import bpe, spm
+from tokenizer import bpe, llama2c, ranks, spm, spm_json, spm_plain
 from tokenizer.base import Settings, StreamDecoder, Tokenizer, read_json
 
-__all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer", "tokenizer_file"]
 
 # Of a model folder only these are opened: vocabularies, and what stands beside them.
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer.bin")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
            "config.json", "chat_template.jinja")
 
 # Where a folder has its vocabulary in several forms, the first of these: Llama 2's hold their SentencePiece model also
 # translated to JSON, and Llama 3's hold their ranks so, with the special tokens that the rank file lacks.
-_PREFERRED = ("SentencePiece", "JSON", "ranks")
+_PREFERRED = ("SentencePiece", "JSON", "ranks", "llama2.c")
 
 
 def load_tokenizer(source: str | Path | dict[str, bytes]) -> Tokenizer:
@@ -54,9 +58,28 @@ def from_vocabulary(vocabulary: dict) -> Tokenizer:
     if vocabulary["model"] == "gpt2":
         return bpe.from_vocabulary(vocabulary)
     if vocabulary["model"] == "llama":
-        return spm.from_vocabulary(vocabulary)
+        return spm_plain.from_vocabulary(vocabulary)
     raise ValueError(f"the GGUF file's vocabulary is of kind {vocabulary['model']!r} (tokenizer.ggml.model); "
                      "known are gpt2 (byte-level BPE) and llama (SentencePiece)")
+
+
+def tokenizer_file(tokenizer: Tokenizer, form: str) -> tuple[str, bytes]:
+    """(name, content) of the one file that holds a vocabulary in another program's form.
+
+    form  "SentencePiece" and "ranks", both tokenizer.model as in Meta's folders; "llama2.c", tokenizer.bin
+
+    Raises ValueError where that form cannot hold this vocabulary.
+    """
+    if form == "SentencePiece":
+        if not isinstance(tokenizer, spm.PieceTokenizer):
+            raise ValueError("this is a byte-level vocabulary, which a SentencePiece model cannot hold")
+        whole = spm_plain.from_vocabulary(tokenizer.vocabulary()) if tokenizer.adds_tokens else tokenizer
+        return "tokenizer.model", whole.model_file()
+    if form == "ranks":
+        return "tokenizer.model", ranks.rank_file(tokenizer.vocabulary())
+    if form == "llama2.c":
+        return "tokenizer.bin", llama2c.tokenizer_bin(tokenizer.vocabulary())
+    raise ValueError(f"no form of a vocabulary is called '{form}'; there are SentencePiece, ranks and llama2.c")
 
 
 def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
@@ -69,8 +92,10 @@ def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
         if kinds[name] == "SentencePiece":
             return spm.SentencePieceTokenizer(files[name], settings)
         if kinds[name] == "JSON":
-            return bpe.BPETokenizer(read_json(files, name), settings)
-        return bpe.from_ranks(files[name], settings)
+            spec = read_json(files, name)
+            return (spm_json.JSONPieceTokenizer if spm_json.is_of_pieces(spec) else bpe.BPETokenizer)(spec, settings)
+        read = {"ranks": ranks.from_ranks, "llama2.c": llama2c.from_tokenizer_bin}[kinds[name]]
+        return read(files[name], settings)
     except ValueError as error:
         raise ValueError(f"{place}/{name}: {error}") from None
 
@@ -80,8 +105,10 @@ def _kind(data: bytes, place: str) -> str:
         return "JSON"
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", data):         # a token in base64 and its rank
         return "ranks"
+    if llama2c.is_tokenizer_bin(data):
+        return "llama2.c"
     if data[:1] == b"\n":                                   # field 1 of a protocol buffer: a piece
         return "SentencePiece"
     remedy = "convert it with python -m weights.convert" if data[:4] == b"GGUF" else \
-             "known are tokenizer.json, SentencePiece models and tiktoken rank files"
+             "known are tokenizer.json, SentencePiece models, tiktoken rank files and llama2.c's tokenizer.bin"
     raise ValueError(f"{place} is {'empty' if not data else 'no tokenizer'}; {remedy}")

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizer.chat import recognise
 
@@ -78,7 +79,8 @@ class Settings:
 
 
 class Tokenizer:
-    """Text to ids and back. A subclass knows one kind of vocabulary: it gives `encode_words` and `vocabulary_files`.
+    """Text to ids and back. A subclass knows one kind of vocabulary: it gives `encode_words`, `vocabulary_files`,
+    `vocabulary`.
 
     vocab_size      one more than the largest id
     special_ids     text -> id of the control tokens
@@ -88,7 +90,8 @@ class Tokenizer:
     chat_template   the Jinja text of the model's files, or None; set it to store another with the model
     """
 
-    spells_space_first = False      # whether the first word of a text is spelt with a space before it
+    spells_space_first = False      # whether the first word of a text is spelt with a space before it,
+    restarts = True                 # and whether what follows a control token is such a first word
     huggingface_class: str          # the class of transformers that reads our files
 
     def __init__(self, spellings: Sequence[bytes], *, special: dict[str, int], always: dict[str, int],
@@ -111,8 +114,8 @@ class Tokenizer:
         self.adds_bos = bool(settings.adds_bos) and self.bos_id is not None
         self.chat_template = settings.chat_template
         self._controls = frozenset(self.special_ids.values())
-        self._find_always = _finder(self._always)
-        self._find_special = _finder(self._always | self.special_ids)
+        self._find_always = finder(self._always)
+        self._find_special = finder(self._always | self.special_ids)
 
     def _id_of(self, token: str | int | None) -> int | None:
         """The id of a token that the settings name. One named by its text is a control token."""
@@ -137,6 +140,18 @@ class Tokenizer:
     def vocabulary_files(self) -> dict[str, bytes]:
         """The files that hold the vocabulary itself."""
         raise NotImplementedError
+
+    def vocabulary(self) -> dict[str, Any]:
+        """The vocabulary as plain values under the keys of weights/gguf.py; tokenizer.from_vocabulary reads the same.
+
+        Raises ValueError where those keys cannot say what this tokenizer does.
+        """
+        raise NotImplementedError
+
+    def _roles(self) -> dict[str, Any]:
+        """The part of `vocabulary` that is the same for all kinds."""
+        return {"bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "pad_id": self.pad_id, "add_bos": self.adds_bos,
+                "chat_template": self.chat_template}
 
     # Text to ids
 
@@ -167,7 +182,7 @@ class Tokenizer:
         for i, part in enumerate(find.split(text)):         # text, token, text, token, ..., text
             if i % 2:
                 ids.append(self.special_ids.get(part, self._always.get(part)))
-                starts = ids[-1] in self._controls
+                starts = self.restarts and ids[-1] in self._controls
             elif part:
                 ids += self.encode_words(part, starts=starts)
                 starts = False
@@ -259,7 +274,7 @@ class StreamDecoder:
         """The text that `id` completes, which may be empty."""
         spelling = self._tokenizer.token_bytes(id)
         if id in self._tokenizer._controls:
-            self._starts = self._tokenizer.spells_space_first
+            self._starts = self._tokenizer.spells_space_first and self._tokenizer.restarts
             return "" if self._skip_special else self._utf8.decode(spelling)
         if self._starts and spelling:
             spelling = spelling.removeprefix(b" ")
@@ -271,7 +286,7 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _finder(tokens: Iterable[str]) -> re.Pattern:
+def finder(tokens: Iterable[str]) -> re.Pattern:
     """What finds these tokens in text, the longest where one begins with another; without tokens, nothing."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

@@ -77,7 +77,7 @@ class ChatFormat:
                 new = encode("".join(texts))
             ids += new
             learned += [learn] * len(new)
-            starts = is_mark
+            starts = is_mark and tokenizer.restarts
         return ids, learned
 
     def _parts(self, messages: Sequence[Message], *, reply: bool) -> Iterator[tuple[str, bool, bool]]:

@@ -107,10 +107,11 @@ _QWEN2 = _LLAMA3.replace("{1,3}", "")
 _SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 RULES = {rule.name: rule for rule in (
-    SplitRule("gpt2", ("gpt-2",), _GPT2, _byte_level(splits=True)),
+    SplitRule("gpt2", ("gpt-2", "mpt"), _GPT2, _byte_level(splits=True)),
     SplitRule("llama3", ("llama-bpe", "llama3", "llama-v3"), _LLAMA3, _split(_LLAMA3)),
     SplitRule("qwen2", ("qwen2",), _QWEN2, _split(_QWEN2)),
-    SplitRule("smollm", ("smollm",), _SMOLLM, _sequence({"type": "Digits", "individual_digits": True}, splits=True)),
+    SplitRule("smollm", ("smollm", "starcoder", "refact", "command-r"), _SMOLLM,
+              _sequence({"type": "Digits", "individual_digits": True}, splits=True)),
 )}
 
 

@@ -7,36 +7,50 @@ Three habits of these vocabularies matter to everything downstream:
     a character that no piece holds is written as its UTF-8 bytes, pieces <0x00> to <0xFF>.
     beginning and end are control pieces that text can never produce.
 
-Try: let `encode_words` ignore `starts`; tests/test_spm.py then finds a space inside a word written in two parts.
+The same without the library, for vocabularies that come without a model file, and to read how it works: spm_plain.py.
+
+Try: let `encode_words` ignore `starts`; tests/test_spm.py (test_property_a_text_in_two_parts_is_the_text) then finds a
+space inside a word written in two parts.
 """
 
-import struct
 from dataclasses import replace
+from typing import Any
 
 import sentencepiece
 
 from tokenizer.base import Settings, Tokenizer, is_control, write_json
+from tokenizer.spm_model import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    PieceModel,
+    read_model,
+    without_space_first,
+    write_model,
+)
+
+_SCORE_OF_ADDED = -1000.0           # what llama.cpp's converter gives tokens that the model file does not have
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model, and the tokens that the folder it lies in adds to it.
+class PieceTokenizer(Tokenizer):
+    """What a vocabulary of SentencePiece's kind means, and the tokens that the folder it lies in adds to it.
 
-    Raises ValueError for bytes that are no such model.
+    A subclass knows how to encode: through the library (below), or without it (spm_plain.py).
     """
 
     huggingface_class = "LlamaTokenizer"
 
-    def __init__(self, model: bytes, settings: Settings | None = None) -> None:
+    def __init__(self, model: PieceModel, settings: Settings | None = None) -> None:
         settings = settings or Settings()
         self._model = model
-        self._starting = library = _load(model)
-        # Two protocol buffers in a row are read as one, the later fields winning. This second one turns off the space
-        # before the first word (NormalizerSpec.add_dummy_prefix), which the library cannot be asked for.
-        self._continuing = _load(model + _message(3, _integer(3, 0)))
-        self.spells_space_first = self._starting.encode("a") != self._continuing.encode("a")
-        spellings = [_spelling(library, id) for id in range(library.vocab_size())]
-        special = {library.id_to_piece(id): id for id in range(library.vocab_size())
-                   if library.is_control(id) or library.is_unknown(id)}
+        self.spells_space_first = model.space_first
+        spellings = [_spelling(piece, type) for piece, type in zip(model.pieces, model.types, strict=True)]
+        special = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
+                   if type in (CONTROL, UNKNOWN)}
         self._added = {token["content"]: id for id, token in settings.added.items() if id >= len(spellings)}
         spellings += [b""] * (max(self._added.values(), default=-1) + 1 - len(spellings))
         for text, id in self._added.items():
@@ -45,97 +59,72 @@ class SentencePieceTokenizer(Tokenizer):
         special |= {text: id for text, id in self._added.items() if text not in always}
         super().__init__(spellings, special=special, always=always, settings=replace(
             settings,
-            bos=_existing(library.bos_id()) if settings.bos is None else settings.bos,
-            eos=settings.eos or [id for id in [_existing(library.eos_id())] if id is not None],
-            pad=_existing(library.pad_id()) if settings.pad is None else settings.pad,
+            bos=model.id_of("bos_id") if settings.bos is None else settings.bos,
+            eos=settings.eos or [id for id in [model.id_of("eos_id")] if id is not None],
+            pad=model.id_of("pad_id") if settings.pad is None else settings.pad,
             adds_bos=settings.adds_bos is not False,        # Llama's habit, where the files do not say
         ))
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether there are tokens that model_file() does not hold."""
+        return bool(self._added)
+
+    def model_file(self) -> bytes:
+        """The content of tokenizer.model, without the tokens that the folder adds."""
+        return write_model(self._model)
+
+    def vocabulary_files(self) -> dict[str, bytes]:
+        added = {"added_tokens.json": write_json(self._added)} if self._added else {}
+        return {"tokenizer.model": self.model_file()} | added
+
+    def vocabulary(self) -> dict[str, Any]:
+        """The vocabulary as GGUF files hold it, kind "llama"; the inverse of tokenizer.from_vocabulary.
+
+        Raises ValueError for models that do more than such a file can say.
+        """
+        if self._model.kind != BPE or self._model.normalizes:
+            raise ValueError("a GGUF vocabulary of kind llama cannot say that this SentencePiece model "
+                             + (self._model.normalizes or "is not of kind BPE"))
+        tokens, types, scores = list(self._model.pieces), list(self._model.types), list(self._model.scores)
+        added = {id: text for text, id in self._added.items()}
+        for id in range(len(tokens), self.vocab_size):
+            tokens.append(added.get(id, f"[PAD{id}]"))
+            types.append(UNUSED if id not in added else USER_DEFINED if added[id] in self._always else CONTROL)
+            scores.append(_SCORE_OF_ADDED)
+        return {"model": "llama", "pre": "default", "tokens": tokens, "types": types, "scores": scores, "merges": None,
+                "add_space_prefix": self._model.space_first, "unk_id": self._model.id_of("unk_id"),
+                **self._roles()}
+
+
+class SentencePieceTokenizer(PieceTokenizer):
+    """A SentencePiece model of any kind. Raises ValueError for bytes that are no such model."""
+
+    def __init__(self, file: bytes, settings: Settings | None = None) -> None:
+        self._file = file
+        self._starting, self._continuing = _load(file), _load(without_space_first(file))
+        super().__init__(read_model(file), settings)
+        self.spells_space_first = self._starting.encode("a") != self._continuing.encode("a")
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
         return (self._starting if starts else self._continuing).encode(text)
 
-    def vocabulary_files(self) -> dict[str, bytes]:
-        added = {"added_tokens.json": write_json(self._added)} if self._added else {}
-        return {"tokenizer.model": self._model} | added
+    def model_file(self) -> bytes:
+        return self._file
 
 
-def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
+def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:
     library = sentencepiece.SentencePieceProcessor()
     try:
-        library.LoadFromSerializedProto(model)
+        library.LoadFromSerializedProto(file)
     except RuntimeError as error:
         raise ValueError(f"this is no SentencePiece model, or not all of one: {str(error)[:100]}") from None
     return library
 
 
-def _existing(id: int) -> int | None:
-    return id if id >= 0 else None
-
-
-def _spelling(library: sentencepiece.SentencePieceProcessor, id: int) -> bytes:
-    piece = library.id_to_piece(id)
-    if library.is_byte(id):
-        return bytes([int(piece[1:-1], 16)])            # <0x0A>
-    if library.is_control(id) or library.is_unknown(id):
-        return piece.encode()
-    return piece.replace("▁", " ").encode()
-
-
-# Writing a model file, for vocabularies that come without one (sentencepiece_model.proto)
-
-
-def from_vocabulary(vocabulary: dict) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file, from its vocabulary as weights/gguf.py gives it (kind "llama").
-
-    Raises ValueError for a vocabulary without scores, which order the merges.
-    """
-    if vocabulary["scores"] is None:
-        raise ValueError("the GGUF file's vocabulary is of kind llama but has no scores (tokenizer.ggml.scores)")
-    tokens = vocabulary["tokens"]
-    names = {role: tokens[vocabulary[role]] for role in ("unk_id", "bos_id", "pad_id") if vocabulary[role] is not None}
-    if vocabulary["eos_ids"]:
-        names["eos_id"] = tokens[vocabulary["eos_ids"][0]]
-    model = model_file(tokens, vocabulary["scores"], vocabulary["types"], names=names,
-                       space_first=vocabulary["add_space_prefix"] is not False)
-    return SentencePieceTokenizer(model, Settings.of_vocabulary(vocabulary))
-
-
-def model_file(pieces: list[str], scores: list[float], types: list[int], *, names: dict[str, str],
-               space_first: bool = True) -> bytes:
-    """A SentencePiece model of kind BPE, as bytes.
-
-    types   1 normal, 2 unknown (exactly one), 3 control, 4 user-defined, 5 unused, 6 byte; as in GGUF
-    scores  the pair that makes the piece of highest score is merged first
-    names   which pieces are unk_id, bos_id, eos_id, pad_id
-    """
-    entries = [_message(1, _text(1, piece) + _float(2, score) + _integer(3, kind))
-               for piece, score, kind in zip(pieces, scores, types, strict=True)]
-    roles = {"unk_id": 45, "bos_id": 46, "eos_id": 47, "pad_id": 48}        # fields unk_piece to pad_piece
-    trainer = _integer(3, 2) + _integer(35, 6 in types)                     # model_type: BPE; byte_fallback
-    trainer += b"".join(_text(roles[role], piece) for role, piece in names.items())
-    normalizer = _text(1, "identity") + _integer(3, space_first) + _integer(4, 0) + _integer(5, 1)
-    return b"".join(entries) + _message(2, trainer) + _message(3, normalizer)
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
-    low, rest = number & 0x7F, number >> 7
-    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
-
-
-# A field is its number and kind of value (0 varint, 2 length and bytes, 5 four bytes), then the value.
-
-def _integer(field: int, value: int) -> bytes:
-    return _varint(field << 3 | 0) + _varint(value)
-
-
-def _message(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _text(field: int, value: str) -> bytes:
-    return _message(field, value.encode())
-
-
-def _float(field: int, value: float) -> bytes:
-    return _varint(field << 3 | 5) + struct.pack("<f", value)
+def _spelling(piece: str, type: int) -> bytes:
+    if type == BYTE:
+        return bytes([int(piece[1:-1], 16)])                # <0x0A>
+    if type in (NORMAL, USER_DEFINED, UNUSED):
+        return piece.replace("▁", " ").encode()
+    return piece.encode()

@@ -1,0 +1,159 @@
+"""A SentencePiece vocabulary that came as tokenizer.json, as Llama 2's and TinyLlama's folders have it.
+
+Such a file was made from a model file, and has pairs where that has scores: each piece of the model cut in two in every
+possible way, in the order of the scores. It is merged here in the order of the pairs, as Hugging Face's `tokenizers`
+does; the model file beside it, where there is one, is preferred (__init__.py).
+
+Where a space is put before a word differs between generations of these files:
+
+    normalizer Prepend              before every stretch of text: at the beginning, and after each control token
+    pre_tokenizer Metaspace, always the same, except where the text begins with a space already
+    pre_tokenizer Metaspace, first  the same, and only at the beginning
+
+Try: drop `restarts` from "first"; tests/test_spm_json.py (test_worked_example_where_the_first_word_gets_a_space) fails.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from tokenizer.base import Settings, is_control, write_json
+from tokenizer.bpe import bos_of, refuse_other_modes
+from tokenizer.spm_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
+from tokenizer.spm_plain import PlainPieceTokenizer
+
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_PREPEND = {"type": "Prepend", "prepend": "▁"}
+
+
+class JSONPieceTokenizer(PlainPieceTokenizer):
+    """A vocabulary of pieces merged by pairs. Raises ValueError where the file asks for what is not done here."""
+
+    huggingface_class = "PreTrainedTokenizerFast"
+
+    def __init__(self, spec: dict, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        try:
+            refuse_other_modes(spec)
+            self._prefix = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
+            self._pairs = _pairs_of(spec["model"])
+            bos = bos_of(spec.get("post_processor"))
+            model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix != "never")
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"tokenizer.json does not hold a SentencePiece BPE: {error!r} while reading it") from None
+        if settings.adds_bos is None:
+            settings = replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
+        super().__init__(model, replace(settings, added={}))
+        self._spec = spec
+        self.restarts = self._prefix != "first"
+        self._unused = set()                                # there are none here: ids without a token
+        self._pairs = {(left, right): rank for (left, right), rank in self._pairs.items()
+                       if model.types[self._ids[left + right]] in (NORMAL, USER_DEFINED)}
+        self._neighbours = {(left[-1], right[0]) for left, right in self._pairs}
+
+    def _spelt(self, text: str, *, starts: bool) -> str:
+        there = self._prefix in ("always", "first") and text[:1] in (" ", "▁")
+        return super()._spelt(text, starts=starts and not there)
+
+    def _rank(self, left: str, right: str, cuts: dict) -> float | None:
+        return self._pairs.get((left, right))
+
+    def vocabulary_files(self) -> dict[str, bytes]:
+        return {"tokenizer.json": write_json(self._spec)}
+
+    def model_file(self) -> bytes:
+        self._refuse_what_scores_cannot_say()
+        return super().model_file()
+
+    def vocabulary(self) -> dict[str, Any]:
+        """As GGUF holds it. Raises ValueError where its pairs are not those that scores would merge."""
+        self._refuse_what_scores_cannot_say()
+        return super().vocabulary()
+
+    def _refuse_what_scores_cannot_say(self) -> None:
+        mergeable = {piece for piece, type in zip(self._model.pieces, self._model.types, strict=True) if type == NORMAL}
+        # By scores, characters that are no piece merge, too.
+        symbols = mergeable | {char for piece in mergeable for char in piece}
+        cuts = sum(piece[:i] in symbols and piece[i:] in symbols for piece in mergeable for i in range(1, len(piece)))
+        if cuts != len(self._pairs) or not all(_is_group(group) for group in _groups(list(self._pairs))):
+            raise ValueError("the merges of this tokenizer.json are not those of a SentencePiece model, so that no "
+                             "scores say the same; use the tokenizer.model that it was made from")
+        if self._prefix in ("always", "first"):
+            raise ValueError("this tokenizer.json puts a space before the first word of a text unless one is there, "
+                             "which no SentencePiece model does; use the tokenizer.model that it was made from")
+
+
+def is_of_pieces(spec: dict) -> bool:
+    """Whether a tokenizer.json holds pieces of text rather than of bytes."""
+    return isinstance(spec.get("model"), dict) and bool(spec["model"].get("byte_fallback"))
+
+
+def _model_of(spec: dict, pairs: dict[tuple[str, str], int], *, bos: str | None, space_first: bool) -> PieceModel:
+    """The pieces with scores that follow the merges: a piece is worth less the later it is first made."""
+    vocab: dict[str, int] = spec["model"]["vocab"]
+    added = {token["id"]: token for token in spec.get("added_tokens") or []}
+    by_id = {id: piece for piece, id in vocab.items()} | {id: token["content"] for id, token in added.items()}
+    order = {left + right: number for number, group in enumerate(_groups(list(pairs))) for left, right in group}
+    unknown = spec["model"].get("unk_token")
+    pieces, types = [], []
+    for id in range(max(by_id) + 1):
+        piece = by_id.get(id, f"[PAD{id}]")
+        pieces.append(piece)
+        if id in added:
+            types.append(CONTROL if is_control(added[id]) else USER_DEFINED)
+        else:
+            types.append(UNUSED if id not in by_id else BYTE if _is_byte(piece) else NORMAL)
+        if piece == unknown:
+            types[-1] = UNKNOWN
+    missing = {f"<0x{byte:02X}>" for byte in range(256)} - vocab.keys()
+    if missing:
+        raise ValueError(f"tokenizer.json falls back to bytes, but has no piece {min(missing)}")
+    names = {role: piece for role, piece in (("unk_id", unknown), ("bos_id", bos)) if piece}
+    return build_model(pieces, [-float(order.get(piece, len(order))) for piece in pieces], types, names=names,
+                       space_first=space_first)
+
+
+def _groups(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """The pairs in order, parted where no piece is made on both sides: each part had one score in the model."""
+    last = {left + right: i for i, (left, right) in enumerate(pairs)}
+    groups, end = [], -1
+    for i, (left, right) in enumerate(pairs):
+        if i > end:
+            groups.append([])
+        groups[-1].append((left, right))
+        end = max(end, last[left + right])
+    return groups
+
+
+def _is_group(pairs: list[tuple[str, str]]) -> bool:
+    """Whether these pairs make one piece, or several of one score, which are written the longest halves first."""
+    lengths = [(len(left), len(right)) for left, right in pairs]
+    return len({left + right for left, right in pairs}) == 1 or lengths == sorted(lengths, reverse=True)
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+def _pairs_of(model: dict) -> dict[tuple[str, str], int]:
+    pairs: dict[tuple[str, str], int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if not {left, right, left + right} <= model["vocab"].keys():
+            raise ValueError(f"merge {rank} of the vocabulary is {merge!r}, which is not two of its tokens that "
+                             "make a third")
+        pairs.setdefault((left, right), rank)
+    return pairs
+
+
+def _prefix_of(normalizer: Any, pre_tokenizer: Any) -> str:
+    """Where a space is put before a word: "prepend", "always", "first" (see above), or "never"."""
+    match normalizer, pre_tokenizer:
+        case {"type": "Sequence", "normalizers": [first, second]}, None if [first, second] == [_PREPEND, _REPLACE]:
+            return "prepend"
+        case ({"type": "Sequence", "normalizers": [only]}, None) | (only, None) if only == _REPLACE:
+            return "never"
+        case None, {"type": "Metaspace", "replacement": "▁", "split": False, "prepend_scheme": str(scheme)} \
+                if scheme in ("always", "first", "never"):
+            return scheme
+    raise ValueError(f"tokenizer.json writes spaces in a way not known here: normalizer {normalizer}, pre_tokenizer "
+                     f"{pre_tokenizer}")
