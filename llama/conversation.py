@@ -4,9 +4,8 @@
     turn 2   [system][question 1][answer 1]            is in the cache already
                                            [question 2]  is run
 
-What may be kept is found by comparing ids, never assumed: the cache is cut back to the longest beginning that it shares
-with the new conversation. So a changed system message, forgotten turns or an interrupted answer need no care of their
-own; they only make the shared beginning shorter.
+What may be kept is found by comparing ids (generation.Reader). So a changed system message, forgotten turns, another
+answer to the same question or an interrupted one need no care of their own: they make the shared beginning shorter.
 
 Try: let `_encode` leave the answers as chat.py encodes them; tests/test_conversation.py
 (test_two_ways_turn_n_runs_only_its_new_tokens) counts more, since a text often has several spellings in ids.
@@ -21,15 +20,13 @@ from typing import Any
 
 import torch
 
-from llama.generation import Completion, Decoder, Row, evaluating, room_for_answer
+from llama.generation import Completion, Reader, Row, evaluating, room_for_answer
 from llama.model import Llama
-from llama.sampling import SamplingConfig, sample
+from llama.sampling import SamplingConfig
+from llama.speculative import Guesser, NoGuess, write
 from tokenizer.chat import ChatFormat
 
 log = logging.getLogger(__name__)
-
-FIRST_SLOTS = 1024          # of the cache; it doubles when they are full: 128k tokens of an 8B would be 16 GB at once
-PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,20 @@ class Turn:
 class Conversation:
     """Questions and answers with a model, in the ids of one chat format.
 
-    system  the system message; None takes the format's own default
+    system       the system message; None takes the format's own default
+    guesser      what speculates about the answers, draft_tokens ids at a time (see speculative.write)
+    cache_dtype  of keys and values; None takes the model's
     """
 
     def __init__(self, model: Llama, tokenizer: Any, chat_format: ChatFormat, *, sampling: SamplingConfig,
                  system: str | None = None, max_new_tokens: int = 512, stop: Sequence[str] = (),
-                 ignore_eos: bool = False, seed: int = 0):
+                 ignore_eos: bool = False, seed: int = 0, guesser: Guesser | None = None, draft_tokens: int = 0,
+                 cache_dtype: torch.dtype | None = None):
         self.model, self.tokenizer, self.chat_format = model, tokenizer, chat_format
         self.sampling, self.max_new_tokens, self.stop, self.ignore_eos = sampling, max_new_tokens, stop, ignore_eos
         self.system, self.seed = system, seed
-        self.decoder = Decoder(model, [0], FIRST_SLOTS, vocab_size=tokenizer.vocab_size)
-        self.cached: list[int] = []                                 # the ids whose keys and values are in the cache
+        self.guesser, self.draft_tokens = guesser or NoGuess(), draft_tokens
+        self.reader = Reader(model, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
         self.reset()
 
     def reset(self) -> None:
@@ -80,44 +80,19 @@ class Conversation:
                   ignore_eos=self.ignore_eos, generator=self.generator, on_text=on_text)
         if forgotten:
             log.warning("the context of %d tokens is full: the oldest turns are forgotten (%d)",
-                        self.model.config.max_position_embeddings, forgotten)
+                        self.model.config.context, forgotten)
             del self.turns[:forgotten]
         try:
             with evaluating(self.model):
-                self._answer(row)
+                write(row, self.reader, self.guesser, self.sampling, draft_tokens=self.draft_tokens)
         finally:
-            self.decoder.cache.truncate(len(self.cached))           # an interrupted step leaves layers of two lengths
             if row.text or row.finish_reason:
                 self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
         return row.completion(question)
 
-    def _answer(self, row: Row) -> None:
-        kept = _shared(self.cached, row.prompt[:-1])                # at least one token runs: its logits are needed
-        self.decoder.cache.truncate(kept)
-        del self.cached[kept:]
-        seen = torch.zeros(1, self.tokenizer.vocab_size, dtype=torch.bool, device=self.model.device)
-        seen[0, row.prompt] = True
-        for start in range(kept, len(row.prompt), PREFILL_CHUNK):
-            logits = self._step(row.prompt[start : start + PREFILL_CHUNK])
-        while True:
-            token = sample(logits, self.sampling, seen, [row.generator]).item()
-            row.push(token)
-            if row.finish_reason:
-                return
-            seen[0, token] = True
-            logits = self._step([token])
-
-    def _step(self, ids: list[int]) -> torch.Tensor:
-        slots = len(self.cached) + len(ids)
-        if slots > self.decoder.cache.max_length:
-            self.decoder.reserve(max(slots, 2 * self.decoder.cache.max_length))
-        logits = self.decoder.step(torch.tensor([ids], device=self.model.device))
-        self.cached += ids                                          # only now: a step may be interrupted
-        return logits
-
     def _fit(self, question: str) -> tuple[list[int], int]:
         """The ids of the conversation up to the next answer, and how many of the oldest turns must go for that."""
-        context = self.model.config.max_position_embeddings
+        context = self.model.config.context
         ids = self._encode(self.turns, question)
         if len(ids) + min(self.max_new_tokens, context // 4) <= context:
             return ids, 0
@@ -148,11 +123,3 @@ class Conversation:
         for turn in turns:
             messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
         return messages
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids the two have in common from the beginning on."""
-    for length, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return length
-    return min(len(first), len(second))

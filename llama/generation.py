@@ -5,11 +5,12 @@
 Prompts of different length share a batch: the short ones get padding on their left, which a mask hides and positions
 do not count, so that every row reads as if it were alone. sampling.py chooses the tokens, conversation.py keeps a chat.
 
-Try: in `Decoder.step`, leave out the mask; tests/test_generation.py (test_two_ways_a_ragged_batch_equals_single_runs)
+Try: in `Decoder.read`, leave out the mask; tests/test_generation.py (test_two_ways_a_ragged_batch_equals_single_runs)
 fails, while the longest row still reads well. Leaving out the positions instead changes no text, since rotary attention
 sees distances alone.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama.heads import check_writes
 from llama.model import KVCache, Llama, padding_mask
 from llama.sampling import SamplingConfig, sample, taken_from
 from tokenizer.chat import ChatFormat
+
+WORTH_SHARING = 16      # ids that prompts begin with alike; with fewer, a pass of their own costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,14 @@ class Row:
     """
 
     def __init__(self, prompt: Sequence[int], *, tokenizer: Any, chat_format: ChatFormat | None, limit: int,
-                 stop: Sequence[str], ignore_eos: bool, generator: torch.Generator,
+                 stop: Sequence[str], ignore_eos: bool, generator: torch.Generator | None = None,
                  on_text: Callable[[str], None] | None = None):
         self.prompt, self.limit, self.generator = prompt, limit, generator
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
         self.times: list[float] = []
-        ends = [*tokenizer.eos_ids, *([closing_id(chat_format, tokenizer)] if chat_format else [])]
-        self._ends = () if ignore_eos else ends
+        self._ends = () if ignore_eos else closing_ids(chat_format, tokenizer)
         self._characters = tokenizer.stream()
         if not chat_format:
             self._characters.push(prompt[-1])
@@ -124,46 +127,107 @@ class Row:
 class Decoder:
     """A model and the past of a batch of left-padded rows.
 
-    vocab_size  of the tokenizer: many models have a few more rows of logits, which stand for no token
+    vocab_size   of the tokenizer: many models have a few more rows of logits, which stand for no token
+    cache_dtype  of keys and values; None takes the model's
     """
 
-    def __init__(self, model: Llama, padding: Sequence[int], max_length: int, *, vocab_size: int):
+    def __init__(self, model: Llama, padding: Sequence[int], max_length: int, *, vocab_size: int,
+                 cache_dtype: torch.dtype | None = None):
+        check_writes(model)
         self.model, self.vocab_size = model, vocab_size
-        self.padding = torch.tensor(padding, device=model.device)   # (B,)
-        self.cache = KVCache(model.config, len(padding), max_length, dtype=model.dtype, device=model.device)
+        self.cache = KVCache(model.config, len(padding), max_length, dtype=cache_dtype or model.dtype,
+                             device=model.device)
+        self._pad(torch.tensor(padding, device=model.device))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Run the next tokens (B, T) of every row and return the logits (B, V) that follow the last of them."""
-        T, S = tokens.shape[1], self.cache.length + tokens.shape[1]
-        positions = mask = None                                     # a batch without padding is the default case
-        if self.padding.any():
-            slots = torch.arange(S - T, S, device=tokens.device)
-            positions = (slots - self.padding[:, None]).clamp(min=0)                    # (B, T)
-            mask = padding_mask(self.padding, T, S)
-        hidden = self.model.hidden(tokens, positions=positions, mask=mask, cache=self.cache)
-        return self.model.lm_head(hidden[:, -1])[:, : self.vocab_size]
+        return self.read(tokens, 1)[:, 0]
 
-    def select(self, rows: list[int]) -> None:
+    def read(self, tokens: Tensor, count: int) -> Tensor:
+        """As `step`, but the logits (B, count, V) that follow each of the last `count` tokens."""
+        step = self.model.step
+        if step is not None and step.fits(tokens, self.cache):
+            logits = step(tokens, padding=self.padding, cache=self.cache)[:, -count:]
+        else:
+            T, S = tokens.shape[1], self.cache.length + tokens.shape[1]
+            positions = mask = None                                 # a batch without padding is the default case
+            if self._padded:
+                slots = torch.arange(S - T, S, device=tokens.device)
+                positions = (slots - self.padding[:, None]).clamp(min=0)                # (B, T)
+                mask = padding_mask(self.padding, T, S)
+            hidden = self.model.hidden(tokens, positions=positions, mask=mask, cache=self.cache)
+            logits = self.model.lm_head(hidden[:, -count:])
+        return logits[..., : self.vocab_size]
+
+    def prefill(self, tokens: Tensor, chunk: int) -> Tensor:
+        """As `step`, `chunk` tokens at a time: scores and states of a long text would not fit into memory at once."""
+        for piece in tokens.split(chunk, dim=1):
+            logits = self.step(piece)
+        return logits
+
+    def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, each as often as it is named, without slots that are padding in all of them.
 
-        Cached keys are rotated by position, not by slot, so they may move. Without moving, a short row would come to
-        the end of the slots earlier beside a long one than alone.
+        With those slots, a short row would come to the end of the cache earlier beside a long one than alone.
         """
         padding = self.padding[rows]
         spare = int(padding.min())
-        self.padding = padding - spare
-        self.cache.max_length -= spare
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[rows, :, spare:], layer.values[rows, :, spare:]
-            layer.length -= spare
+        self._pad(padding - spare)
+        self.cache.select(rows, start=spare)
+
+    def spread(self, padding: Sequence[int], max_length: int) -> "Decoder":
+        """One text becomes the beginning of many: a decoder of as many rows, left-padded so, in as many slots.
+
+        So of n slots with p of padding, n - p hold text, and its last p ids are to run again.
+        """
+        other = copy.copy(self)
+        other.cache = self.cache.spread(padding)
+        other.cache.reserve(max_length)
+        other._pad(torch.tensor(padding, device=self.padding.device))
+        return other
 
     def reserve(self, length: int) -> None:
         """Make room for `length` slots in all, keeping what is stored."""
-        if length > self.cache.max_length:
-            old, rows = self.cache, len(self.padding)
-            self.cache = KVCache(self.model.config, rows, length, dtype=self.model.dtype, device=self.model.device)
-            for before, after in zip(old.layers, self.cache.layers, strict=True):
-                after.append(before.keys[:, :, : before.length], before.values[:, :, : before.length])
+        self.cache.reserve(length)
+
+    def _pad(self, padding: Tensor) -> None:
+        self.padding = padding                                      # (B,)
+        self._padded = bool(padding.any())                          # asked once: a GPU would have to be waited for
+
+
+class Reader:
+    """A model and one text that it remembers: reads on from the longest beginning that it has read before.
+
+    What may be kept is found by comparing ids, never assumed. So whoever changes the text, cuts it off, or breaks into
+    a step needs to do nothing else. Options are those of Decoder.
+    """
+
+    def __init__(self, model: Llama, *, slots: int = 1024, chunk: int = 512, **options: Any):
+        self.decoder, self.chunk = Decoder(model, [0], slots, **options), chunk
+        self.ids: list[int] = []                                    # whose keys and values are in the cache
+
+    def read(self, ids: Sequence[int], count: int = 1) -> Tensor:
+        """The logits (count, V) that follow the last `count` of these ids."""
+        cache, ids = self.decoder.cache, list(ids)
+        kept = cache.truncate(min(shared([self.ids, ids]), len(ids) - count))
+        del self.ids[kept:]
+        if len(ids) > cache.max_length:     # it doubles: for 128k tokens of an 8B, 16 GB would be taken at once
+            cache.reserve(max(len(ids), 2 * cache.max_length))
+        while kept < len(ids):                                      # the last piece is the longest: it holds `count`
+            piece = ids[kept : kept + ((len(ids) - kept) % self.chunk or self.chunk)]
+            logits = self.decoder.read(torch.tensor([piece], device=self.decoder.model.device), min(count, len(piece)))
+            self.ids += piece                                       # only now: a step may be interrupted
+            kept += len(piece)
+        return logits[0]
+
+
+def shared(texts: Sequence[Sequence[int]]) -> int:
+    """How many ids all of them have in common from the beginning on."""
+    first, last = min(texts), max(texts)                            # in lexical order, the least alike
+    length = min(len(first), len(last))
+    if first[:length] == last[:length]:
+        return length
+    return next(i for i in range(length) if first[i] != last[i])
 
 
 @contextmanager
@@ -184,6 +248,11 @@ def closing_id(chat_format: ChatFormat, tokenizer: Any) -> int:
     return [token for token, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
 
 
+def closing_ids(chat_format: ChatFormat | None, tokenizer: Any) -> list[int]:
+    """All ids that end a text: those of the model's own files, and the one that closes an answer in this format."""
+    return [*tokenizer.eos_ids, *([closing_id(chat_format, tokenizer)] if chat_format else [])]
+
+
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """A raw text as ids, with a token for its beginning if the tokenizer's own files ask for one.
 
@@ -198,7 +267,7 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 
 def room_for_answer(model: Llama, prompt_tokens: int, max_new_tokens: int) -> int:
     """How many tokens the answer may have. Raises ValueError if the context has no place for even one."""
-    context = model.config.max_position_embeddings
+    context = model.config.context
     if prompt_tokens >= context:
         raise ValueError(f"the prompt is {prompt_tokens} tokens long and the model's context is {context}, answer "
                          f"included; shorten the prompt by at least {prompt_tokens - context + 1} tokens")
@@ -209,9 +278,9 @@ def room_for_answer(model: Llama, prompt_tokens: int, max_new_tokens: int) -> in
 def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
              sampling: SamplingConfig, chat_format: ChatFormat | None = None, max_new_tokens: int = 256,
              stop: Sequence[str] = (), ignore_eos: bool = False, seed: int = 0, num_samples: int = 1,
-             batch_size: int = 16, prefill_chunk: int = 512,
+             batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
              on_text: Callable[[int, str], None] | None = None) -> list[Completion]:
-    """Continue every prompt `num_samples` times.
+    """Continue every prompt `num_samples` times. What all prompts begin with is run once.
 
     prompts      ids, of any lengths; none may be empty
     chat_format  the one that the prompts are written in; None for raw text (see Row)
@@ -220,12 +289,13 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
     seed         row i draws from a generator of its own, seeded with seed + i: its text is the same in any company
                  (but for ties within the rounding of float arithmetic)
     batch_size   rows run at once; memory grows with it, results do not change
+    cache_dtype  of keys and values; None takes the model's
     on_text      called with (row, new text) as the text grows; what it gets adds up to the row's `text`
     ->           prompt after prompt, the samples of each together: row = prompt index * num_samples + sample index
 
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
     """
-    _check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
+    check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
     limits = [room_for_answer(model, len(prompt), max_new_tokens) for prompt in prompts]
     rows = []
     for i in range(len(prompts) * num_samples):
@@ -234,9 +304,12 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
                         limit=limits[i // num_samples], stop=stop, ignore_eos=ignore_eos,
                         generator=torch.Generator().manual_seed(seed + i), on_text=show))
     with evaluating(model):
+        common = _common_start(model, prompts)
+        first = Decoder(model, [0], common, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
+        if common:
+            first.prefill(torch.tensor([list(prompts[0][:common])], device=model.device), prefill_chunk)
         for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            _complete(model, batch, sampling, vocab_size=tokenizer.vocab_size, prefill_chunk=prefill_chunk)
+            _complete(first, rows[start : start + batch_size], sampling, prefill_chunk=prefill_chunk)
     return [row.completion(tokenizer.decode(row.prompt, skip_special=True)) for row in rows]
 
 
@@ -249,8 +322,9 @@ def continue_text(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> 
     return generate(model, [ids], tokenizer=tokenizer, sampling=taken_from(options), **options)[0].text
 
 
-def _check_options(prompts: Sequence[Sequence[int]], *, max_new_tokens: int, num_samples: int,
-                   stop: Sequence[str]) -> None:
+def check_options(prompts: Sequence[Sequence[int]], *, max_new_tokens: int, num_samples: int,
+                  stop: Sequence[str]) -> None:
+    """Raise ValueError for what cannot be meant."""
     for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -260,23 +334,33 @@ def _check_options(prompts: Sequence[Sequence[int]], *, max_new_tokens: int, num
         raise ValueError(f"prompt {empty[0]} holds no ids; a model continues at least one")
 
 
-def _complete(model: Llama, rows: list[Row], sampling: SamplingConfig, *, vocab_size: int,
-              prefill_chunk: int) -> None:
-    """Run one batch to its end. A prompt that several rows share is run once."""
+def _common_start(model: Llama, prompts: Sequence[Sequence[int]]) -> int:
+    """How many ids to run once for all prompts; at least one of each prompt is left, whose logits are needed."""
+    if len(prompts) < 2:
+        return 0
+    common = min(shared(prompts), min(map(len, prompts)) - 1)
+    if window := model.config.sliding_window:
+        common = min(common, window)                                # rows that are moved need all of it
+    return common if common >= WORTH_SHARING else 0
+
+
+def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, prefill_chunk: int) -> None:
+    """Run one batch to its end. A prompt of several rows is run once, and what `first` has read not again."""
     prompts = {id(row.prompt): row.prompt for row in rows}
     longest = max(len(prompt) for prompt in prompts.values())
     padding = [longest - len(prompt) for prompt in prompts.values()]
-    decoder = Decoder(model, padding, longest + max(row.limit for row in rows), vocab_size=vocab_size)
+    decoder = first.spread(padding, longest + max(row.limit for row in rows))
     padded = [[0] * blank + list(prompt) for blank, prompt in zip(padding, prompts.values(), strict=True)]
-    for tokens in torch.tensor(padded, device=model.device).split(prefill_chunk, dim=1):
-        logits = decoder.step(tokens)                               # (B, V); those of the last chunk count
+    device = first.model.device
+    rest = torch.tensor(padded, device=device)[:, first.cache.length :]
+    logits = decoder.prefill(rest, prefill_chunk)                   # (B, V)
 
     owner = {name: i for i, name in enumerate(prompts)}
     owners = [owner[id(row.prompt)] for row in rows]
     if len(rows) > len(prompts):
         decoder.select(owners)
     logits = logits[owners]
-    seen = torch.zeros(logits.shape, dtype=torch.bool, device=model.device)
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
     for i, row in enumerate(rows):
         seen[i, list(row.prompt)] = True
 
@@ -290,6 +374,6 @@ def _complete(model: Llama, rows: list[Row], sampling: SamplingConfig, *, vocab_
         if len(going) < len(rows):
             decoder.select(going)
             rows, tokens, seen = [rows[i] for i in going], tokens[going], seen[going]
-        tokens = tokens.to(model.device)[:, None]                   # (B, 1)
+        tokens = tokens.to(device)[:, None]                   # (B, 1)
         seen.scatter_(1, tokens, True)
         logits = decoder.step(tokens)

@@ -1,15 +1,17 @@
 """The Llama forward pass, whole: norm, rotary embedding, grouped-query attention with a cache, SwiGLU, block, model.
 
 Llama (arXiv:2302.13971) is the decoder of «Attention Is All You Need» (arXiv:1706.03762) with RMSNorm before each
-part, rotary positions inside attention, a gated feed-forward part, and no biases. Parameters are named as in Hugging
-Face checkpoints without the leading `model.`. The letters of the shapes are explained in config.py. reference.py holds
-the same mathematics, short and slow.
+part, rotary positions inside attention, a gated feed-forward part, and no biases. Its siblings differ little: Mistral
+looks through a sliding window, Qwen 2 adds biases to q, k and v. Parameters are named as in Hugging Face checkpoints
+without the leading `model.`. The letters of the shapes are explained in config.py. reference.py holds the same
+mathematics, short and slow.
 
 Try: in `apply_rotary`, pair neighbours (x[..., 0::2], x[..., 1::2]) as Meta's files do; tests/test_model.py
 (test_two_ways_whole_model_equals_reference) fails, while the first words of generated text still look fine.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from llama.cache import KVCache, LayerCache
 from llama.config import LlamaConfig
+from llama.rotary_scaling import SCALED
 
 
 class RMSNorm(nn.Module):
@@ -38,39 +42,35 @@ class RMSNorm(nn.Module):
         return self.weight * x32.to(x.dtype)
 
 
-def rotary_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
+def rotary_frequencies(config: LlamaConfig, device: torch.device | str = "cpu", *,
+                       length: Tensor | None = None) -> Tensor:
     """Radians per position for each rotary pair, θ^(-2i/K) (RoFormer, arXiv:2104.09864, eq. 15), scaled if asked.
 
-    ->  (K/2,) float32
-
-    "llama3" scaling leaves wavelengths shorter than original/high_freq_factor alone, divides those longer than
-    original/low_freq_factor by `factor`, and goes linearly from one to the other between (Llama 3.1's published code).
+    length  of the text in positions, (1,) or (B, 1): dynamic scaling depends on it; None is one that was trained
+    ->      (K/2,) float32; with dynamic scaling (1, K/2) or (B, 1, K/2)
     """
-    K = config.head_dim
-    frequencies = config.rope_theta ** -(torch.arange(0, K, 2, device=device).float() / K)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    assert scaling.kind == "llama3", scaling.kind
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the original context
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = keep.clamp(0, 1)
-    return frequencies * keep + frequencies / scaling.factor * (1 - keep)
+    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+    if config.rope_scaling is None:
+        return 1 / config.rope_theta**exponents
+    length = torch.ones(1, device=device) if length is None else length
+    return SCALED[config.rope_scaling.kind](exponents, config, length)
 
 
 def rotary_tables(positions: Tensor, config: LlamaConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines that `apply_rotary` turns by; computed once a forward pass and shared by all layers.
 
-    positions  (T,) or (B, T)
+    YaRN makes queries and keys longer too, by a factor that is put in here.
+
+    positions  (T,) or (B, T); the largest is taken for the text's last, for the sake of dynamic scaling
     ->         two of (T, K) or (B, 1, T, K), float32; the second half of K repeats the first
     """
-    angles = positions.unsqueeze(-1).float() * rotary_frequencies(config, positions.device)
+    length = positions.amax(-1, keepdim=True) + 1
+    angles = positions.unsqueeze(-1).float() * rotary_frequencies(config, positions.device, length=length)
     angles = torch.cat([angles, angles], dim=-1)
     if positions.dim() == 2:
         angles = angles.unsqueeze(1)                                # one axis for the heads
-    return angles.cos(), angles.sin()
+    magnitude = config.rope_scaling.magnitude if config.rope_scaling else 1.0
+    return angles.cos() * magnitude, angles.sin() * magnitude
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x         (B, H, T, K)  queries or keys, any float dtype
     cos, sin  (T, K) or (B, 1, T, K), float32
-    ->        (B, H, T, K)  in the dtype of `x`; norms are kept
+    ->        (B, H, T, K)  in the dtype of `x`; norms are kept, but for YaRN's factor in the tables
 
     Raises ValueError if `cos` does not fit the last two axes of `x`.
     """
@@ -99,6 +99,26 @@ def causal_mask(T: int, S: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
+def window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+    """As `causal_mask`, but a query sees `window` keys at most, itself and those before it (arXiv:2310.06825, sec. 2).
+
+    A layer sees no further; L layers together carry news over L · (window - 1) positions.
+    """
+    return causal_mask(T, S, device).triu(S - T - window + 1)
+
+
+def within_window(mask: Tensor | None, T: int, S: int, window: int, device: torch.device) -> Tensor | None:
+    """`mask` (None: causal) narrowed to a sliding window; as it is where there is none, or no text beyond it.
+
+    Its last axis is then as long as what T queries may see together, which is also all that a cache gives them.
+    """
+    if not window or S <= window:
+        return mask
+    S = min(S, window - 1 + T)
+    near = window_mask(T, S, window, device)
+    return near if mask is None else mask[..., -S:] & near
+
+
 def padding_mask(padding: Tensor, T: int, S: int) -> Tensor:
     """Causal mask of left-padded rows: nobody looks at padding, except a padded position at itself.
 
@@ -111,6 +131,15 @@ def padding_mask(padding: Tensor, T: int, S: int) -> Tensor:
     itself = slots[S - T :, None] == slots
     real = slots >= padding[:, None, None]                          # (B, 1, S)
     return ((causal_mask(T, S, padding.device) & real) | itself).unsqueeze(1)
+
+
+def full_mask(lengths: Tensor, T: int) -> Tensor:
+    """Every position sees its whole row, what is behind it too, and no padding, which is on the right.
+
+    lengths  (B,) int64, at least 1
+    ->       (B, 1, 1, T) bool
+    """
+    return (torch.arange(T, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -142,54 +171,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
 
 
-class LayerCache:
-    """Keys (already rotated) and values of one layer for up to `max_length` slots, allocated once."""
-
-    def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
-        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, G, T, K) behind what is there and return everything stored so far, (B, G, S, K)."""
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-class KVCache:
-    """What attention needs to remember of the past, made by the caller and passed to every forward pass.
-
-    Costs 2 · L · B · G · K numbers a slot: for SmolLM2-135M in float32, 46 KB a token.
-    """
-
-    def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
-        self.max_length = max_length
-        self.layers = [LayerCache(config, batch_size, max_length, dtype=dtype, device=device)
-                       for _ in range(config.num_hidden_layers)]
-
-    @property
-    def length(self) -> int:
-        """Slots in use."""
-        return self.layers[0].length
-
-    def truncate(self, length: int) -> None:
-        """Forget every slot from `length` on, in all layers, even if a forward pass was interrupted half way."""
-        for layer in self.layers:
-            layer.length = min(layer.length, length)
-
-
 class Attention(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         D, H, G, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.head_dim = K
-        self.q_proj = nn.Linear(D, H * K, bias=False)
-        self.k_proj = nn.Linear(D, G * K, bias=False)
-        self.v_proj = nn.Linear(D, G * K, bias=False)
-        self.o_proj = nn.Linear(H * K, D, bias=False)
+        bias = config.attention_bias or config.qkv_bias
+        self.q_proj = nn.Linear(D, H * K, bias=bias)
+        self.k_proj = nn.Linear(D, G * K, bias=bias)
+        self.v_proj = nn.Linear(D, G * K, bias=bias)
+        self.o_proj = nn.Linear(H * K, D, bias=config.attention_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         q = self._heads(self.q_proj(x))                             # (B, H, T, K)
@@ -212,9 +203,9 @@ class MLP(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         D, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(D, F, bias=False)
-        self.up_proj = nn.Linear(D, F, bias=False)
-        self.down_proj = nn.Linear(F, D, bias=False)
+        self.gate_proj = nn.Linear(D, F, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(D, F, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(F, D, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -237,7 +228,8 @@ class Llama(nn.Module):
     """A decoder-only transformer. `hidden` runs the blocks; `forward` applies the head to the rows asked for.
 
     The model carries a tokenizer, and the path that it was loaded from, for the short API (`generate`, `save`) and
-    for adapters, which name their base; nothing inside reads them.
+    for adapters, which name their base; nothing inside reads them. `step` is what generation takes instead of `forward`
+    where it can, if there is one.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -245,29 +237,38 @@ class Llama(nn.Module):
         self.config = config
         self.tokenizer: Any = None
         self.source: Any = None
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.step: Any = None                                       # see compiled.py
+        # Not drawn here, since `initialize` draws: on the meta device that would cost every load a second of imports.
+        embedding = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head_name = "lm_head"
         self.tie()
         self.initialize()
 
     def tie(self) -> None:
         """Make the head the embedding's own parameter, if the config says so (again after loading onto `meta`)."""
         if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+            for name, parameter in self.embed_tokens.named_parameters(recurse=False):   # several where it is quantised
+                setattr(self.lm_head, name, parameter)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Normal weights; o_proj and down_proj, which add to the residual stream 2 L times, smaller by √(2 L).
+        """Normal weights, no bias; o_proj and down_proj, which add to the residual stream 2 L times, smaller by √(2 L).
 
         So the stream's variance does not grow with depth (GPT-2's report, section 2.3). On the meta device a no-op.
         """
+        if self.embed_tokens.weight.is_meta:
+            return
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.normal_(0.0, residual_std, generator=generator)
             else:
@@ -279,21 +280,28 @@ class Llama(nn.Module):
 
         tokens     (B, T) int64
         positions  (T,) or (B, T); default cache.length + 0, 1, … Rows padded on the left need their own
-        mask       bool, True = may look, broadcastable to (B, 1, T, S) with S = cache.length + T; default causal
+        mask       bool, True = may look, broadcastable to (B, 1, T, S) with S = cache.length + T; default causal. A
+                   sliding window narrows it
         cache      grows by T slots
         ->         (B, T, D)
 
-        Raises ValueError when the cache or the trained context has no room for T more positions.
+        Raises ValueError when the cache or the model's context has no room for T more positions.
         """
         T, start = tokens.shape[1], cache.length if cache else 0
         self._check_room(T, start, cache)
         if positions is None:
             positions = torch.arange(start, start + T, device=tokens.device)
+        past: Sequence[LayerCache | None] = [None] * len(self.layers)
+        if cache:
+            tokens, positions, padding, past = cache.admit(tokens, positions)
+            if padding is not None:
+                mask = padding_mask(padding, tokens.shape[1], start + T)
+        mask = within_window(mask, tokens.shape[1], start + T, self.config.sliding_window, tokens.device)
         cos, sin = rotary_tables(positions, self.config)
         x = self.embed_tokens(tokens)                               # (B, T, D)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None)
-        return self.norm(x)
+        for layer, layer_cache in zip(self.layers, past, strict=True):
+            x = layer(x, cos, sin, mask, layer_cache)
+        return self.norm(x[:, -T:])
 
     def forward(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None,
                 cache: KVCache | None = None, rows: Any = None) -> Tensor:
@@ -302,15 +310,20 @@ class Llama(nn.Module):
         With large vocabularies the head is most of the memory and much of the time: ask only for what is used.
         """
         hidden = self.hidden(tokens, positions=positions, mask=mask, cache=cache)
-        return self.lm_head(hidden if rows is None else hidden[rows])
+        return self.head(hidden if rows is None else hidden[rows])
 
     def _check_room(self, T: int, start: int, cache: KVCache | None) -> None:
         if cache and start + T > cache.max_length:
             raise ValueError(f"the cache has room for {cache.max_length} positions, "
                              f"{start} are used and {T} more were given")
-        if start + T > self.config.max_position_embeddings:
-            raise ValueError(f"{start + T} positions exceed the model's context of "
-                             f"{self.config.max_position_embeddings}; shorten the text")
+        if start + T > self.config.context:
+            raise ValueError(f"{start + T} positions exceed the model's context of {self.config.context}; "
+                             "shorten the text")
+
+    @property
+    def head(self) -> nn.Module:
+        """What turns states into scores: `lm_head`, or what heads.py has put in its place."""
+        return getattr(self, self.head_name)
 
     @property
     def device(self) -> torch.device:
@@ -318,7 +331,7 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed_tokens.weight.dtype
+        return self.norm.weight.dtype                               # never quantised
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The short door to `llama.generation`: continue a text. Options: max_new_tokens, temperature, top_k, …"""

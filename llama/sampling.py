@@ -94,6 +94,13 @@ def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = 
     return logits.softmax(-1)
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raise RuntimeError when the logits hold NaN or infinity, rather than to go on with a choice among them."""
+    if not logits.amax(-1).isfinite().all():                        # the largest is NaN if any is
+        raise RuntimeError("the model's logits are not finite, so no token can be chosen; "
+                           "if it runs in float16, take --dtype float32 or bfloat16")
+
+
 def sample(logits: Tensor, config: SamplingConfig, seen: Tensor | None,
            generators: Sequence[torch.Generator]) -> Tensor:
     """Draw one token a row: the first whose cumulated mass exceeds a uniform number in [0, 1).
@@ -105,9 +112,7 @@ def sample(logits: Tensor, config: SamplingConfig, seen: Tensor | None,
 
     Raises RuntimeError when the logits hold NaN or infinity.
     """
-    if not logits.amax(-1).isfinite().all():                        # the largest is NaN if any is
-        raise RuntimeError("the model's logits are not finite, so no token can be chosen; "
-                           "if it runs in float16, take --dtype float32 or bfloat16")
+    check_finite(logits)
     mass = probabilities(logits, config, seen).cpu().double().cumsum(-1)
     uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)

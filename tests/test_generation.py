@@ -10,7 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from llama import generation
-from llama.config import preset
+from llama.cache import KVCache
+from llama.config import RopeScaling, preset
 from llama.generation import Decoder, StopStrings, continue_text, encode_prompt, generate
 from llama.model import Llama
 from llama.sampling import SamplingConfig
@@ -61,6 +62,23 @@ def test_two_ways_cached_decoding_equals_running_the_whole_text_anew(tiny_model,
     for _ in range(20):
         ids.append(tiny_model(torch.tensor([ids]), rows=(slice(None), -1)).argmax().item())
     assert write([PROMPTS[0]], max_new_tokens=20, ignore_eos=True)[0].token_ids == ids[3:]
+
+
+@pytest.mark.parametrize("changes", [
+    {"sliding_window": 5}, {"max_position_embeddings": 16, "rope_scaling": RopeScaling("dynamic", 4.0)},
+    {"rope_scaling": RopeScaling("yarn", 4.0, original_max_position_embeddings=64)}], ids=["window", "dynamic", "yarn"])
+def test_two_ways_a_ragged_batch_of_each_variant_equals_running_whole_texts_anew(tiny_tokenizer, changes):
+    """The dynamic one was trained on 16 positions, and what is written crosses them in every row, at its own time."""
+    torch.manual_seed(0)
+    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
+    written = generate(model, PROMPTS, tokenizer=tiny_tokenizer, sampling=GREEDY, max_new_tokens=20, ignore_eos=True,
+                       prefill_chunk=3)
+    for prompt, completion in zip(PROMPTS, written, strict=True):
+        ids = list(prompt)
+        for _ in range(20):
+            logits = model(torch.tensor([ids]), rows=(slice(None), -1))[:, : tiny_tokenizer.vocab_size]
+            ids.append(logits.argmax().item())
+        assert completion.token_ids == ids[len(prompt):] and len(set(completion.token_ids)) > 5
 
 
 def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
@@ -130,6 +148,43 @@ def test_two_ways_a_cache_that_grew_equals_one_made_large(tiny_model):
         decoder.step(torch.tensor([[1, 2, 3]]))
     small.reserve(8)
     assert torch.equal(small.step(torch.tensor([[4, 5]])), large.step(torch.tensor([[4, 5]])))
+
+
+# Prompts that begin alike
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 18}, {
+    "max_position_embeddings": 24, "rope_scaling": RopeScaling("dynamic", 4.0)}], ids=["plain", "window", "dynamic"])
+def test_two_ways_prompts_with_a_common_start_equal_single_runs(tiny_tokenizer, changes):
+    torch.manual_seed(0)
+    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
+    start, ran, hidden = list(range(30, 50)), [], model.hidden
+    prompts = [start + rest for rest in ([5], [6, 7, 8], list(range(60, 90)), [], [5, 6])]
+    options = {"tokenizer": tiny_tokenizer, "sampling": GREEDY, "max_new_tokens": 6, "ignore_eos": True}
+    alone = [generate(model, [prompt], **options)[0] for prompt in prompts]
+    model.hidden = lambda tokens, **given: (ran.append(tuple(tokens.shape)), hidden(tokens, **given))[1]
+    assert bare(generate(model, prompts, batch_size=4, num_samples=2, **options)) == bare(
+        [completion for completion in alone for _ in range(2)])
+    common = changes.get("sliding_window", 19)                      # of the 20, one is left: a prompt ends with them
+    assert ran[:2] == [(1, common), (2, 23 - common)]               # the common start once, then the rest of each batch
+
+
+def test_property_a_short_common_start_is_not_worth_a_pass(tiny_model, write, monkeypatch):
+    ran, hidden = [], tiny_model.hidden
+    monkeypatch.setattr(tiny_model, "hidden",
+                        lambda tokens, **options: (ran.append(tuple(tokens.shape)), hidden(tokens, **options))[1])
+    write([[1] * 15 + [2], [1] * 15 + [3, 4]], max_new_tokens=1)
+    write([[1] * 40], max_new_tokens=1, num_samples=3)
+    assert ran == [(2, 17), (1, 40)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_property_the_caches_format_reaches_the_cache(tiny_model, write, monkeypatch, dtype):
+    made = []
+    monkeypatch.setattr(generation, "KVCache", lambda *given, **options: (
+        made.append(options["dtype"]), KVCache(*given, **options))[1])
+    write(PROMPTS, max_new_tokens=3, cache_dtype=dtype)
+    write(PROMPTS, max_new_tokens=3)
+    assert made == [dtype, torch.float32]
 
 
 # Stopping

@@ -1,0 +1,237 @@
+"""What attention remembers of the past: keys and values, layer by layer, in full numbers, in bfloat16 or in int8.
+
+Without it every new token would run the whole text again. With it a text costs memory, for each of its B rows
+
+    2 · L · G · K · bytes of a number    a slot; for SmolLM2-135M 46,080 bytes in float32, 23,040 in bfloat16
+    2 · L · G · (K + 4)                  a slot in int8: each vector of K has a float32 scale; 12,240 bytes
+
+and a slot is needed for every token, or with a sliding window for as many as it is wide, and a few hundred more.
+
+Try: in `LayerCache.append`, hand out one slot more than the window needs; tests/test_cache.py
+(test_two_ways_a_rolling_cache_equals_the_whole_text) fails: masks are made for those that are needed.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from llama.config import LlamaConfig
+
+ROLL = 512              # slots beyond the window: so many tokens at once, or so many steps before old ones are dropped
+TAKEN_BACK = 32         # slots beyond the window that are kept when others are dropped, for guesses that prove wrong
+
+
+class LayerCache:
+    """Keys (already rotated) and values of one layer, as float numbers.
+
+    keys, values  (B, G, slots, K); slot s of the text is at place s - dropped
+    length        slots of the text so far
+    dropped       how many of the first are no longer held: with a sliding window no later query sees them
+    """
+
+    stored: tuple[str, ...] = ("keys", "values")                    # the tensors, all of (B, G, slots, some size)
+
+    def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
+        self.window = config.sliding_window
+        self.length = self.dropped = 0
+        shape = (batch_size, config.num_key_value_heads, self._places(max_length))
+        self._allocate(shape, config.head_dim, dtype, device)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, G, T, K) behind what is there and return what T queries may look at, (B, G, S, K).
+
+        That is everything so far, as it was stored, or with a sliding window the last window - 1 + T slots.
+        """
+        T = k.shape[2]
+        self.extend(T)
+        end = self.length - self.dropped
+        self._write(slice(end - T, end), k, v)
+        return self._read(slice(max(end - (self.window - 1 + T), 0) if self.window else 0, end), k.dtype)
+
+    def extend(self, T: int) -> None:
+        """Count T more slots and make sure there is a place for them; somebody else writes keys and values there."""
+        held, places = self.length - self.dropped, self.keys.shape[2]
+        if held + T > places:
+            assert self.window, f"{held} slots are held and {T} more are given to a cache of {places}"
+            kept = min(held, self.window - 1 + TAKEN_BACK)
+            free = max(places, kept + T) - kept
+            self._change(lambda x: functional.pad(x[:, :, held - kept : held], (0, 0, 0, free)))
+            self.dropped += held - kept
+        self.length += T
+
+    def can_truncate(self, length: int) -> bool:
+        """Whether what a query at slot `length` sees, but for itself, is held."""
+        return self.dropped <= max(min(self.length, length) - self.window + 1, 0)
+
+    def truncate(self, length: int) -> None:
+        self.length = min(self.length, length)
+        self.dropped = min(self.dropped, self.length)
+
+    def select(self, rows: Sequence[int], start: int) -> None:
+        gone = max(start - self.dropped, 0)
+        self._change(lambda x: x[rows, :, gone:])
+        self.length, self.dropped = max(self.length - start, 0), max(self.dropped - start, 0)
+
+    def spread(self, padding: Sequence[int]) -> None:
+        """From one row to several, each moved to the right; what stands in a row's first slots means nothing then."""
+        assert self.dropped == 0 or not any(padding)
+        self._change(lambda x: torch.stack([x[0].roll(blank, dims=1) for blank in padding]))
+
+    def reserve(self, length: int) -> None:
+        if (more := self._places(length) - self.keys.shape[2]) > 0:
+            self._change(lambda x: functional.pad(x, (0, 0, 0, more)))
+
+    def nbytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name in self.stored)
+
+    def _places(self, length: int) -> int:
+        return min(length, self.window - 1 + TAKEN_BACK + ROLL) if self.window else length
+
+    def _change(self, f: Callable[[Tensor], Tensor]) -> None:
+        for name in self.stored:
+            setattr(self, name, f(getattr(self, name)))
+
+    # What a way of storing numbers has to say
+
+    def _allocate(self, shape: tuple[int, ...], K: int, dtype: torch.dtype, device: Any) -> None:
+        self.keys = torch.zeros(*shape, K, dtype=dtype, device=device)
+        self.values = torch.zeros(*shape, K, dtype=dtype, device=device)
+
+    def _write(self, places: slice, k: Tensor, v: Tensor) -> None:
+        self.keys[:, :, places] = k
+        self.values[:, :, places] = v
+
+    def _read(self, places: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.keys[:, :, places].to(dtype), self.values[:, :, places].to(dtype)
+
+
+class Int8LayerCache(LayerCache):
+    """A quarter of float32's memory: each vector of K numbers is rounded to 255 levels, the largest of them ±127.
+
+    No number is further off than 1/254 of the largest in its vector. A scale for every head and slot, since a few
+    features of keys are ten times as large as the others, and a token's vector is written once and never again.
+    """
+
+    stored = ("keys", "values", "key_scales", "value_scales")
+
+    def _allocate(self, shape: tuple[int, ...], K: int, dtype: torch.dtype, device: Any) -> None:
+        super()._allocate(shape, K, torch.int8, device)
+        self.key_scales = torch.zeros(*shape, 1, device=device)     # (B, G, slots, 1)
+        self.value_scales = torch.zeros(*shape, 1, device=device)
+
+    def _write(self, places: slice, k: Tensor, v: Tensor) -> None:
+        self.keys[:, :, places], self.key_scales[:, :, places] = _rounded(k)
+        self.values[:, :, places], self.value_scales[:, :, places] = _rounded(v)
+
+    def _read(self, places: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        k = self.keys[:, :, places] * self.key_scales[:, :, places]
+        v = self.values[:, :, places] * self.value_scales[:, :, places]
+        return k.to(dtype), v.to(dtype)
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 and the scale of each vector along the last axis; a vector of zeros stays one."""
+    scale = x.float().abs().amax(-1, keepdim=True) / 127
+    return (x.float() / scale.clamp(min=1e-30)).round().to(torch.int8), scale
+
+
+class KVCache:
+    """What attention needs to remember of the past, made by the caller and passed to every forward pass.
+
+    dtype  float32, bfloat16, float16 or int8, whatever the model computes in: layers get their own dtype back
+
+    Dynamic NTK turns all of a text otherwise with every token beyond the trained length. Keys could be rotated late,
+    but they come from states that were computed under the old rotation, in every layer but the first. So such keys and
+    values are of no further use: beyond `config.steady_context` the cache gives back the ids of the whole text to be
+    run anew. That is slow, a whole pass a token, and it is what dynamic NTK means; a cache that goes on without writes
+    another text than no cache.
+    """
+
+    def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
+        self.max_length, self.steady = max_length, config.steady_context
+        self.length = 0                                             # slots in use
+        self.tokens = torch.zeros(batch_size, max_length, dtype=torch.int64, device=device)
+        kind = Int8LayerCache if dtype == torch.int8 else LayerCache
+        self.layers = [kind(config, batch_size, max_length, dtype=dtype, device=device)
+                       for _ in range(config.num_hidden_layers)]
+
+    def admit(self, tokens: Tensor, positions: Tensor) -> \
+            tuple[Tensor, Tensor, Tensor | None, Sequence[LayerCache | None]]:
+        """Take T more tokens; returns what has to run for their sake, and where its keys and values go.
+
+        That is what was given, None, and the layers of this cache, unless the slots before hold no keys that can be
+        used: then earlier tokens come in front, with their positions, and the padding (B,) that their mask has to hide.
+        """
+        T = tokens.shape[1]
+        self._count(tokens)
+        steady = self.length <= self.steady
+        start = min(layer.length for layer in self.layers) if steady else 0
+        layers = self.layers if steady else [None] * len(self.layers)
+        if start == self.length - T:
+            return tokens, positions, None, layers
+        padding = (self.length - 1 - positions[..., -1]).expand(len(tokens))
+        slots = torch.arange(start, self.length, device=tokens.device)
+        return self.tokens[:, start : self.length], (slots - padding[:, None]).clamp(min=0), padding, layers
+
+    def extend(self, tokens: Tensor) -> None:
+        """Count T more tokens (B, T) as stored in all layers, for a step that writes their keys and values itself.
+
+        Not beyond `steady`, and not behind an interrupted pass: cut that off first.
+        """
+        self._count(tokens)
+        for layer in self.layers:
+            layer.extend(tokens.shape[1])
+
+    def truncate(self, length: int) -> int:
+        """Forget every slot from `length` on, in all layers, even if a forward pass was interrupted half way.
+
+        ->  how many slots are left. None, where a sliding window has gone so far that what it saw from `length` is
+            dropped: that text has to run again from its beginning.
+        """
+        if not all(layer.can_truncate(length) for layer in self.layers):
+            length = 0
+        self.length = min(self.length, length)
+        for layer in self.layers:
+            layer.truncate(length)
+        return self.length
+
+    def select(self, rows: Sequence[int], *, start: int = 0) -> None:
+        """Go on with these rows alone, each as often as it is named, and without their first `start` slots.
+
+        Keys are rotated by position, not by slot, so they may move.
+        """
+        self.tokens = self.tokens[rows, start:]
+        self.max_length, self.length = self.max_length - start, self.length - start
+        for layer in self.layers:
+            layer.select(rows, start)
+
+    def spread(self, padding: Sequence[int]) -> "KVCache":
+        """A new cache of as many rows, each a copy of the one here, moved to the right to have padding on its left.
+
+        What is pushed beyond the last slot in use is lost.
+        """
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        other.tokens = torch.stack([self.tokens[0].roll(blank) for blank in padding])
+        for layer in other.layers:
+            layer.spread(padding)
+        return other
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` slots in all, keeping what is stored."""
+        if (more := length - self.max_length) > 0:
+            self.max_length, self.tokens = length, functional.pad(self.tokens, (0, more))
+            for layer in self.layers:
+                layer.reserve(length)
+
+    def nbytes(self) -> int:
+        """Of keys and values, whether the slots are in use or not."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+    def _count(self, tokens: Tensor) -> None:
+        start, self.length = self.length, self.length + tokens.shape[1]
+        self.tokens[:, start : self.length] = tokens

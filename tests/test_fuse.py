@@ -1,0 +1,109 @@
+"""Fused parts for generating: the same numbers, the same names, no second copy, and the way back."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from llama.checkpoint import plain_tensors
+from llama.config import preset
+from llama.fuse import FastLinear, FusedAttention, PackedLinear, fuse, unfuse
+from llama.lora import LoRAConfig, add_lora
+from llama.measure import bytes_a_token
+from llama.model import KVCache, Llama
+
+TINY = preset("test")
+VARIANTS = {"tied": TINY, "untied, biases": replace(TINY, tie_word_embeddings=False, attention_bias=True),
+            "Qwen's biases": replace(TINY, qkv_bias=True), "one key-value head": replace(TINY, num_key_value_heads=1)}
+
+
+def tiny(config=TINY):
+    torch.manual_seed(0)
+    model = Llama(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("norm.weight"):
+                parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits(model):
+    """Of a prompt, then of single tokens and of two rows, through a cache."""
+    tokens = torch.arange(24).view(1, 24) % model.config.vocab_size
+    cache = KVCache(model.config, 1, 32, dtype=model.dtype, device="cpu")
+    steps = [model(piece, cache=cache) for piece in tokens.split([9, 1, 1, 5, 1, 7], dim=1)]
+    return torch.cat([*steps, model(tokens.view(2, 12)).flatten(0, 1)[None]], dim=1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ways_fused_equals_readable(name):
+    model = tiny(VARIANTS[name])
+    before = logits(model)
+    fuse(model)
+    assert isinstance(model.layers[0].self_attn, FusedAttention) and isinstance(model.lm_head, FastLinear)
+    assert_close(logits(model), before, atol=1e-5, rtol=0)
+
+
+def test_property_unfuse_gives_back_the_modules_that_were_there():
+    model = tiny()
+    modules = [(name, type(module), id(module)) for name, module in model.named_modules()]
+    before = logits(model)
+    fuse(model)
+    unfuse(model)
+    assert [(name, type(module), id(module)) for name, module in model.named_modules()] == modules
+    assert torch.equal(logits(model), before)
+
+
+def test_property_names_and_numbers_of_the_parameters_stay():
+    model = tiny(VARIANTS["untied, biases"])
+    before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    fuse(model)
+    after = plain_tensors(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    torch.save(model.state_dict(), io.BytesIO())
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
+def test_two_ways_packed_equals_readable_and_back():
+    model = tiny(VARIANTS["untied, biases"]).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    expected = logits(model)
+    fuse(model)
+    attn = model.layers[0].self_attn
+    assert isinstance(attn.qkv[0], PackedLinear) and attn.q_proj.weight.numel() == 0
+    assert_close(logits(model), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
+    unfuse(model)
+    after = plain_tensors(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_property_no_second_copy():
+    model = tiny()
+    fuse(model)
+    attn = model.layers[0].self_attn
+    assert attn.qkv[0].weight.data_ptr() == attn.q_proj.weight.data_ptr()
+    assert attn.qkv[0].weight[len(attn.q_proj.weight) :].data_ptr() == attn.k_proj.weight.data_ptr()
+    assert model.lm_head.weight is model.embed_tokens.weight
+
+
+def test_property_what_learns_stays_as_it_is():
+    model = tiny()
+    add_lora(model, LoRAConfig(rank=2, targets=("q_proj",)))
+    before = logits(model)
+    fuse(model)
+    assert not isinstance(model.layers[0].self_attn, FusedAttention)
+    assert not any(type(child) is nn.Linear and child is model.lm_head for child in model.children())
+    assert_close(logits(model), before, atol=1e-5, rtol=0)
+
+
+def test_property_fused_model_reads_as_many_bytes():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(VARIANTS["untied, biases"]).to(dtype)
+        before = bytes_a_token(model, 10)
+        fuse(model)
+        assert bytes_a_token(model, 10) == before

@@ -1,0 +1,430 @@
+"""Models in 8 and 4 bits: layers, the swap and its inverse, folders, GGUF's blocks, LoRA on top, the command."""
+
+import json
+import sys
+import weakref
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import TEXT
+from torch.nn import functional
+
+import finetune
+from llama import cli, quantize
+from llama.checkpoint import fingerprint, load_model, plain_tensors, save_model
+from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter
+from llama.merge import merge_report
+from llama.proof import prove_adapter, prove_model
+from llama.quantize import (
+    Int4Linear,
+    Int8Linear,
+    Quantized,
+    QuantizedEmbedding,
+    dequantize,
+    is_quantized,
+    matrices_packed,
+)
+from llama.rounding import to_int4, to_int8
+from weights.convert import convert
+from weights.packed import Packed
+from weights.sources import open_source
+
+BITS = pytest.mark.parametrize("bits", [8, 4])
+TOKENS = torch.arange(24).reshape(2, 12) * 5 % 300
+
+
+def matrix(rows=48, columns=64, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def layer(kind, weight, bias=None, dtype=torch.float32):
+    return kind(to_int8(weight) if kind is Int8Linear else to_int4(weight), bias, dtype=dtype)
+
+
+LAYERS = {
+    "int8 rows": lambda weight, **more: Int8Linear(to_int8(weight), **more),
+    "int8 groups": lambda weight, **more: Int8Linear(to_int8(weight, grouped=True), **more),
+    "int4": lambda weight, **more: Int4Linear(to_int4(weight), **more),
+}  # fmt: skip
+KINDS = pytest.mark.parametrize("kind", LAYERS)
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "floats")
+    return tmp_path / "floats"
+
+
+def stored(model):
+    return {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_worked_example_int8_row():
+    """Each row has its scale: 2 for the first, 1/2 for the second."""
+    linear = layer(Int8Linear, torch.tensor([[254.0, -2.0], [63.5, 0.5]]))
+    assert linear.weight.tolist() == [[127, -1], [127, 1]] and linear.scale.tolist() == [2.0, 0.5]
+    assert linear(torch.tensor([1.0, 1.0])).tolist() == [252.0, 64.0]
+
+
+@KINDS
+def test_two_ways_layer_equals_the_linear_it_stands_for(kind, monkeypatch):
+    bias = matrix(1, 48)[0]
+    linear = LAYERS[kind](matrix(), bias=bias, dtype=torch.float32)
+    x = matrix(5, 64, seed=1).view(1, 5, 64)
+    expected = functional.linear(x, linear.dequantized(), bias)
+    assert torch.equal(linear(x), expected)
+    monkeypatch.setattr(quantize, "PIECE", 64 * 7)                  # seven rows of W at a time
+    torch.testing.assert_close(linear(x), expected, atol=1e-5, rtol=0)
+    assert linear(x[:, :0]).shape == (1, 0, 48)
+
+
+def test_two_ways_embedding_equals_the_one_it_stands_for():
+    embedding = QuantizedEmbedding(to_int8(matrix(), grouped=True), dtype=torch.bfloat16)
+    tokens = torch.tensor([[3, 3, 47], [0, 1, 2]])
+    assert torch.equal(embedding(tokens), functional.embedding(tokens, embedding.dequantized()))
+    assert embedding(tokens).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["int8 rows", "int4"])
+def test_two_ways_kernel_equals_definition(kind, rows):
+    """Within the rounding of bfloat16: of the result, and with 4 bits of weights to it."""
+    linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
+    if not quantize.works(type(linear)):
+        pytest.skip("this torch has no such kernel for this processor")
+    x = matrix(rows, 64, seed=1).bfloat16()
+    assert linear._has_kernel(x)
+    exact = x.double() @ linear.packed.numbers().double().T
+    rounding = 2.0**-8 * exact.abs() + (2.0**-8 * x.abs().double() @ linear.packed.numbers().abs().double().T)
+    assert ((linear(x) - exact).abs() <= rounding).all()
+    assert ((linear.product(x) - exact).abs() <= rounding).all()
+
+
+@KINDS
+def test_property_the_kernel_is_left_alone_where_it_cannot_serve(kind):
+    """It would read beyond the end of rows of 16, and cannot be differentiated."""
+    few, many = matrix(1, 64).bfloat16(), matrix(17, 64).bfloat16()
+    linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
+    assert not linear._has_kernel(few.float()) and not linear._has_kernel(many)
+    assert not LAYERS[kind](matrix(40), dtype=torch.bfloat16)._has_kernel(few)
+    if kind == "int8 rows":
+        assert not Int8Linear(to_int8(matrix(48, 24)), dtype=torch.bfloat16)._has_kernel(few[:, :24])
+    if kind == "int8 groups":
+        assert not linear._has_kernel(few)
+    linear(few.requires_grad_()).sum().backward()
+    assert linear._prepared is None and torch.isfinite(few.grad).all()
+
+
+def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
+    linear, x = layer(Int8Linear, matrix(), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
+    expected = linear(x)
+    for wrong in (None, lambda x, weight: x, lambda x, weight, scale: x.new_zeros(len(x), len(weight))):
+        quantize.works.cache_clear()
+        monkeypatch.setattr(torch, "_weight_int8pack_mm", wrong)
+        assert not quantize.works(Int8Linear)
+        torch.testing.assert_close(linear(x), expected, atol=0.2, rtol=0)
+    monkeypatch.undo()
+    quantize.works.cache_clear()
+
+
+@KINDS
+def test_two_ways_gradient_equals_that_of_floats_and_keeps_none(kind):
+    linear, x, y = LAYERS[kind](matrix(), dtype=torch.float32), matrix(5, 64, seed=1), matrix(5, 48, seed=2)
+    kept = []
+    first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
+        (linear(first) * y).sum().backward()
+    assert kept and torch.Size([48, 64]) not in kept                # what a product keeps otherwise: its weights
+    (functional.linear(second, linear.dequantized()) * y).sum().backward()
+    torch.testing.assert_close(first.grad, second.grad, atol=1e-5, rtol=0)
+    assert all(parameter.grad is None for parameter in linear.parameters())
+
+
+@KINDS
+def test_property_another_dtype_leaves_the_weights_alone(kind):
+    linear = LAYERS[kind](matrix(), bias=matrix(1, 48)[0], dtype=torch.float32)
+    before = linear.packed.numbers()
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        linear.to(dtype)
+        assert torch.equal(linear.packed.numbers(), before)
+        assert linear.dtype == linear.bias.dtype == linear.dequantized().dtype == dtype
+
+
+# ---- the swap --------------------------------------------------------------------------------------------------------
+
+
+@BITS
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_two_ways_quantised_model_equals_its_dequantised_one(bits, tied, tiny_model):
+    if not tied:
+        tiny_model.config = deepcopy(tiny_model.config)
+        object.__setattr__(tiny_model.config, "tie_word_embeddings", False)
+        tiny_model.lm_head.weight = torch.nn.Parameter(matrix(tiny_model.config.vocab_size, 32) * 0.1)
+    floats = tiny_model(TOKENS)
+    errors = quantize.quantize(tiny_model, bits=bits)
+    quantised = tiny_model(TOKENS)
+    assert is_quantized(tiny_model) and ("lm_head" in errors) != tied
+    assert max(errors.values()) < {8: 0.01, 4: 0.09}[bits] and errors["embed_tokens"] < 0.01
+    assert (quantised - floats).abs().max() < {8: 0.02, 4: 0.2}[bits] * floats.abs().max()
+    assert (tiny_model.lm_head.weight is tiny_model.embed_tokens.weight) == tied
+    dequantize(tiny_model)
+    assert not is_quantized(tiny_model)
+    assert (tiny_model.lm_head.weight is tiny_model.embed_tokens.weight) == tied
+    torch.testing.assert_close(tiny_model(TOKENS), quantised, atol=1e-5, rtol=0)
+
+
+@BITS
+def test_property_tied_layers_stay_one_wherever_the_model_goes(bits, tiny_model):
+    quantize.quantize(tiny_model, bits=bits)
+    for model in (tiny_model.to(torch.bfloat16), deepcopy(tiny_model), tiny_model.float()):
+        assert model.lm_head.weight is model.embed_tokens.weight and model.lm_head.scale is model.embed_tokens.scale
+    assert tiny_model.dtype == torch.float32 and tiny_model(TOKENS).dtype == torch.float32
+
+
+def test_property_a_layer_at_a_time(tiny_model, monkeypatch):
+    """The old matrices go as the new ones come, forwards and back."""
+    alive = weakref.WeakSet(module.weight for module in tiny_model.modules() if isinstance(module, torch.nn.Linear))
+    left = []
+    install = quantize.install
+    monkeypatch.setattr(quantize, "install", lambda *given: left.append(len(alive)) or install(*given))
+    quantize.quantize(tiny_model, bits=8, report=False)
+    assert left[2:] == list(range(len(left) - 2, 0, -1))            # the embedding's went with the head's, both last
+
+
+def test_property_generates_in_bfloat16_by_kernels(tiny_model):
+    quantize.quantize(tiny_model, bits=8)
+    tiny_model.to(torch.bfloat16)
+    assert tiny_model.generate("The quick", max_new_tokens=4, temperature=0.0)
+    assert (tiny_model.layers[0].mlp.up_proj._prepared is not None) == quantize.works(Int8Linear)
+
+
+def test_refusal_of_what_cannot_be_quantised(tiny_model):
+    with pytest.raises(ValueError, match="bits is 5; weights are quantised to 8 or 4"):
+        quantize.quantize(tiny_model, bits=5)
+    quantize.quantize(tiny_model, bits=8)
+    with pytest.raises(ValueError, match="quantised already; quantise the one that it was made from"):
+        quantize.quantize(tiny_model, bits=8)
+    with pytest.raises(ValueError, match="q_proj has 40 columns, no multiple of 32; 4 bits need that, so take 8"):
+        quantize.rounded("q_proj", matrix(4, 40), 4)
+    with pytest.raises(ValueError, match="q_proj: the largest weight is inf"):
+        quantize.rounded("q_proj", matrix() / 0, 8)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+@BITS
+@pytest.mark.parametrize("name", ["model", "model.pt"])
+def test_two_ways_saved_and_loaded(bits, name, tiny_model, tmp_path, capsys):
+    quantize.quantize(tiny_model.to(torch.bfloat16), bits=bits)
+    save_model(tiny_model, tmp_path / name)
+    again = load_model(tmp_path / name)
+    assert same(stored(again), stored(tiny_model)) and again.dtype == torch.bfloat16
+    assert torch.equal(again(TOKENS), tiny_model(TOKENS))
+    assert again.lm_head.weight is again.embed_tokens.weight
+    prove_model(again, tmp_path / name)
+    with torch.no_grad():
+        tiny_model.layers[1].mlp.up_proj.scale[1] *= 2
+    with pytest.raises(RuntimeError, match=r"does not hold the model in memory: layers.1.mlp.up_proj.scale differs"):
+        prove_model(tiny_model, tmp_path / name)
+
+
+def test_worked_example_config_tells_other_tools(tiny_model, tmp_path):
+    """Without `quant_method` transformers refuses; with an unknown one it would load whole numbers as weights."""
+    quantize.quantize(tiny_model, bits=4)
+    save_model(tiny_model, tmp_path / "q")
+    config = json.loads((tmp_path / "q" / "config.json").read_bytes())
+    assert config["quantization_config"] == {"method": "int4-in-groups", "bits": 4, "dtype": "float32",
+                                             "fingerprint": ""}
+    assert config["torch_dtype"] == "float32"
+
+
+@BITS
+def test_two_ways_rounded_while_loading_and_afterwards(bits, folder):
+    model = load_model(folder)
+    errors = quantize.quantize(model, bits=bits)
+    told = {}
+    loaded = load_model(folder, bits=bits, errors=told)
+    assert same(stored(loaded), stored(model)) and told == errors
+
+
+def test_property_one_float_matrix_at_a_time(folder, monkeypatch):
+    source, alive, read = open_source(folder), weakref.WeakSet(), None
+    read = source.read
+
+    def watched(name):
+        tensor = read(name)
+        if tensor.dim() == 2:
+            assert not alive, name
+            alive.add(tensor)
+        return tensor
+
+    source.read = watched
+    assert sum(isinstance(tensor, Packed) for _, tensor in matrices_packed(source, 8)) == 15
+
+
+@BITS
+def test_two_ways_converted_to_floats_and_dequantised(bits, tiny_model, tmp_path):
+    """All that reads model folders reads these, as numbers."""
+    quantize.quantize(tiny_model, bits=bits)
+    save_model(tiny_model, tmp_path / "q")
+    dequantize(tiny_model)
+    assert same(stored(load_model(convert(tmp_path / "q", tmp_path / "plain"))), stored(tiny_model))
+
+
+def test_refusal_of_other_bits_than_the_folder_has(tiny_model, tmp_path):
+    quantize.quantize(tiny_model, bits=8)
+    save_model(tiny_model, tmp_path / "q")
+    assert same(stored(load_model(tmp_path / "q", bits=8)), stored(tiny_model))
+    with pytest.raises(ValueError, match="holds 8 bits a weight and cannot be had in 4; take the model"):
+        load_model(tmp_path / "q", bits=4)
+
+
+# ---- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing, bits", [("Q8_0", 8), ("Q4_0", 4), ("Q4_1", 4)])
+def test_two_ways_blocks_of_a_gguf_are_kept_as_they_are(packing, bits, folder, tmp_path):
+    """Bit for bit what the file's own unpacking gives; of 4-bit files embedding and head are Q8_0, and stay so."""
+    source = open_source(convert(folder, tmp_path / "x.gguf", quantization=packing))
+    told = {}
+    model = load_model(source.path, bits=bits, errors=told)
+    assert not told
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
+    assert len(layers) == 16 and isinstance(model.layers[0].self_attn.q_proj, Int8Linear if bits == 8 else Int4Linear)
+    for path, module in layers.items():
+        name = path.replace("lm_head", "embed_tokens") + ".weight"
+        assert torch.equal(module.dequantized(), source.read(name)), name
+    torch.testing.assert_close(model(TOKENS), load_model(source.path)(TOKENS), atol=1e-5, rtol=0)
+    if packing != "Q8_0":                                           # the floats that it became give the same again
+        rounded = load_model(convert(source.path, tmp_path / "unpacked"), bits=bits)
+        assert all(torch.equal(module.dequantized(), rounded.get_submodule(path).dequantized())
+                   for path, module in layers.items())
+
+
+def test_property_a_gguf_in_more_bits_is_rounded(folder, tmp_path):
+    told = {}
+    model = load_model(convert(folder, tmp_path / "x.gguf", quantization="Q8_0"), bits=4, errors=told)
+    assert len(told) == 14 and isinstance(model.lm_head, Int8Linear)                # embeddings in 8 bits were kept
+    assert min(told.values()) > 0.01
+
+
+# ---- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+@BITS
+@pytest.mark.parametrize("config", [LoRAConfig(rank=2), LoRAConfig(rank=2, dora=True)], ids=["lora", "dora"])
+def test_two_ways_lora_on_quantised_equals_lora_on_dequantised(bits, config, tiny_model):
+    quantize.quantize(tiny_model, bits=bits)
+    plain = deepcopy(tiny_model)
+    dequantize(plain)
+    gradients, outputs = [], []
+    for model in (tiny_model, plain):
+        add_lora(model, config, generator=torch.Generator().manual_seed(0))
+        learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert all(".adapters." in name for name in learning)
+        with torch.no_grad():
+            for number, parameter in enumerate(learning.values()):
+                parameter += matrix(1, parameter.numel(), seed=number).view(parameter.shape) * 0.05
+        outputs.append(model(TOKENS))
+        outputs[-1].square().sum().backward()
+        gradients.append([parameter.grad for parameter in learning.values()])
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+
+
+def test_two_ways_an_adapter_learned_on_few_bits_fits_the_floats_and_the_folder(folder, tmp_path):
+    """All three are one base by their fingerprint, and the adapter records where it was learned."""
+    model = load_model(folder, bits=8)
+    save_model(model, tmp_path / "q")
+    add_lora(model, LoRAConfig(rank=2))
+    save_adapter(model, tmp_path / "a")
+    prove_adapter(model, tmp_path / "a")
+    assert fingerprint(tmp_path / "q") == fingerprint(folder)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_bytes())
+    assert config["base_model_name_or_path"] == str(folder)
+    for base in (load_model(folder), load_model(tmp_path / "q")):
+        load_adapter(base, tmp_path / "a")
+    merged = load_model(folder)
+    load_adapter(merged, tmp_path / "a")
+    merge_lora(merged, forget=True)
+    assert quantize.quantize(merged, bits=8)
+
+
+def test_refusal_of_merging_into_few_bits_and_learning_them_whole(tiny_model, tmp_path):
+    quantize.quantize(tiny_model, bits=8)
+    with pytest.raises(ValueError, match="embed_tokens is quantised, so there are no floats to learn whole"):
+        add_lora(tiny_model, LoRAConfig(rank=2, modules_to_save=("embed_tokens",)))
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    for merge in (merge_lora, merge_report):
+        with pytest.raises(ValueError, match="q_proj is a Int8Linear, .* put it on the model in floats, merge"):
+            merge(tiny_model)
+    with pytest.raises(ValueError, match="merge its adapter"):
+        save_model(tiny_model, tmp_path / "m")
+
+
+# ---- doors -----------------------------------------------------------------------------------------------------------
+
+
+def call(monkeypatch, main, *arguments):
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    main()
+
+
+@BITS
+def test_worked_example_the_command(bits, folder, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, quantize.main, "--model", folder, "--bits", bits, "--output", tmp_path / "q", "--json")
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report["output"] == str(tmp_path / "q") and len(report["errors"]) == 15
+    assert "the same text as before saving" in err and "layers.1.mlp.down_proj" in err + out
+    assert err.splitlines()[-9].split() == ["layers", "mean", "error", "largest"]
+    assert is_quantized(load_model(tmp_path / "q"))
+    with pytest.raises(ValueError, match="q exists already; give --overwrite to replace it"):
+        call(monkeypatch, quantize.main, "--model", folder, "--bits", bits, "--output", tmp_path / "q")
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_property_every_door_takes_quantize(how, folder):
+    flags = cli.ModelFlags(model=str(folder), quantize=how)
+    model = cli.load(flags, purpose="generate")
+    assert quantize.bits_of(model) == flags.bits == int(how[3:])
+    assert model.dtype == cli.choose_dtype("auto", torch.device("cpu"), purpose="generate")
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_property_finetune_learns_on_few_bits(how, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.txt").write_text("\n\n".join(TEXT), encoding="utf-8")
+    call(monkeypatch, finetune.main, "--model", folder, "--quantize", how, "--lora", "--task", "generation", "--data",
+         tmp_path / "text.txt", "--max-length", 32, "--epochs", 20, "--lr", 0.02, "--output", tmp_path / "a")
+    out, err = capsys.readouterr()
+    losses = [json.loads(line) for line in open(tmp_path / "a.training" / "metrics.jsonl")]
+    losses = [line["loss"] for line in losses if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert f"--model {folder} --quantize {how}" in err and "the same tensors, logits" in err
+
+
+@pytest.mark.parametrize("flags, words", [
+    ([], "few bits do not learn; add --lora, or leave it out"),
+    (["--lora", "--merge"], "--merge cannot fold an adapter into int8 weights; leave it out"),
+], ids=["no lora", "merge"])  # fmt: skip
+def test_refusal_of_tuning_few_bits(flags, words, monkeypatch):
+    with pytest.raises(ValueError, match=words):
+        call(monkeypatch, finetune.main, "--quantize", "int8", *flags)
+
+
+def test_refusal_of_tuning_a_folder_in_few_bits(tiny_model, tmp_path, monkeypatch):
+    quantize.quantize(tiny_model, bits=8)
+    save_model(tiny_model, tmp_path / "q")
+    for flags in ([], ["--lora", "--merge"]):
+        with pytest.raises(ValueError, match="a quantised model does not learn, and nothing can be merged into it"):
+            call(monkeypatch, finetune.main, "--model", tmp_path / "q", "--output", tmp_path / "o", *flags)

@@ -1,0 +1,81 @@
+"""Rounding: by hand, exact where weights were on a grid, never worse than to the nearest, refusals."""
+
+import pytest
+import torch
+
+from llama.rounding import to_int4, to_int8
+from weights.gguf_blocks import NAMED
+from weights.packed import GROUP
+
+
+def errors(weight, packed):
+    """Squared, by group."""
+    return (packed.numbers() - weight.float()).unflatten(-1, (-1, GROUP)).square().sum(-1)
+
+
+def test_worked_example_int8_rows():
+    """127 steps reach 254; 3.0 is a step and a half, halves go to the even neighbour."""
+    packed = to_int8(torch.tensor([[254.0, 3.0, -100.0], [0.0, 0.0, 0.0]]))
+    assert packed.scale.tolist() == [2.0, 0.0]
+    assert packed.weight.tolist() == [[127, 2, -50], [0, 0, 0]]
+
+
+def test_property_a_rows_scale_is_one_that_bfloat16_holds_and_no_weight_is_cut_off():
+    torch.manual_seed(0)
+    weight = torch.randn(64, 96)
+    packed = to_int8(weight)
+    assert torch.equal(packed.scale.bfloat16().float(), packed.scale)
+    assert ((packed.numbers() - weight).abs() <= packed.scale[:, None] / 2 * 1.0001).all()
+    assert (packed.scale <= weight.abs().amax(1) / 127 * (1 + 2**-7)).all()
+
+
+def test_worked_example_int4_range_in_15_steps():
+    weight = torch.arange(32.0)[None] % 16
+    packed = to_int4(weight, rounds=0)
+    assert (packed.scale.item(), packed.minimum.item()) == (1.0, 0.0)
+    assert torch.equal(packed.numbers(), weight)
+
+
+@pytest.mark.parametrize("form, rounding", [
+    ("Q4_1", to_int4), ("Q4_0", to_int4), ("Q8_0", lambda weight: to_int8(weight, grouped=True))], ids=str)
+def test_property_what_came_from_4_bits_is_found_again(form, rounding):
+    """And what came from GGUF's 8 bits: rounding the unpacked numbers loses nothing."""
+    torch.manual_seed(0)
+    blocks = NAMED[form].pack(torch.randn(64 * 4, GROUP).numpy() * 0.1)
+    unpacked = NAMED[form].unpack(blocks).reshape(64, 128)
+    assert torch.equal(rounding(unpacked).numbers(), unpacked)
+
+
+def test_property_the_search_never_loses_and_mostly_gains():
+    torch.manual_seed(0)
+    weight = torch.distributions.StudentT(5.0).sample((64, 256)) * torch.rand(64, 1)
+    nearest, searched = (errors(weight, to_int4(weight, rounds=rounds)) for rounds in (0, 8))
+    assert (searched <= nearest).all()
+    assert searched.sum() < 0.85 * nearest.sum()
+    plain = NAMED["Q4_1"].unpack(NAMED["Q4_1"].pack(weight.reshape(-1, GROUP).numpy())).reshape(weight.shape)
+    assert searched.sum() < 0.82 * (plain - weight).square().sum()
+
+
+def test_property_groups_are_alone_with_their_error_and_pieces_do_not_show(monkeypatch):
+    torch.manual_seed(0)
+    weight = torch.randn(40, 64)
+    whole = to_int4(weight), to_int8(weight)
+    monkeypatch.setattr("llama.rounding.PIECE", 64 * 3)
+    for first, other in zip(whole, (to_int4(weight), to_int8(weight)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), other.tensors().values(), strict=True))
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, 32), torch.full((1, 32), -0.37), torch.full((1, 32), 1e-9),
+                                    torch.randn(2, 32).bfloat16()], ids=["zeros", "constant", "tiny", "bfloat16"])
+def test_property_odd_groups_stay_finite_and_near(weight):
+    for packed in (to_int4(weight), to_int8(weight), to_int8(weight, grouped=True)):
+        assert (packed.numbers() - weight.float()).abs().max() <= 0.11 * weight.float().abs().max() + 1e-8
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e5])
+def test_refusal_of_numbers_beyond_float16(number):
+    weight = torch.ones(2, 32)
+    weight[1, 3] = number
+    for rounding in (to_int8, to_int4):
+        with pytest.raises(ValueError, match="the largest weight is .*; what is rounded must be finite"):
+            rounding(weight)
