@@ -8,56 +8,52 @@ Try: read without `_refuse_options`; tests/test_adapters.py (test_refusal_option
 an adapter of another kind would load as plain LoRA and write like a badly trained model.
 """
 
-import math
+import json
 import os
-import shutil
-import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama.checkpoint import misfit
+from llama.heads import KINDS, SPAN, HeadConfig
+from llama.targets import LoRAConfig, Names
 from weights.huggingface import memory_name, read_json, stored_name, to_json, write_safetensors
+from weights.whole import whole_folder
 
 CONFIG, TENSORS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 PREFIX = "base_model.model."
-FINGERPRINT = "base_fingerprint"                                    # key in the header of the tensor file
+FINGERPRINT, HEAD = "base_fingerprint", "head"                      # keys in the header of the tensor file
 
-# The keys that are read here, and those that tell about an adapter without changing what it computes.
-READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "ensure_weight_tying",
-        "bias", "init_lora_weights", "base_model_name_or_path"}
+# Keys of adapter_config.json: those read here, those that tell about an adapter without changing what it computes, and
+# those that change it in ways that are not built here. These, and keys unknown to us, are refused where they are set.
+READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
+        "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save",
+        "ensure_weight_tying", "bias", "init_lora_weights", "base_model_name_or_path"}
 ABOUT = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config", "megatron_core",
-         "qalora_group_size"}
-STARTS = (True, False, None, "gaussian", "orthogonal", "eva")       # others (pissa, olora …) change the base as well
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """What a LoRA adapter learns."""
-
-    rank: Annotated[int, "R, the rank of what is added to a matrix"] = 8
-    alpha: Annotated[float, "what is added is scaled by alpha / rank"] = 16.0
-    dropout: Annotated[float, "part of an adapter's inputs set to 0 while it learns"] = 0.0
-    targets: Annotated[tuple[str, ...], "linear layers to adapt, by the end of their names"] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    modules_to_save: Annotated[tuple[str, ...], "learned and saved whole: embed_tokens, lm_head"] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank is {self.rank!r}; it must be a whole number of at least 1")
-        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha!r}; it must be a number above 0")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
-        for name in ("targets", "modules_to_save"):
-            if not all(isinstance(part, str) and part for part in getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must hold names of modules")
-        if not self.targets:
-            raise ValueError("targets names no layer; give at least one, such as q_proj")
+         "qalora_group_size", "eva_config"}
+NOT_BUILT = {
+    "fan_in_fan_out": "matrices stored as (in, out)",
+    "lora_bias": "a bias beside B",
+    "target_parameters": "adapted tensors that are no layer's",
+    "trainable_token_indices": "single rows of the embeddings that are learned",
+    "layer_replication": "blocks used several times",
+    "alora_invocation_tokens": "an adapter that starts working at certain tokens",
+    "arrow_config": "adapters chosen by token",
+    "use_qalora": "inputs pooled before A",
+    "use_bdlora": "A or B in diagonal blocks",
+    "velora_config": "activations compressed for the backward pass",
+    "monteclora_config": "A and B drawn at random",
+    "kasa_config": "a base whose small singular values were cut off",
+    "loftq_config": "a base that was quantised for the adapter",
+    "corda_config": "a base from which the adapter's start was taken",
+    "lora_ga_config": "a base from which the adapter's start was taken",
+    "megatron_config": "layers of Megatron",
+}
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")               # others change the base as well
 
 
 @dataclass
@@ -70,6 +66,8 @@ class Adapter:
     base: str = ""                                                  # name of the model it was learned on
     fingerprint: str = ""                                           # of that model's files; "" if not known
     chat_template: str = ""                                         # Jinja, of the format it was learned in; "" if none
+    head: HeadConfig | None = None                                  # of labels, which is among the tensors
+    below: str = "model."                                           # see weights.huggingface.below_head
 
 
 def write_adapter(folder: str | Path, adapter: Adapter) -> None:
@@ -79,30 +77,20 @@ def write_adapter(folder: str | Path, adapter: Adapter) -> None:
     """
     if not adapter.tensors:
         raise ValueError(f"{folder}: the adapter is empty: there is no tensor to save")
-    folder = Path(os.path.abspath(folder))
+    folder = Path(folder)
     if os.path.lexists(folder) and not (folder / CONFIG).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(f"{folder} exists and is no adapter folder (it has no {CONFIG}); give another name")
-    partial, aside = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.{end}") for end in ("partial", "old"))
-    partial.mkdir(parents=True)
-    try:
-        stored = {PREFIX + stored_name(name): tensor for name, tensor in adapter.tensors.items()}
-        ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()]
-        metadata = {FINGERPRINT: adapter.fingerprint} if adapter.fingerprint else None
+    stored = {PREFIX + stored_name(name, adapter.below): tensor for name, tensor in adapter.tensors.items()}
+    ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()]
+    metadata = {FINGERPRINT: adapter.fingerprint} if adapter.fingerprint else {}
+    if adapter.head:
+        metadata[HEAD] = json.dumps(asdict(adapter.head), ensure_ascii=False)
+    with whole_folder(folder) as partial:
         write_safetensors(partial / TENSORS, ledger, stored.items(), metadata)
         (partial / CONFIG).write_bytes(to_json(_to_peft(adapter)))
         if adapter.chat_template:
             (partial / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8", newline="")
-        if folder.exists():
-            os.rename(folder, aside)
-        os.rename(partial, folder)
-    except BaseException:                                           # also Ctrl-C: the older one comes back
-        if aside.exists() and not folder.exists():
-            os.rename(aside, folder)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -115,7 +103,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise FileNotFoundError(f"{folder} is no adapter folder: there is no {CONFIG} in it")
     values = read_json(folder / CONFIG)
     _refuse_options(values, folder / CONFIG)
-    config = _from_peft(values, folder / CONFIG)
+    config = config_from_peft(values, folder / CONFIG)
     path = folder / TENSORS
     if not path.is_file():
         pickled = "; adapter_model.bin is a pickle, which can run code: save it as safetensors" \
@@ -124,14 +112,29 @@ def read_adapter(folder: str | Path) -> Adapter:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {memory_name(name.removeprefix(PREFIX)): file.get_tensor(name) for name in file.keys()}
-            fingerprint = (file.metadata() or {}).get(FINGERPRINT, "")
+            metadata = file.metadata() or {}
     except (SafetensorError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); copy it again") from None
     if not tensors:
         raise ValueError(f"{path}: the adapter is empty: it holds no tensor and would change nothing; train it again")
     tied = bool(values.get("ensure_weight_tying"))
     template = (folder / TEMPLATE).read_bytes().decode(errors="replace") if (folder / TEMPLATE).is_file() else ""
-    return Adapter(config, tensors, tied, str(values.get("base_model_name_or_path") or ""), fingerprint, template)
+    return Adapter(config, tensors, tied, str(values.get("base_model_name_or_path") or ""),
+                   metadata.get(FINGERPRINT, ""), template, _head(metadata.get(HEAD), tensors, path))
+
+
+def _head(recorded: str | None, tensors: dict[str, Tensor], path: Path) -> HeadConfig | None:
+    """The head of labels in an adapter; PEFT's folders say no more of it than its shape."""
+    try:
+        if recorded:
+            return HeadConfig(**json.loads(recorded))
+        for kind, each in KINDS.items():
+            if f"{each.name}.weight" in tensors and (f"{each.name}.bias" in tensors) == each.bias:
+                count = len(tensors[f"{each.name}.weight"])
+                return HeadConfig(SPAN if kind == "spans" else tuple(f"LABEL_{i}" for i in range(count)), kind)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the head of labels in it is damaged ({error}); copy it again") from None
+    return None
 
 
 def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]],
@@ -164,37 +167,62 @@ def _to_peft(adapter: Adapter) -> dict[str, Any]:
     config = adapter.config
     values = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": KINDS[adapter.head.kind].task_type if adapter.head else "CAUSAL_LM",
         "base_model_name_or_path": adapter.base,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.targets),
+        "target_modules": _listed(config.targets),
+        "exclude_modules": _listed(config.exclude) or None,
+        "layers_to_transform": list(config.layers) or None,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
         "modules_to_save": list(config.modules_to_save) or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
         "inference_mode": True,
     }
     # Only newer PEFTs know this key; older ones refuse unknown keys, so it is written where it says something.
     return values | ({"ensure_weight_tying": True} if adapter.tied else {})
 
 
-def _from_peft(values: dict[str, Any], path: Path) -> LoRAConfig:
+def _listed(names: Names) -> list[str] | str:
+    return names if isinstance(names, str) else list(names)
+
+
+def config_from_peft(values: dict[str, Any], path: str | Path) -> LoRAConfig:
+    """What an adapter learns, by the keys of PEFT's LoraConfig. `path` is named in errors."""
     if missing := [key for key in ("r", "lora_alpha", "target_modules") if values.get(key) is None]:
         raise ValueError(f"{path}: lacks {', '.join(missing)}; copy the adapter folder again")
-    for key in ("target_modules", "modules_to_save"):
-        if not isinstance(values.get(key) or [], list) or not all(isinstance(name, str) for name in values[key] or []):
-            raise ValueError(f"{path}: {key} is {values[key]!r}; here it must be a list of names")
-    targets, saved = ([name.removeprefix("model.") for name in values.get(key) or []]
-                      for key in ("target_modules", "modules_to_save"))
+    targets, exclude = (_names(values, key, path, pattern=True) for key in ("target_modules", "exclude_modules"))
+    saved = _names(values, "modules_to_save", path, pattern=False)
+    layers = values.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers or []
+    for key, kind in (("layers_to_transform", list), ("rank_pattern", dict), ("alpha_pattern", dict)):
+        value = layers if kind is list else values.get(key) or {}
+        if not isinstance(value, kind):
+            raise ValueError(f"{path}: {key} is {value!r}; it must be a JSON {'list' if kind is list else 'object'}")
     try:
-        return LoRAConfig(values["r"], values["lora_alpha"], values.get("lora_dropout") or 0.0,
-                          tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(saved)))
+        return LoRAConfig(
+            rank=values["r"], alpha=values["lora_alpha"], dropout=values.get("lora_dropout") or 0.0,
+            targets=targets, exclude=exclude, layers=tuple(layers),
+            rslora=bool(values.get("use_rslora")), dora=bool(values.get("use_dora")),
+            modules_to_save=tuple(dict.fromkeys(name.removeprefix("model.") for name in saved)),
+            rank_pattern=values.get("rank_pattern") or {}, alpha_pattern=values.get("alpha_pattern") or {})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _names(values: dict[str, Any], key: str, path: str | Path, *, pattern: bool) -> Names:
+    names = values.get(key) or []
+    if pattern and isinstance(names, str):
+        return names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: {key} is {names!r}; here it must be a list of names{' or a pattern' * pattern}")
+    return tuple(dict.fromkeys(names))
 
 
 def _refuse_options(values: dict[str, Any], path: Path) -> None:
@@ -202,11 +230,15 @@ def _refuse_options(values: dict[str, Any], path: Path) -> None:
     if (kind := values.get("peft_type")) != "LORA":
         raise ValueError(f"{path}: peft_type is {kind!r}; only 'LORA' is built here")
     if values.get("bias", "none") != "none":
-        raise ValueError(f"{path}: bias is {values['bias']!r}; only 'none' is built here")
+        raise ValueError(f"{path}: bias is {values['bias']!r} (biases of the base that are learned); only 'none' is "
+                         "built here")
     if (start := values.get("init_lora_weights")) not in STARTS:
         raise ValueError(f"{path}: init_lora_weights is {start!r}, which changes the base too; let PEFT convert the "
                          "adapter to plain LoRA when it saves (path_initial_model_for_weight_conversion)")
+    if values.get("layers_pattern") not in (None, "", [], "layers", ["layers"]):
+        raise ValueError(f"{path}: layers_pattern is {values['layers_pattern']!r}; the blocks of a Llama are 'layers'")
     for key, value in values.items():
         if key not in READ | ABOUT and value:
-            raise ValueError(f"{path}: {key} is {value!r}, an option that is not built here; let PEFT merge the "
+            what = f" ({NOT_BUILT[key]})" if key in NOT_BUILT else ""
+            raise ValueError(f"{path}: {key} is {value!r}, an option that is not built here{what}; let PEFT merge the "
                              "adapter into its base, and load the merged folder")

@@ -1,7 +1,8 @@
 """Where model folders become models, and models become folders; also single files and the state of a training run.
 
 A model folder is Hugging Face's: config.json, model.safetensors (or shards), tokenizer and generation files. A single
-file, `model.save("model.pt")`, holds config, tensors and tokenizer in what `torch.load(weights_only=True)` reads.
+file, `model.save("model.pt")`, holds config, tensors and tokenizer in what `torch.load(weights_only=True)` reads. Both
+are written; GGUF files, Meta's folders and llama2.c's files are read as well, through weights/sources.py.
 Everything is written beside its destination first and renamed when whole, so that a killed run leaves no half file.
 
 Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint.py shows what is refused, and how.
@@ -10,8 +11,6 @@ Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint
 import hashlib
 import json
 import logging
-import os
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,72 +19,84 @@ import torch
 from torch import Tensor, nn
 
 from llama.config import PRESETS, LlamaConfig, preset, unknown_name
+from llama.heads import config_dict, described, head_config
 from llama.model import Llama
-from tokenizer import load_tokenizer
+from llama.quantize import Quantized, bits_of, install, matrices_packed, quantize
 from weights import huggingface
 from weights.fetch import MODELS, fetch
+from weights.packed import PARTS, Packed, entry
 from weights.paths import home, resolve
+from weights.single_file import SINGLE_FILE, read_whole, write_whole
+from weights.sources import open_source
 
 log = logging.getLogger(__name__)
 
-SINGLE_FILE = "llama single file, version 1"
+__all__ = ["fingerprint", "get_model", "load_model", "load_tensors", "misfit", "plain_tensors", "read_whole",
+           "save_model", "write_whole"]
 
 
 def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-              seed: int = 0) -> Llama:
-    """A model by folder, by the name of a fetched (or fetchable) model, or with random weights by a preset's name.
+              seed: int = 0, bits: int = 0, errors: dict[str, float] | None = None) -> Llama:
+    """A model by folder or file, by the name of a fetched (or fetchable) one, or by a preset's, with random weights.
 
-    dtype  None keeps what the files hold
+    dtype  None takes that of most numbers in the files
     seed   of the random weights
+    bits   8 or 4 for a quantised model, and its `errors` (see `load_model`)
 
     Raises ValueError, with the nearest names, for anything else.
     """
     name = str(name_or_folder)
     if (path := resolve(name, "weights")).exists():
-        return load_model(path, device=device, dtype=dtype)
+        return load_model(path, device=device, dtype=dtype, bits=bits, errors=errors)
     if name in MODELS:
         log.warning("%s is not here yet: fetching it once", name)
-        return load_model(fetch(name), device=device, dtype=dtype)
+        return load_model(fetch(name), device=device, dtype=dtype, bits=bits, errors=errors)
     if name in PRESETS:
         log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
         torch.manual_seed(seed)
         with torch.device(device):
-            return Llama(preset(name)).to(dtype)
-    if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".gguf", ".safetensors"):
+            model = Llama(preset(name)).to(dtype)
+        if bits:
+            (errors if errors is not None else {}).update(quantize(model, bits=bits))
+        return model
+    if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".pth", ".gguf", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such model file or folder")
     there = [folder.name for folder in (home() / "weights").glob("*/") if (folder / "config.json").exists()]
     raise ValueError(unknown_name(name, sorted({*PRESETS, *MODELS, *there})))
 
 
-def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Llama:
-    """The model in a folder or a single file, with its tokenizer, tensor by tensor onto `device` in `dtype`.
+def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
+               bits: int = 0, errors: dict[str, float] | None = None) -> Llama:
+    """The model in a folder or file of any form known here, with its tokenizer, tensor by tensor onto `device`.
 
-    Raises ValueError for a file that is damaged or no model, and listing the tensors that are missing or unknown.
+    dtype   of all parameters; None takes that of most numbers in the files (what they pack becomes float32)
+    bits    8 or 4 rounds each matrix as it is read (see llama.quantize.matrices_packed), so that the model is never
+            there in floats; a folder that was saved in 8 or 4 bits comes as it is, without being asked
+    errors  gets the relative error of each layer that is rounded
+
+    Raises ValueError for a file that is damaged or no model, listing the tensors that are missing or unknown, and where
+    a model in 8 bits is asked for in 4, or one in 4 bits in 8.
     """
-    path = Path(path)
-    if path.is_dir():
-        config = LlamaConfig.from_dict(huggingface.read_config(path))
-        tensors: Iterable[tuple[str, Tensor]] = huggingface.read_tensors(path)
-        tokenizer = load_tokenizer(path) if _has_tokenizer(path) else None
-    else:
-        content = _read_single_file(path)
-        config = LlamaConfig.from_dict(content["config"])
-        tensors = content["tensors"].items()
-        tokenizer = load_tokenizer(content["tokenizer"]) if content["tokenizer"] else None
-
-    with torch.device("meta"):                                      # shapes without memory: a 7B is never held twice
-        model = Llama(config)
-    load_tensors(model, tensors, device=device, dtype=dtype, place=path)
-    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+    source = open_source(path)
+    if source.quantization and bits not in (0, source.quantization["bits"]):
+        raise ValueError(f"{path} holds {source.quantization['bits']} bits a weight and cannot be had in {bits}; take "
+                         "the model that it was made from")
+    model = described(source.config)                                # a 7B is never held twice
+    tensors = matrices_packed(source, bits, errors) if bits or source.quantization else source.tensors()
+    load_tensors(model, tensors, device=device, dtype=dtype or source.dtype, place=source.path)
+    tokenizer = source.tokenizer
+    if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} ids, "
-                         f"the model only {config.vocab_size} rows")
-    model.tokenizer, model.source = tokenizer, path
+                         f"the model only {model.config.vocab_size} rows")
+    model.tokenizer, model.source = tokenizer, source.path
     return model.eval()
 
 
-def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor]], *, device: torch.device | str,
+def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | Packed]], *, device: torch.device | str,
                  dtype: torch.dtype | None, place: Path) -> None:
-    """Replace every parameter of `model` by the tensor of its name, strictly. `place` is named in errors."""
+    """Replace every parameter of `model` by the tensor of its name, strictly; a layer whose matrix is packed by its
+    quantised kind. `place` is named in errors.
+    """
     expected = dict(model.named_parameters(remove_duplicate=False))
     tied = model.config.tie_word_embeddings
     found, unknown = set(), []
@@ -99,9 +110,14 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor]], *, device:
             raise ValueError(f"{place}: {name} has the shape {tuple(tensor.shape)}, "
                              f"config.json asks for {tuple(expected[name].shape)}")
         owner, _, leaf = name.rpartition(".")
+        found.add(name)
+        if isinstance(tensor, Packed):
+            layer = install(model, owner, tensor.to(device), dtype or torch.float32)
+            if tied and owner == "embed_tokens":
+                install(model, "lm_head", layer.packed, layer.dtype)
+            continue
         parameter = nn.Parameter(tensor.to(device=device, dtype=dtype or tensor.dtype))
         setattr(model.get_submodule(owner), leaf, parameter)
-        found.add(name)
     missing = expected.keys() - found - ({"lm_head.weight"} if tied else set())
     if missing or unknown:
         raise ValueError(f"{place}: the file does not fit its config.json: it {misfit(missing, unknown)}")
@@ -111,17 +127,27 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor]], *, device:
 def save_model(model: Llama, path: str | Path, *, overwrite: bool = True) -> None:
     """Write a model folder, or a single file if `path` ends in `.pt`, whole or not at all.
 
+    One in 8 or 4 bits is written as it is, in a way that other programs refuse (see weights/packed.py).
+
     Raises ValueError for a model with LoRA layers: merge them, or save the adapter alone (llama.lora).
     """
     path = Path(path)
     tensors = plain_tensors(model)
     files = model.tokenizer.files() if model.tokenizer else {}
+    config = config_dict(model)
+    if bits := bits_of(model):
+        made_from = fingerprint(model.source) if model.source else ""
+        config["quantization_config"] = entry(bits, model.dtype, made_from)
+        # The larger numbers first, or some would lie where no program can map them: at odd addresses.
+        tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     if path.suffix == ".pt":
-        content = {"format": SINGLE_FILE, "config": model.config.to_dict(), "tensors": tensors, "tokenizer": files}
+        content = {"format": SINGLE_FILE, "config": config, "tensors": tensors, "tokenizer": files}
         write_whole(path, content)
     else:
         ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-        config = model.config.to_dict() | _dtype_fields(model.dtype) | _special_ids(model.tokenizer)
+        config |= _dtype_fields(model.dtype) | _special_ids(model.tokenizer)
+        if head_config(model) and model.tokenizer and config["pad_token_id"] is None:
+            config["pad_token_id"] = next(iter(model.tokenizer.eos_ids), None)          # or others read one row alone
         path.parent.mkdir(parents=True, exist_ok=True)
         huggingface.write_folder(path, config, ledger, iter(tensors.items()), files=files, overwrite=overwrite)
 
@@ -130,10 +156,12 @@ def plain_tensors(model: Llama) -> dict[str, Tensor]:
     """The tensors of a model as its files hold them: every parameter by name, a tied head left out."""
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
     if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    with torch.device("meta"):
-        expected = Llama(model.config).state_dict().keys()
-    if foreign := tensors.keys() - expected:
+        for part in PARTS:
+            tensors.pop(f"lm_head.{part}", None)
+    expected = described(config_dict(model)).state_dict().keys()
+    packed = {f"{path}.{part}" for path, module in model.named_modules() if isinstance(module, Quantized)
+              for part in PARTS}
+    if foreign := tensors.keys() - expected - packed:
         raise ValueError(f"the model holds more than a plain Llama ({_some(foreign)}); "
                          "merge its adapter for good (llama.lora.merge_lora) or save the adapter alone (save_adapter)")
     return tensors
@@ -144,58 +172,15 @@ def fingerprint(path: str | Path) -> str:
 
     Values are rounded to bfloat16 first, so that a float32 folder and its bfloat16 copy are the same.
     """
-    path = Path(path)
-    if path.is_dir():
-        config, tensors = huggingface.read_config(path), huggingface.read_tensors(path)
-    else:
-        content = _read_single_file(path)
-        config, tensors = content["config"], content["tensors"].items()
-    shape = LlamaConfig.from_dict(config).to_dict()
+    source = open_source(path)
+    if recorded := source.quantization.get("fingerprint"):          # of the model that was rounded to this one
+        return recorded
+    shape = LlamaConfig.from_dict(source.config).to_dict()
     pieces = [json.dumps(shape, sort_keys=True).encode()]
-    for name, tensor in tensors:
+    for name, tensor in source.tensors():
         start = tensor.flatten()[:1024].to(torch.bfloat16).view(torch.int16)
         pieces.append(f"{name} {tuple(tensor.shape)}".encode() + start.numpy().tobytes())
     return hashlib.sha256(b"".join(sorted(pieces))).hexdigest()
-
-
-def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """torch.save that replaces `path` only when every byte is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_whole(path: Path, what: str) -> dict[str, Any]:
-    """What `write_whole` wrote, read as plain data: a file from elsewhere cannot run code here."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-        raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
-    return content
-
-
-def _read_single_file(path: Path) -> dict[str, Any]:
-    if path.exists() and path.open("rb").read(4) == b"GGUF":
-        raise ValueError(f"{path}: a GGUF is converted first: python -m weights.convert {path} weights/{path.stem}")
-    content = read_whole(path, "model file written by model.save")
-    if content.get("format") != SINGLE_FILE:
-        raise ValueError(f"{path}: this is no model file written by model.save; it lacks format '{SINGLE_FILE}'")
-    return content
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def _dtype_fields(dtype: torch.dtype) -> dict[str, str]:

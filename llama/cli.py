@@ -10,12 +10,14 @@ import argparse
 import dataclasses
 import itertools
 import os
+import re
+import select
 import sys
 import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 import torch
 
@@ -27,34 +29,52 @@ OURS = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py
 class ModelFlags:
     """The flags of every door that takes a model."""
 
-    model: Annotated[str, "a model folder, a file written by model.save, or a name to fetch"] = "smollm2-135m-instruct"
+    model: Annotated[str, "a model folder or file of any form known here, or a name to fetch"] = "smollm2-135m-instruct"
     adapter: Annotated[str, "LoRA adapter folder to put on the model"] = ""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "where to compute"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the computation"] = "auto"
+    quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
+    compile: Annotated[bool, "build the decoding step with a C++ compiler, once, and keep it beside the model"] = False
     seed: Annotated[int, "seed of every random choice"] = 0
     json: Annotated[bool, "print results as JSON on stdout"] = False
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, for get_model; 0 leaves them as they are."""
+        return {"none": 0, "int8": 8, "int4": 4}[self.quantize]
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFlags:
     """What the data means."""
 
-    task: Annotated[Literal["instruction", "generation"], "instruction: learn answers; generation: learn all text"] = (
-        "instruction")
+    task: Annotated[Literal["instruction", "generation", "classification", "sentiment", "ner", "segmentation", "qa"],
+                    "instruction: learn answers; generation: all text; the others: labels"] = "instruction"
     max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
     chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
+    attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
+                         "auto: as the model was tuned, or else causal"] = "auto"
+    multi_label: Annotated[bool, "classification: any number of labels a text"] = False
+    columns: Annotated[tuple[str, ...], "what the columns of a table without a header hold, such as text,label"] = ()
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; a sample needs at least 2 tokens")
+        if self.task in ("instruction", "generation") and self.attention != "auto":
+            raise ValueError(f"--attention {self.attention}: whoever learns to write must not see what is behind; "
+                             f"leave it out with --task {self.task}")
+        if self.multi_label and self.task not in ("classification", "sentiment"):
+            raise ValueError(f"--multi-label: a text of --task {self.task} has no labels; leave it out")
+        if self.columns and self.task not in ("classification", "sentiment"):
+            raise ValueError(f"--columns: the data of --task {self.task} is in no table; leave it out")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something: not None, no switch that is off, no empty name."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default in ("", ())
+        silent = action.default is None or action.default is False or action.default in ("", (), [])
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -73,7 +93,8 @@ class Parser(argparse.ArgumentParser):
 def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str, ...] = ()) -> None:
     """One flag for each field of the dataclass `record`, but for those in `skip`, which the door adds in its own way.
 
-    Types: bool (a switch), int, float, str, Literal (choices), tuple[str, ...] (comma-separated).
+    Types: bool (a switch), int, float, str, Literal (choices), tuple[str, ...] and tuple[int, ...] (comma-separated),
+    tuple[str, ...] | str (names with commas between, or where the text is more than names, a pattern).
     """
     group = parser.add_argument_group((record.__doc__ or record.__name__).splitlines()[0].rstrip("."))
     for name, kind, text, default in _fields(record):
@@ -84,8 +105,9 @@ def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str,
             group.add_argument(flag, action="store_true", default=default, help=text)
         elif typing.get_origin(kind) is Literal:
             group.add_argument(flag, choices=typing.get_args(kind), default=default, help=text)
-        elif kind == tuple[str, ...]:
-            group.add_argument(flag, type=_comma_separated, default=default, help=text, metavar="A,B")
+        elif kind in _LISTS:
+            read, metavar = _LISTS[kind]
+            group.add_argument(flag, type=read, default=default, help=text, metavar=metavar)
         elif kind in (int, float, str):
             group.add_argument(flag, type=kind, default=default, help=text, metavar=_METAVARS[kind])
         else:
@@ -114,6 +136,32 @@ def _comma_separated(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in _comma_separated(text))
+
+
+_numbers.__name__ = "list of whole numbers"                         # argparse says so of what it cannot read
+
+
+def _names_or_pattern(text: str) -> tuple[str, ...] | str:
+    return _comma_separated(text) if re.fullmatch(r"[\w.,\s]*", text) else text
+
+
+_LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers, "0,1"),
+          tuple[str, ...] | str: (_names_or_pattern, "A,B|PATTERN")}
+
+
+def add_inspection(parser: argparse.ArgumentParser) -> None:
+    """--inspect and --allow, of the doors that train."""
+    from llama.checks import CHECKS
+
+    group = parser.add_argument_group("What the samples are, and what must hold of them")
+    group.add_argument("--inspect", nargs="?", type=int, const=3, metavar="K",
+                       help="show how the first K samples (3) look to the model, count and check all, train nothing")
+    group.add_argument("--allow", action="append", choices=tuple(CHECKS), default=[], metavar="NAME",
+                       help=f"train in spite of this check; may be repeated: {', '.join(CHECKS)}")
+
+
 def choose_device(name: str) -> torch.device:
     """«auto» takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for one that this machine lacks."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -124,19 +172,20 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device, *, training: bool) -> torch.dtype:
-    """The dtype to compute in. «auto» is bfloat16 where it is faster and float32 elsewhere.
+def choose_dtype(name: str, device: torch.device, *, purpose: Literal["train", "generate", "evaluate"]) -> torch.dtype:
+    """The dtype to compute in. «auto» is bfloat16 where the device multiplies it fast, and float32 elsewhere.
 
-    On CPUs with bfloat16 instructions its products are 4 × faster, so training uses it; generation, bound by memory
-    and by the conversion of single rows, is faster in float32 there.
+    On such CPUs products are 4 × faster, and half of the bytes are read for a token. Evaluation there stays in float32:
+    its numbers are compared with those of others, and bfloat16 moves a perplexity by a thousandth.
     """
-    if training and name == "float16":
+    if purpose == "train" and name == "float16":
         raise ValueError("--dtype float16 loses small gradients in training; take bfloat16 or float32")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and training and _cpu_multiplies_bfloat16() else torch.float32
+    fast = device.type == "cpu" and purpose != "evaluate" and _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -144,22 +193,51 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(probe() for probe in probes if probe)
 
 
-def load(flags: ModelFlags) -> Any:
-    """The model that the flags name, with its adapter, on its device and in the dtype to generate or evaluate in."""
+def load(flags: ModelFlags, *, purpose: Literal["generate", "evaluate"]) -> Any:
+    """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
+
+    For generating, its parts are swapped for faster ones, or with `compile` its decoding step is compiled; an adapter
+    is then folded into the weights first.
+    """
     from llama.checkpoint import get_model
-    from llama.lora import load_adapter
+    from llama.compiled import compile_step
+    from llama.fuse import fuse
+    from llama.heads import check_writes
+    from llama.lora import load_adapter, merge_lora
+    from llama.quantize import quantize
     from weights.paths import resolve
 
     device = choose_device(flags.device)
-    dtype = choose_dtype(flags.dtype, device, training=False)
-    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed)
+    dtype = choose_dtype(flags.dtype, device, purpose=purpose)
+    merging = bool(flags.adapter) and flags.compile
+    bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
+    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
+    if purpose == "generate":
+        check_writes(model)
+    if merging:
+        merge_lora(model, forget=True)
+        if flags.bits:
+            quantize(model, bits=flags.bits, report=False)
+    if flags.compile:
+        compile_step(model, say=lambda text: print(text, file=sys.stderr))
+    elif purpose == "generate" and device.type == "cpu":
+        fuse(model)
     return model
+
+
+def data_files(names: list[str]) -> list[str]:
+    """Data files by name: each is looked for here, then in the clone (or where there is none, the user's folder)."""
+    from weights.paths import home
+
+    return [str(home() / name) if not Path(name).exists() and (home() / name).exists() else name for name in names]
 
 
 def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
     """The task that `--task` names, and what makes its data set from files."""
+    if flags.task not in ("instruction", "generation"):
+        return _task_of_labels(flags)
     from llama.datasets.instructions import InstructionDataset
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.tasks.generation import TextGenerationTask
@@ -167,9 +245,30 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
 
     if flags.task == "instruction":
         task = InstructionTask(chat_format=flags.chat_format or None, max_length=flags.max_length)
-        return task, lambda files: InstructionDataset(*files)
-    return TextGenerationTask(), lambda files: LanguageModelingDataset(*files, block_size=flags.max_length,
-                                                                       documents=flags.documents)
+        return task, lambda files: InstructionDataset(*data_files(files))
+    return TextGenerationTask(), lambda files: LanguageModelingDataset(
+        *data_files(files), block_size=flags.max_length, documents=flags.documents)
+
+
+def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
+    from llama.datasets.columns import ColumnDataset
+    from llama.datasets.records import RecordDataset
+    from llama.datasets.squad import SquadDataset
+    from llama.tasks.classification import ClassificationTask
+    from llama.tasks.question_answering import QuestionAnsweringTask
+    from llama.tasks.tagging import NERTask, SegmentationTask
+
+    options = {"attention": "" if flags.attention == "auto" else flags.attention, "max_length": flags.max_length}
+    if flags.task == "ner":
+        return NERTask(**options), lambda files: ColumnDataset(*data_files(files))
+    if flags.task == "segmentation":
+        return SegmentationTask(**options), lambda files: ColumnDataset(*data_files(files), spans="words",
+                                                                        scheme="BMES")
+    if flags.task == "qa":
+        return QuestionAnsweringTask(**options), lambda files: SquadDataset(*data_files(files))
+    task = ClassificationTask(multi_label=flags.multi_label, **options)
+    return task, lambda files: RecordDataset(*data_files(files), columns=flags.columns or None,
+                                             fields=("text", "labels" if flags.multi_label else "label"))
 
 
 def check_model(flags: TaskFlags, model: Any) -> None:
@@ -177,7 +276,7 @@ def check_model(flags: TaskFlags, model: Any) -> None:
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; give a model folder, or make one of a "
                          "preset's shape with train.py --preset")
-    if flags.max_length > (context := model.config.max_position_embeddings):
+    if flags.max_length > (context := model.config.context):
         raise ValueError(f"samples of up to {flags.max_length} tokens do not fit the model's context of {context}; "
                          f"give --max-length {context}")
 
@@ -211,16 +310,6 @@ def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> 
         raise ValueError(f"{output} holds no {holds}, so it is no earlier result; give another --output")
 
 
-def prove_saved(model: Any, again: Any, prompt: str) -> None:
-    """What was loaded from disk must write the same text as what is in memory. Raises RuntimeError otherwise."""
-    options = {"max_new_tokens": 32, "temperature": 0.0}
-    in_memory, from_disk = model.generate(prompt, **options), again.generate(prompt, **options)
-    if in_memory != from_disk:
-        raise RuntimeError(f"the saved result is not the trained model: to {prompt!r} it writes {from_disk!r} "
-                           f"instead of {in_memory!r}")
-    print("loaded again from disk: the same text as before saving", file=sys.stderr)
-
-
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
     program = Path(sys.argv[0]).name
@@ -234,11 +323,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("", file=sys.stderr)
         code = 130
-    except BrokenPipeError:                                         # the reader left: `| head` is no failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except (ValueError, RuntimeError, OSError) as error:
-        if not _said_by_us(error):
+    except BrokenPipeError:
+        code = 1 if _reader_left(sys.stderr) else 0                 # `| head` is no failure; a log cut off stops a run
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            what = next((part for part in str(error).split(". ") if _says_out_of_memory(part)), "out of memory")
+            error = RuntimeError(f"{what}: {_LESS_MEMORY}")
+        elif not _said_by_us(error):
             raise
         print(f"{program}: {_sentence(error)}", file=sys.stderr)
         code = 2 if isinstance(error, (ValueError, *_WRONG_PATH)) else 1
@@ -246,6 +339,27 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 _WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")    # as CUDA, MPS and CPUs say it
+_LESS_MEMORY = ("take a smaller --batch-size (with --accumulate larger by as much the updates stay the same), a "
+                "shorter --max-length or --block-size, --checkpoint-activations, or a smaller model; what was saved is "
+                "kept, and --resume goes on from there with the batch size of before")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _says_out_of_memory(str(error))
+
+
+def _says_out_of_memory(text: str) -> bool:
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _reader_left(stream: TextIO) -> bool:
+    """Whether nobody reads the pipe behind a stream any more. Windows cannot tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _said_by_us(error: Exception) -> bool:

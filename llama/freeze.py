@@ -21,7 +21,8 @@ from llama.model import Llama
 
 log = logging.getLogger(__name__)
 
-PARTS = {"embeddings": "embed_tokens", "norms": "*norm.weight", "head": "lm_head", "blocks": "layers"}
+PARTS = {"embeddings": "embed_tokens", "norms": "*norm.weight", "blocks": "layers",
+         "head": "lm_head|score|qa_outputs"}
 
 
 def freeze(model: Llama, *, layers: int = 0, pattern: str = "", embeddings: bool = False, all_but: str = "") -> None:
@@ -108,7 +109,8 @@ def _matching(names: list[str], patterns: str) -> set[str]:
     matching = set()
     for pattern in patterns.split(","):
         wanted = PARTS.get(pattern, pattern)
-        found = {name for name in names if fnmatchcase(name, wanted) or f".{wanted}." in f".{name}."}
+        found = {name for name in names for each in wanted.split("|")
+                 if fnmatchcase(name, each) or f".{each}." in f".{name}."}
         if not found:
             known = dict.fromkeys([*PARTS, *(part for name in names for part in name.split(".")), *names])
             near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4) or PARTS
@@ -125,7 +127,8 @@ def _part(name: str) -> str:
         return "norms"
     if block := re.match(r"layers\.(\d+)\.", name):
         return block[1]
-    return {"embed_tokens": "embeddings", "lm_head": "head"}.get(name.split(".")[0], name.split(".")[0])
+    part = name.split(".")[0]
+    return "embeddings" if part == "embed_tokens" else "head" if part in PARTS["head"].split("|") else part
 
 
 def _alike(counts: dict[str, tuple[int, int]]) -> Iterator[list[str]]:
@@ -143,5 +146,5 @@ def _alike(counts: dict[str, tuple[int, int]]) -> Iterator[list[str]]:
 def _title(model: Llama, parts: list[str]) -> str:
     if parts[0].isdigit():
         return f"block {parts[0]}" if len(parts) == 1 else f"blocks {parts[0]}–{parts[-1]} ({len(parts)})"
-    tied = model.lm_head.weight is model.embed_tokens.weight
+    tied = model.head.weight is model.embed_tokens.weight
     return "embeddings, head (tied)" if parts == ["embeddings"] and tied else parts[0]

@@ -1,111 +1,33 @@
-"""LoRA: learn a thin B A beside a matrix W that stays as it is, W x + α/R · B A x (arXiv:2106.09685, eq. 3).
+"""LoRA on a model: on, off, merged, unmerged, saved and loaded. What it computes is in low_rank.py.
 
 A swap from outside: `add_lora` puts a `LoRALinear` around chosen linear layers of a built model and freezes the rest,
 `remove_lora` takes it off; `merge_lora` folds it into the weights, and `unmerge_lora` takes that back to the last bit.
 Several adapters can sit on a model; the active ones add up. An embedding or a head that an adapter learns whole is
 replaced by a float32 copy. Nothing happens on train() or eval(), but for dropout.
 
-Try: start B as A starts; tests/test_lora.py (test_property_a_new_adapter_changes_nothing) fails, and training would
-begin with repairing the damage.
+Try: in `merge_lora`, leave out the untying; tests/test_lora.py
+(test_two_ways_merged_equals_adapter_and_unmerge_restores) fails: a folder that calls them tied holds no head.
 """
 
-import difflib
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from llama.adapters import Adapter, LoRAConfig, check_tensors, read_adapter, write_adapter
+from llama.adapters import Adapter, check_tensors, read_adapter, write_adapter
 from llama.checkpoint import fingerprint
 from llama.config import LlamaConfig
+from llama.heads import Head, HeadConfig, add_head, config_dict, head_config, remove_head
+from llama.low_rank import DoRA, LoRALinear, LowRank, Replaced, Wrapper
 from llama.model import Llama
+from llama.targets import LoRAConfig, chosen, present
+from weights.huggingface import below_head
 
 log = logging.getLogger(__name__)
-
-WHOLE = ("embed_tokens", "lm_head")                                 # what modules_to_save may name
-
-
-class LowRank(nn.Module):
-    """x ↦ α/R · B A x in the dtype of `x`; A (R, in) and B (out, R) are float32, or small updates would be lost."""
-
-    def __init__(self, in_features: int, out_features: int, config: LoRAConfig, *,
-                 generator: torch.Generator | None = None):
-        super().__init__()
-        A = torch.empty(config.rank, in_features, dtype=torch.float32)
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)            # U(-1/√in, 1/√in), as in PEFT
-        self.lora_A = nn.Parameter(A)
-        self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=torch.float32))
-        self.dropout = nn.Dropout(config.dropout)
-        self.scale = config.alpha / config.rank
-        self.config = config
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = functional.linear(self.dropout(x), self.lora_A.to(x.dtype))         # (…, R)
-        return functional.linear(inner, self.lora_B.to(x.dtype)) * self.scale
-
-    def delta(self) -> Tensor:
-        """The same as a matrix to add to W: (out, in), float32."""
-        return self.scale * (self.lora_B.float() @ self.lora_A.float())
-
-
-class LoRALinear(nn.Module):
-    """base(x) and the active adapters' parts, added up. `base` is anything with the face of nn.Linear."""
-
-    def __init__(self, base: nn.Module):
-        super().__init__()
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.base = base
-        self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        for name in self.active:
-            y = y + self.adapters[name](x)
-        return y
-
-    def merged(self) -> Tensor:
-        """W with the active parts in it, added in float32 and rounded once."""
-        parts = (self.adapters[name].delta() for name in self.active)
-        return sum(parts, start=self.weight.float()).to(self.weight.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-
-class Replaced(nn.Module):
-    """An embedding or a head that an adapter learns whole: a float32 copy at work, the original waiting in `base`."""
-
-    def __init__(self, base: nn.Embedding | nn.Linear):
-        super().__init__()
-        self.base = base
-        self.adapters = nn.ParameterDict()
-        self.active: tuple[str, ...] = ()                           # one at most
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.active:
-            return self.base(x)
-        copy = self.adapters[self.active[0]]
-        if isinstance(self.base, nn.Embedding):
-            return functional.embedding(x, copy).to(self.weight.dtype)
-        return functional.linear(x, copy.to(x.dtype))
-
-    def merged(self) -> Tensor:
-        return self.adapters[self.active[0]].to(self.weight.dtype, copy=True)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight                                     # the model's dtype stays the base's
-
-
-Wrapper = LoRALinear | Replaced
 
 
 def add_lora(model: Llama, config: LoRAConfig, *, name: str = "default",
@@ -113,10 +35,12 @@ def add_lora(model: Llama, config: LoRAConfig, *, name: str = "default",
     """Put a new adapter on the model, beside those that are active; from now on nothing but this one learns.
 
     B is zero, so the model still computes what it did. A tied head stays tied: if embeddings or head are in
-    `modules_to_save`, both are learned, as the one matrix that they are.
+    `modules_to_save`, both are learned, as the one matrix that they are. A head of labels is always learned, whole.
 
     Raises ValueError for a name that is taken, and for a target that is no linear layer, with the nearest names.
     """
+    if head_config(model) is not None:
+        config = replace(config, modules_to_save=tuple(dict.fromkeys((*config.modules_to_save, model.head_name))))
     _attach(model, config, name, tied=model.config.tie_word_embeddings, generator=generator)
 
 
@@ -143,6 +67,8 @@ def remove_lora(model: Llama, name: str) -> None:
     for path, wrapper in wrappers(model).items():
         if name in wrapper.adapters:
             del wrapper.adapters[name]
+            if isinstance(wrapper, Replaced) and name in wrapper.biases:
+                del wrapper.biases[name]
             wrapper.active = tuple(other for other in wrapper.active if other != name)
             if not len(wrapper.adapters):
                 model.set_submodule(path, wrapper.base)
@@ -159,6 +85,12 @@ def adapter_names(model: nn.Module, *, active: bool = False) -> list[str]:
                               for name in (wrapper.active if active else wrapper.adapters)))
 
 
+def adapter_configs(model: nn.Module) -> dict[str, LoRAConfig]:
+    """What each adapter learns, by its name."""
+    return {name: part.config for wrapper in wrappers(model).values() if isinstance(wrapper, LoRALinear)
+            for name, part in wrapper.adapters.items()}
+
+
 def wrappers(model: nn.Module) -> dict[str, Wrapper]:
     """Every wrapped module, by the path of what it wraps."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Wrapper)}
@@ -166,11 +98,19 @@ def wrappers(model: nn.Module) -> dict[str, Wrapper]:
 
 @dataclass
 class Merged:
-    """What `unmerge_lora` puts back: the wrappers taken off, each with the weight that was below it."""
+    """What `unmerge_lora` puts back: the wrappers taken off, each with the parameters that were below it."""
 
-    sites: list[tuple[str, Wrapper, nn.Parameter]]
+    sites: list[tuple[str, Wrapper, dict[str, nn.Parameter]]]
     config: LlamaConfig
     source: Any
+
+
+def check_mergeable(model: Llama) -> None:
+    """Raise ValueError for adapters on quantised layers, into whose few bits what they learned would not fit."""
+    for path, wrapper in wrappers(model).items():
+        if not isinstance(wrapper.base, nn.Linear | nn.Embedding | Head):
+            raise ValueError(f"{path} is a {type(wrapper.base).__name__}, into which no adapter can be folded: save "
+                             "the adapter, put it on the model in floats, merge, and quantise the result")
 
 
 @torch.no_grad()
@@ -185,16 +125,15 @@ def merge_lora(model: Llama, *, forget: bool = False) -> None:
     """
     if not adapter_names(model, active=True):
         raise ValueError("no active adapter to merge: add_lora, load_adapter or set_active comes first")
-    for path, wrapper in wrappers(model).items():
-        if not isinstance(wrapper.base, nn.Linear | nn.Embedding):
-            raise ValueError(f"{path} is a {type(wrapper.base).__name__}, into which no adapter can be folded; "
-                             "merge first, then quantise")
+    check_mergeable(model)
     record = Merged([], model.config, model.source)
     for path, wrapper in wrappers(model).items():
         if not forget:
-            record.sites.append((path, wrapper, wrapper.base.weight))
+            record.sites.append((path, wrapper, dict(wrapper.base.named_parameters())))
         if wrapper.active:
-            wrapper.base.weight = nn.Parameter(wrapper.merged(), requires_grad=False)
+            wrapper.base.weight = nn.Parameter(wrapper.merged(wrapper.weight.dtype), requires_grad=False)
+            if isinstance(wrapper, Replaced) and wrapper.biases:
+                wrapper.base.bias = nn.Parameter(wrapper.merged_bias(wrapper.weight.dtype), requires_grad=False)
         model.set_submodule(path, wrapper.base)
     if model.config.tie_word_embeddings:
         if torch.equal(model.embed_tokens.weight, model.lm_head.weight):
@@ -211,8 +150,9 @@ def unmerge_lora(model: Llama) -> None:
     record, device = getattr(model, "merged", None), model.device
     if record is None:
         raise ValueError("nothing to unmerge: no adapter was merged, or it was merged with forget=True")
-    for _, wrapper, original in record.sites:
-        wrapper.base.weight = original
+    for _, wrapper, originals in record.sites:
+        for key, original in originals.items():
+            setattr(wrapper.base, key, original)
     model.config, model.source, model.merged = record.config, record.source, None
     model.tie()
     for path, wrapper, _ in record.sites:
@@ -233,44 +173,79 @@ def save_adapter(model: Llama, folder: str | Path, *, name: str = "default", bas
                     folder, name, ", ".join(beside))
     copies = {path: wrapper.adapters[name] for path, wrapper in wrappers(model).items()
               if isinstance(wrapper, Replaced) and name in wrapper.adapters}
-    config = next(wrapper.adapters[name].config for wrapper in wrappers(model).values()
-                  if isinstance(wrapper, LoRALinear) and name in wrapper.adapters)
     write_adapter(folder, Adapter(
-        replace(config, modules_to_save=tuple(copies)),
-        {key: parameter.detach() for key, parameter in _tensors(model, name).items()},
+        replace(adapter_configs(model)[name], modules_to_save=tuple(copies)),
+        {key: parameter.detach() for key, parameter in adapter_tensors(model, name).items()},
         tied=len(set(copies.values())) < len(copies),
         base=str(base or model.source or ""),
         fingerprint=fingerprint(model.source) if model.source else "",
         chat_template=(model.tokenizer and model.tokenizer.chat_template) or "",
+        head=head_config(model),
+        below=below_head(config_dict(model)["architectures"]),
     ))
 
 
 def load_adapter(model: Llama, folder: str | Path, *, name: str = "default") -> None:
     """Put the adapter in a folder, ours or PEFT's, on the model: `add_lora`, then its tensors, strictly.
 
-    Without a fingerprint to compare, that is said, and shapes alone decide whether adapter and model fit.
+    One with a head of labels brings that head, which stays when the adapter is removed. Without a fingerprint to
+    compare, that is said, and shapes alone decide whether adapter and model fit.
 
     Raises ValueError for the adapter of another model, for tensors that are missing, unknown or of the wrong shape, and
     for what `read_adapter` refuses. Then the model is as it was.
     """
     adapter = read_adapter(folder)
     _check_base(model, adapter, folder)
-    config = replace(adapter.config, targets=_present(model, adapter.config.targets))
+    put_on(model, adapter, name=name, place=folder)
+
+
+def put_on(model: Llama, adapter: Adapter, *, name: str, place: str | Path) -> None:
+    """`load_adapter` for one that was read already from `place`, without asking whose it is."""
+    brought = _bring_head(model, adapter.head, place)
+    try:
+        _put_on(model, adapter, name, place)
+    except ValueError:
+        if brought:
+            remove_head(model)
+        raise
+
+
+def _bring_head(model: Llama, head: HeadConfig | None, place: str | Path) -> bool:
+    """Give the model the head that an adapter was learned with. Whether it had none before."""
+    there = head_config(model)
+    if head is None or there is None:
+        if head is not None:
+            add_head(model, head, generator=torch.Generator())
+        return head is not None
+    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(head.labels))         # as PEFT's folders are
+    if there.kind != head.kind or len(there.labels) != len(head.labels) or not (unnamed or there == head):
+        raise ValueError(f"{place}: the adapter was learned with a head of kind {head.kind} for "
+                         f"{', '.join(head.labels):.60}, the model has one of kind {there.kind} for "
+                         f"{', '.join(there.labels):.60}; give the model below, without a head")
+    return False
+
+
+def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> None:
+    config = present(adapter.config, _plain_modules(model))
     tied = adapter.tied and model.config.tie_word_embeddings
     try:
         adapted, whole = _places(model, config, tied=tied)
     except ValueError as error:
-        raise ValueError(f"{folder}: the adapter's {error}") from None
-    expected = {f"{path}.weight": tuple(module.weight.shape) for path, module in whole.items()}
+        raise ValueError(f"{place}: the adapter's {error}") from None
+    expected = {f"{path}.{key}": tuple(parameter.shape) for path, module in whole.items()
+                for key, parameter in getattr(module, "base", module).named_parameters()}
     for path, module in adapted.items():
-        expected[f"{path}.lora_A.weight"] = (config.rank, module.in_features)
-        expected[f"{path}.lora_B.weight"] = (module.out_features, config.rank)
+        rank = config.rank_of(path)
+        expected[f"{path}.lora_A.weight"] = (rank, module.in_features)
+        expected[f"{path}.lora_B.weight"] = (module.out_features, rank)
+        if config.dora:
+            expected[f"{path}.lora_magnitude_vector"] = (module.out_features,)
     bases = {f"{path}.base_layer.weight": module.weight.detach() for path, module in adapted.items()
              if f"{path}.base_layer.weight" in adapter.tensors}
-    check_tensors(folder, adapter.tensors, expected, bases, hidden_size=model.config.hidden_size)
+    check_tensors(place, adapter.tensors, expected, bases, hidden_size=model.config.hidden_size)
     _attach(model, config, name, tied=tied, generator=torch.Generator())            # leaves the global one alone
     with torch.no_grad():
-        for key, parameter in _tensors(model, name).items():
+        for key, parameter in adapter_tensors(model, name).items():
             parameter.copy_(adapter.tensors[key])
     if model.tokenizer and adapter.chat_template:
         model.tokenizer.chat_template = adapter.chat_template       # it is asked in the format that it was tuned in
@@ -292,15 +267,22 @@ def _attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generato
             if isinstance(module, Replaced) and module.active:
                 raise ValueError(f"{path} is replaced by adapter '{module.active[0]}' already; two such adapters can "
                                  "be swapped, but not stacked: set_active(model, []) first")
+    if quantised := [path for path, module in whole.items() if not module.weight.is_floating_point()]:
+        raise ValueError(f"{quantised[0]} is quantised, so there are no floats to learn whole; leave it out of "
+                         "modules_to_save, or take the model in floats")
 
-    for path, module in adapted.items():
-        part = LowRank(module.in_features, module.out_features, config, generator=generator)
-        _wrapped(model, path, LoRALinear).adapters[name] = part.to(model.device)
+    for path in adapted:
+        wrapper, kind = _wrapped(model, path, LoRALinear), DoRA if config.dora else LowRank
+        wrapper.adapters[name] = kind(wrapper.base, config, path=path, generator=generator).to(model.device)
+        wrapper.train(model.training)                               # else a loaded adapter would drop inputs in use
     copy = None
     for path, module in whole.items():
         if copy is None or not tied:
             copy = nn.Parameter(module.weight.detach().to(torch.float32, copy=True))
-        _wrapped(model, path, Replaced).adapters[name] = copy
+        wrapper = _wrapped(model, path, Replaced)
+        wrapper.adapters[name] = copy
+        if (bias := getattr(wrapper.base, "bias", None)) is not None:
+            wrapper.biases[name] = nn.Parameter(bias.detach().to(torch.float32, copy=True))
     set_active(model, [*active, name])
     _learn_only(model, [name])
 
@@ -316,11 +298,11 @@ def _wrapped(model: Llama, path: str, kind: type) -> Any:
 def _learn_only(model: Llama, names: Iterable[str]) -> None:
     model.requires_grad_(False)
     for name in names:
-        for parameter in _tensors(model, name).values():
+        for parameter in adapter_tensors(model, name).values():
             parameter.requires_grad_(True)
 
 
-def _tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """An adapter's parameters by the names of `adapters.py`."""
     tensors = {}
     for path, wrapper in wrappers(model).items():
@@ -329,9 +311,10 @@ def _tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
         part = wrapper.adapters[name]
         if isinstance(wrapper, Replaced):
             tensors[f"{path}.weight"] = part
+            if name in wrapper.biases:
+                tensors[f"{path}.bias"] = wrapper.biases[name]
         else:
-            tensors[f"{path}.lora_A.weight"] = part.lora_A
-            tensors[f"{path}.lora_B.weight"] = part.lora_B
+            tensors |= {f"{path}.{key}": parameter for key, parameter in part.tensors().items()}
     return tensors
 
 
@@ -359,41 +342,16 @@ def _plain_modules(model: Llama) -> dict[str, nn.Module]:
     return {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
 
 
-def _ends_in(path: str, target: str) -> bool:
-    return f".{path}".endswith(f".{target}")
-
-
-def _present(model: Llama, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Without the targets that no module of this model has: PEFT's lists are often made for many models at once."""
-    return tuple(t for t in targets if any(_ends_in(path, t) for path in _plain_modules(model))) or targets
-
-
 def _places(model: Llama, config: LoRAConfig, *, tied: bool) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """The modules that get a low-rank part, and those that are learned whole, by path."""
     modules = _plain_modules(model)
-    linear = {path: module for path, module in modules.items()
-              if hasattr(module.base if isinstance(module, Wrapper) else module, "in_features")}
-    adapted = {}
-    for target in config.targets:
-        found = {path: module for path, module in linear.items() if _ends_in(path, target)}
-        if not found:
-            names = list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
-            near = difflib.get_close_matches(target, names, n=3) or names
-            is_other = any(_ends_in(path, target) for path in modules)
-            raise ValueError(f"target '{target}' is {'no linear layer' if is_other else 'the name of no layer'}; "
-                             f"linear layers here are {', '.join(near)}")
-        adapted |= found
-
-    names = dict.fromkeys(config.modules_to_save)
-    if unknown := names.keys() - WHOLE:
-        raise ValueError(f"modules_to_save names '{min(unknown)}'; only {' and '.join(WHOLE)} can be learned whole")
-    if tied and names and names.keys() != set(WHOLE):
-        log.warning("head and embeddings are tied: both are learned, as the one matrix that they are")
-        names = dict.fromkeys(WHOLE)
-    if both := adapted.keys() & names:
-        raise ValueError(f"{min(both)} is a target and learned whole at once"
-                         f"{' (head and embeddings are tied)' if tied else ''}; choose one")
-    return adapted, {path: modules[path] for path in names}
+    linear = [path for path, module in modules.items()
+              if hasattr(module.base if isinstance(module, Wrapper) else module, "in_features")]
+    adapted, whole = chosen(config, modules, linear, tied=tied)
+    if absent := [path for path in whole if path not in modules]:
+        raise ValueError(f"modules_to_save names '{absent[0]}', and this model has none: its head is "
+                         f"{model.head_name}")
+    return {path: modules[path] for path in adapted}, {path: modules[path] for path in whole}
 
 
 def _check_base(model: Llama, adapter: Adapter, folder: str | Path) -> None:

@@ -8,21 +8,21 @@ Try: return the mean instead of the sum; tests/test_trainer.py (accumulation wit
 micro-batches with few targets would then weigh as much as those with many.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llama.model import Llama
-from llama.tasks.task import Batch, Task
+from llama.tasks.task import Batch, Task, cross_entropy
 
 LOGITS_AT_ONCE = 2**24                                              # numbers: 64 MB in float32, 341 rows of SmolLM2's
 
 
 class Plain(nn.Module):
-    """Cross-entropy of the next token, over the rows that the task says count."""
+    """The task's loss over the rows that it says count: of the next token, or of labels."""
 
     def __init__(self, model: Llama, task: Task):
         super().__init__()
@@ -32,24 +32,30 @@ class Plain(nn.Module):
         """Loss in nats summed over targets, float32, and the number of targets."""
         rows = self.task.rows(batch)
         hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=batch.get("mask"))
-        targets = batch["targets"][rows]                            # (N,)
-        return chunked_cross_entropy(hidden[rows], targets, self.model.lm_head), len(targets)
+        targets = self.task.targets(batch)                          # (N, …)
+        head = self.task.head(self.model)
+        return chunked_cross_entropy(hidden[rows], targets, head, self.task.loss), self.task.count(targets)
 
 
-def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, *, chunk: int = 0) -> Tensor:
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, loss: Loss = cross_entropy, *,
+                          chunk: int = 0) -> Tensor:
     """Sum of -log softmax(head(hidden))[target] without holding the logits of more than `chunk` rows.
 
     Logits are forgotten after each chunk and computed again in the backward pass.
 
-    hidden (N, D);  targets (N,) int64;  ->  () float32, 0 for N = 0
+    hidden (N, D);  targets (N, …), int64;  ->  () float32, 0 for N = 0
+    loss   of logits (N, V) in float32 and their targets, summed: whose cross-entropy, if not a token's
     chunk  rows at a time; 0 takes as many as make LOGITS_AT_ONCE numbers
     """
     chunk = chunk or max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
     for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        total = total + checkpoint(_cross_entropy, some_hidden, some_targets, head, use_reentrant=False)
+        total = total + checkpoint(_loss, some_hidden, some_targets, head, loss, use_reentrant=False)
     return total
 
 
-def _cross_entropy(hidden: Tensor, targets: Tensor, head: Any) -> Tensor:
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+def _loss(hidden: Tensor, targets: Tensor, head: Any, loss: Loss) -> Tensor:
+    return loss(head(hidden).float(), targets)

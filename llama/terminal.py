@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -122,3 +123,15 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese two a character, an accent or a joiner none."""
+    widths = (0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
+              for c in text)
+    return sum(widths)
+
+
+def padded(text: str, columns: int) -> str:
+    """The text with spaces up to so many columns of a terminal."""
+    return text + " " * (columns - cells(text))

@@ -3,12 +3,14 @@
 Where it stands is a single number, the step: which samples a step sees follows from it and the seed, so that a
 resumed run goes on with the batches that an uninterrupted one would have seen.
 
-Beside the result, OUTPUT, lies OUTPUT.training: metrics.jsonl (a line a step), last.pt and best.pt.
+Beside the result, OUTPUT, lies OUTPUT.training: metrics.jsonl (a line a step), last.pt and best.pt. A result counts
+only once it was loaded again from the disk and found to be the model in memory (llama/proof.py).
 
 Try: divide the loss by the number of micro-batches instead of by targets; tests/test_trainer.py
 (test_two_ways_accumulated_micro_batches_equal_one_batch) fails on ragged lengths.
 """
 
+import hashlib
 import json
 import math
 import signal
@@ -17,20 +19,26 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from llama.checkpoint import read_whole, save_model, write_whole
+from llama.checks import examine
 from llama.evaluate import evaluate
-from llama.lora import has_lora, save_adapter
+from llama.lora import adapter_configs, has_lora, save_adapter
 from llama.model import Llama, checkpoint_activations
 from llama.objectives import Plain
 from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
+from llama.proof import prove_saved
 from llama.tasks.task import Task, to_device
 from llama.terminal import Progress
+
+# What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
+MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
+              "checkpoint_activations")
 
 
 class Trainer:
@@ -39,22 +47,29 @@ class Trainer:
     dtype   to compute in, with float32 masters of what is learned; None: the parameters' own
     output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes nothing
     resume  go on from OUTPUT.training/last.pt
+    allow   names in llama/checks.py of what need not hold of the training data
+
+    Raises ValueError where anything else there does not hold; `report` tells what was seen.
     """
 
     def __init__(self, model: Llama, task: Task, train_dataset: Any, eval_dataset: Any = None,
                  optimizer: str = "adamw", config: TrainConfig | None = None, *, dtype: torch.dtype | None = None,
-                 output: str | Path | None = None, resume: bool = False):
+                 output: str | Path | None = None, resume: bool = False, allow: Sequence[str] = ()):
         self.model, self.task, self.config = model, task, config or TrainConfig()
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer; set model.tokenizer = tokenizer.load_tokenizer(…)")
+        task.prepare(model, train_dataset)
         self.samples = task.samples(train_dataset, model.tokenizer)
         self.eval_samples = task.samples(eval_dataset, model.tokenizer) if eval_dataset is not None else None
         if not len(self.samples):
             raise ValueError("the training data holds no sample")
         if self.eval_samples is not None and not len(self.eval_samples):
             raise ValueError("the evaluation data holds no sample")
+        self.report = examine(task, train_dataset, self.samples, model.tokenizer, vocab_size=model.config.vocab_size)
+        self.report.refuse(allow)
         self.output = Path(output) if output else None
         self.objective = Plain(model, task)
+        self.settings = self._settings(optimizer, dtype)
         self.masters = Masters(model, dtype)
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
                                         weight_decay=self.config.weight_decay)
@@ -69,6 +84,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.epoch, self.order = -1, torch.empty(0)                 # the order of the epoch that is under way
         self.best, self.best_step, self.worse = math.inf, 0, 0
+        self.kept: dict[str, Any] = {}                              # as best.pt, where there is no folder for it
         self.loss, self.scores = math.nan, {}
         if resume:
             self._load_state()
@@ -78,7 +94,8 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
 
-        Raises RuntimeError, naming the step and the samples, as soon as a loss or a gradient is not finite.
+        Raises RuntimeError, naming the step and the samples, as soon as a loss or a gradient is not finite, and if what
+        was saved, loaded again, is not the model in memory.
         """
         config, model = self.config, self.model
         if self.step == 0:
@@ -120,25 +137,33 @@ class Trainer:
                   f"{self.output}", file=sys.stderr)
         raise KeyboardInterrupt
 
+    def _fail(self, indices: Sequence[int], what: str) -> NoReturn:
+        """Before the step is taken, so that parameters and optimiser are still those of the step before."""
+        kept = ""
+        if self.output and self.step:
+            self._save_state()
+            kept = f" (the state after step {self.step} is kept in {self._beside('last.pt')})"
+        places = ", ".join(self.samples[i].place or str(i) for i in indices)
+        raise RuntimeError(f"{what}, on samples {places}{kept}; look at them with --inspect, or start anew with a "
+                           "lower --lr")
+
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm."""
         device = self.model.device
         batches = [to_device(self.task.collate([self.samples[i] for i in some]), device)
                    for some in _pieces(indices, self.config.batch_size)]
-        targets = sum(len(self.task.rows(batch)[0]) for batch in batches)
+        targets = sum(self.task.count(self.task.targets(batch)) for batch in batches) or 1     # 0 if masked is allowed
         total = 0.0
         for batch in batches:
             loss, _ = self.objective(batch)
             (loss / targets).backward()                             # by targets: k small batches equal a large one
             self.masters.collect()
             total += loss.item()
-        self.tokens += sum(len(self.samples[i].ids) - 1 for i in indices)
+        self.tokens += sum(self.samples[i].reads for i in indices)
         learned = list(self.masters.learned.values())
         norm = torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf).item()
         if not math.isfinite(total) or not math.isfinite(norm):
-            places = ", ".join(self.samples[i].place or str(i) for i in indices)
-            raise RuntimeError(f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}, "
-                               f"on samples {places}; lower --lr, or look at them with --inspect")
+            self._fail(indices, f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.masters.spread()
@@ -179,6 +204,8 @@ class Trainer:
             if self.output:
                 write_whole(self._beside("best.pt"), {"step": self.step, "scores": self.scores,
                                                       "learned": self._learned()})
+            else:
+                self.kept = {"scores": self.scores, "learned": {n: p.clone() for n, p in self._learned().items()}}
         else:
             self.worse += 1
 
@@ -194,8 +221,9 @@ class Trainer:
             print(f"step {self.step}/{self.total_steps} {text} · lr {rate:.2e}", file=sys.stderr)
 
     def _finish(self) -> dict[str, Any]:
-        if self.output and 0 < self.best_step < self.step:
-            best = read_whole(self._beside("best.pt"), "training state")
+        peak = peak_memory(self.model.device)                       # of training, not of the proof
+        if 0 < self.best_step < self.step:
+            best = read_whole(self._beside("best.pt"), "training state") if self.output else self.kept
             self._set_learned(best["learned"])
             self.scores = best["scores"]
             print(f"the result is that of step {self.best_step}, which evaluated best", file=sys.stderr)
@@ -205,23 +233,24 @@ class Trainer:
         self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
                  "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
-                 "peak_memory": peak_memory(self.model.device)}
+                 "peak_memory": peak}
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
         self.masters.restore()                                      # saved as they are, not as they compute
         save = save_adapter if has_lora(self.model) else save_model
         save(self.model, folder)
+        prove_saved(self.model, folder)
         self.masters.lower()
 
     # What --resume needs: learned parameters, optimiser, random states, and the step, which says the data's position.
 
     def _save_state(self) -> None:
         write_whole(self._beside("last.pt"), {
-            "config": asdict(self.config) | {"optimizer": type(self.optimizer).__name__},
+            "settings": self.settings,
             "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
-            "learned": self._learned(), "optimizer": self.optimizer.state_dict(), "samples": len(self.samples),
+            "learned": self._learned(), "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         })
@@ -231,14 +260,11 @@ class Trainer:
         if not path.exists():
             raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
         state = read_whole(path, "training state")
-        if state["samples"] != len(self.samples):
-            raise ValueError(f"{path} was trained on {state['samples']} samples, the data given now has "
-                             f"{len(self.samples)}; resume with the same data")
-        now = asdict(self.config) | {"optimizer": type(self.optimizer).__name__}
-        if changed := [name for name in ("batch_size", "accumulate", "seed", "optimizer")
-                       if state["config"][name] != now[name]]:
-            raise ValueError(f"{path} was trained with another {', '.join(changed)}; resume with "
-                             + ", ".join(f"{name} = {state['config'][name]}" for name in changed))
+        before = state.get("settings", {})
+        if changed := [name for name, value in self.settings.items() if before.get(name) != value]:
+            were = [f"{name} = {before[name]}" for name in changed if not isinstance(before.get(name), bytes | None)]
+            raise ValueError(f"{path} is of a run with another {', '.join(changed)}; resume with "
+                             f"{', '.join(were) or 'the same'}, or start anew with --overwrite")
         self._set_learned(state["learned"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
@@ -248,6 +274,25 @@ class Trainer:
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
+
+    def _settings(self, optimizer: str, dtype: torch.dtype | None) -> dict[str, Any]:
+        """What a resumed run must have in common with the one before, for the state does not hold it.
+
+        Of the data a thousand samples stand for all, of each frozen parameter its first numbers.
+        """
+        data, base = hashlib.sha256(), hashlib.sha256()
+        for i in range(0, len(self.samples), max(1, len(self.samples) // 1000)):
+            data.update(repr(replace(self.samples[i], place="")).encode())
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad and ".adapters." not in name:
+                start = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
+                base.update(name.encode() + start.numpy().tobytes())
+        changing = {name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE}
+        return changing | {
+            "optimizer": optimizer, "dtype": str(dtype), "number of samples": len(self.samples),
+            "data": data.digest(), "shape of the model": str(self.model.config).encode(),
+            "frozen part of the model": base.digest(), "adapter": str(adapter_configs(self.model)).encode(),
+        }
 
     def _learned(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach() for name, parameter in self.masters.learned.items()}

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from test_lora import TIED, WHOLE, bits, build, logits, same, stir
 from llama import adapters
 from llama.checkpoint import load_model, save_model
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, remove_lora, save_adapter, unmerge_lora
+
+PEFT = Path(__file__).parent / "fixtures" / "peft"
 
 
 @pytest.fixture
@@ -40,8 +43,11 @@ def refused(folder, words, base="base"):
 # ---- out and in ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [LoRAConfig(rank=3, alpha=7.5, targets=("k_proj", "down_proj")), WHOLE,
-                                    LoRAConfig(targets=("q_proj", "lm_head"))], ids=["layers", "whole", "head"])
+@pytest.mark.parametrize("config", [
+    LoRAConfig(rank=3, alpha=7.5, targets=("k_proj", "down_proj"), layers=(1,)), WHOLE,
+    LoRAConfig(targets=("q_proj", "lm_head"), dora=True),
+    LoRAConfig(targets="all-linear", exclude=r".*\.mlp\..*", rslora=True, rank_pattern={"q_proj": 2},
+               alpha_pattern={r"layers\.1\..*": 3.0})], ids=["layers", "whole", "head, dora", "patterns, rslora"])
 @TIED
 def test_two_ways_saved_equals_loaded(tied, config, tmp_path):
     save_model(build(tied=tied), tmp_path / "base")
@@ -76,6 +82,21 @@ def test_worked_example_names_and_keys_of_peft(tied, tmp_path):
     assert config | {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "lora_dropout": 0.0,
                      "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"], "bias": "none",
                      "base_model_name_or_path": "someone/some-llama"} == config
+
+
+@pytest.mark.parametrize("name", [folder.name for folder in PEFT.glob("*/") if folder.name != "base"])
+def test_two_ways_an_adapter_of_peft_computes_what_it_does_there(name, caplog):
+    """Folders and logits written by peft: python -m tests.parity.variants. Merged, it still computes the same."""
+    model = load_model(PEFT / "base")
+    load_adapter(model, PEFT / name)
+    there = load_file(PEFT / name / "logits.safetensors")["logits"]
+    tokens = torch.tensor([[(7 * i * i + 3) % 48 for i in range(24)]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], there, rtol=0, atol=1e-5)
+        merge_lora(model)
+        torch.testing.assert_close(model(tokens)[0], there, rtol=0, atol=1e-5)
+    apart = "alone" in name or "head" in name
+    assert ("no longer tied" in caplog.text) == apart != model.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("moved", [True, False])
@@ -144,7 +165,7 @@ def test_property_a_failed_save_leaves_the_older_adapter(folder, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(adapters.os, "rename", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RuntimeError, match="adapter cannot be written: No space"):
         save_adapter(model, folder / "adapter")
     assert {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()} == before
     assert sorted(os.listdir(folder)) == ["adapter", "base"]
@@ -185,13 +206,29 @@ def test_property_an_adapter_on_a_merged_model_records_no_base(folder, caplog):
 
 
 @pytest.mark.parametrize("option, value", [
-    ("use_dora", True), ("use_rslora", True), ("rank_pattern", {"q_proj": 4}), ("alpha_pattern", {"q_proj": 4}),
-    ("layers_to_transform", [0]), ("bias", "all"), ("fan_in_fan_out", True), ("target_modules", ".*q_proj"),
-    ("peft_type", "LOHA"), ("init_lora_weights", "pissa"), ("an_option_of_tomorrow", {"x": 1}), ("r", "8"),
-    ("lora_alpha", None), ("target_modules", [1]), ("target_modules", []), ("modules_to_save", ["norm"]), ("r", 4)])
+    ("bias", "all"), ("bias", "lora_only"), ("fan_in_fan_out", True), ("lora_bias", True), ("layers_pattern", "h"),
+    ("target_parameters", ["x"]), ("trainable_token_indices", [1]), ("layer_replication", [[0, 2]]),
+    ("alora_invocation_tokens", [1]), ("use_qalora", True), ("kasa_config", {"x": 1}), ("init_lora_weights", "olora"),
+    ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", [4]), ("layers_to_transform", "0"), ("alpha_pattern", 4),
+    ("target_modules", "q_proj"), ("peft_type", "LOHA"), ("init_lora_weights", "pissa"), ("r", "8"),
+    ("an_option_of_tomorrow", {"x": 1}), ("lora_alpha", None), ("target_modules", [1]), ("target_modules", []),
+    ("modules_to_save", ["norm"]), ("r", 4)])
 def test_refusal_options_that_are_not_built_here(folder, option, value):
     edit(folder / "adapter", **{option: value})
     refused(folder, {"r": "rank|shape", "modules_to_save": "'norm'"}.get(option, option.removesuffix("_modules")))
+
+
+@pytest.mark.parametrize("option, value, words", [
+    ("use_dora", True, "lacks layers.0.mlp.down_proj.lora_magnitude_vector"),
+    ("layers_to_transform", [0], "also holds"),
+    ("rank_pattern", {"q_proj": 4}, "shape"), ("exclude_modules", ["q_proj"], "also holds"),
+    ("target_modules", r".*\.q_proj", "also holds"), ("target_modules", "all-linear", "")])
+def test_refusal_tensors_that_are_not_those_of_the_options(folder, option, value, words):
+    edit(folder / "adapter", **{option: value})
+    if words:
+        refused(folder, words)
+    else:
+        load_adapter(load_model(folder / "base"), folder / "adapter")
 
 
 @pytest.mark.parametrize("name", [adapters.TENSORS, adapters.CONFIG])

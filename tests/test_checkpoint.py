@@ -122,8 +122,9 @@ def test_refusal_a_model_with_lora_is_not_saved_as_a_plain_one(tiny_model, tmp_p
 
 def test_property_a_killed_write_leaves_the_old_file(tmp_path):
     write_whole(tmp_path / "x.pt", {"old": 1})
-    script = ("import os, signal, torch; from pathlib import Path; from llama import checkpoint\n"
+    script = ("import os, signal; from pathlib import Path; from weights import huggingface, single_file\n"
               "def killed(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
-              f"checkpoint.os.fsync = killed\ncheckpoint.write_whole(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
+              "huggingface.os.fsync = killed\n"
+              f"single_file.write_whole(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert torch.load(tmp_path / "x.pt") == {"old": 1}

