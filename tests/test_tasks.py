@@ -35,6 +35,11 @@ def test_worked_example_collate_shifts_and_pads():
     assert to_device(batch, "cpu").keys() == batch.keys()
 
 
+def test_two_ways_learned_ids_are_those_of_the_sample_and_of_its_batch():
+    samples = [Sample([5, 6, 7, 8], [True, False, True, True]), Sample([9, 3], [False, True]), Sample([4], [True])]
+    assert Task().learned(samples) == [[False, *sample.learned[1:]] for sample in samples]
+
+
 def test_property_padding_changes_no_loss(tiny_model):
     """A row alone and beside a longer one: what stands right of it cannot be seen."""
     task = Task()
@@ -143,6 +148,23 @@ def test_two_ways_prompts_of_generation_begin_the_samples_of_tuning(tiny_tokeniz
         assert task.encode({"messages": TALK}, tiny_tokenizer).ids[: len(prompt)] == prompt
 
 
+def test_two_ways_each_answer_of_a_conversation_follows_what_generation_would_be_given(tiny_tokenizer):
+    again = [{"role": "user", "content": "天气？"}, {"role": "assistant", "content": "很好。"}]
+    for name in ("chatml", "alpaca"):
+        task, example = InstructionTask(name), {"messages": [*TALK, *again]}
+        sample, prompts = task.encode(example, tiny_tokenizer), list(task.prompts(example, tiny_tokenizer))
+        assert prompts[0] == task.prompt("The dog?", tiny_tokenizer) and len(prompts) == 2
+        for prompt in prompts:
+            assert sample.ids[: len(prompt)] == prompt and sample.learned[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+
+
+def test_property_a_chat_format_brings_the_end_of_its_answers(tiny_tokenizer, monkeypatch):
+    """A base model's files call only the end of a document an end."""
+    text, turn = (tiny_tokenizer.special_ids[mark] for mark in ("<|endoftext|>", "<|im_end|>"))
+    monkeypatch.setattr(tiny_tokenizer, "eos_ids", (text,))
+    assert Task().ends(tiny_tokenizer) == {text} and InstructionTask("chatml").ends(tiny_tokenizer) == {text, turn}
+
+
 def test_property_the_format_is_the_one_asked_for_or_the_tokenizers_own(tiny_tokenizer, monkeypatch, caplog):
     assert InstructionTask().format(tiny_tokenizer).name == "alpaca"
     InstructionTask().samples([{"messages": TALK}], tiny_tokenizer)
@@ -183,13 +205,6 @@ def test_two_ways_predict_answers_as_the_chat_format_asks(tiny_model):
     task, options = InstructionTask("chatml"), {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True}
     alone = [task.predict(tiny_model, [text], **options)[0] for text in ("The dog?", "你好")]
     assert task.predict(tiny_model, ["The dog?", "你好"], **options) == alone
-
-
-def test_refusal_of_samples_with_nothing_to_learn(tiny_tokenizer):
-    examples = [{"messages": TALK, "place": f"f:{i}"} for i in range(1, 6)]
-    with pytest.raises(ValueError, match="f:1, f:2, f:3 and 2 more: 5 of 5 samples hold nothing to learn within "
-                                         "2 tokens; raise --max-length"):
-        InstructionTask("chatml", max_length=2).samples(examples, tiny_tokenizer)
 
 
 def test_refusal_of_formats_and_lengths(tiny_tokenizer, monkeypatch):

@@ -1,9 +1,17 @@
 """Files become examples: plain dicts, each with the place it came from. One file a format family; none knows a model.
 
     lines.py                numbered lines of UTF-8, JSON records: what every text format starts from
+    examples.py             what data sets in memory share
     language_modeling.py    .txt and .jsonl with `text`             -> {"text", "place"}
     instructions.py         Alpaca and chat records, .json, .jsonl  -> {"messages", "place"}
+    records.py              .jsonl, .tsv, .csv: labels, dates       -> {"text", "label" | "labels", "date", "place"}
+                            or pairs                                -> {"source", "target", "place"}
+    columns.py              a token and its tag a line, word/tag    -> {"tokens", "tags", "text", "starts", "place"}
+    tagged_words.py         the People's Daily's lines, word/tag
+    tags.py                 BIO and BMES: spans, conversions, which tag may follow which
+    squad.py                SQuAD and CMRC, .json                   -> {"question", "context", "answers", "place", …}
     token_file.py           text turned into ids once, memory-mapped afterwards
+    split.py                parts of a data set, near-duplicates on one side
 
 A data set has a length and gives its examples by index; `place` is "file:line", which errors and inspection name.
 

@@ -8,34 +8,26 @@ Files hold one record a line (.jsonl) or a JSON list of them (.json); both forms
 Try: end a record's messages with the user; tests/test_instructions.py shows the sentence that refuses it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama.datasets.examples import Examples, named_files
 from llama.datasets.lines import json_records, text_field
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
 
 
-class InstructionDataset(Sequence):
+class InstructionDataset(Examples):
     """The conversations of instruction files: `dataset[i]` is {"messages": [{"role", "content"}, …], "place": …}.
 
     Each ends with what the assistant says. Raises ValueError, naming file and line, for a record that does not.
     """
 
     def __init__(self, *files: str | Path):
-        if not files:
-            raise ValueError("no files given; name at least one .json or .jsonl file")
-        self.files = [Path(file) for file in files]
+        self.files = named_files(files, ".json or .jsonl")
         self._examples = [{"messages": _messages(record, place), "place": place}
                           for path in self.files for place, record in json_records(path)]
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._examples[i]
 
 
 def _messages(record: dict[str, Any], place: str) -> Messages:

@@ -7,14 +7,15 @@ Try: read documents="line" from a file with blank lines; tests/test_language_mod
 (test_property_documents_cover_every_line_that_is_not_blank) says where they go.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from llama.datasets.examples import Examples, named_files
 from llama.datasets.lines import json_records, numbered_lines, text_field
 
 
-class LanguageModelingDataset(Sequence):
+class LanguageModelingDataset(Examples):
     """The documents of text files: `dataset[i]` is {"text": str, "place": "file:line"}.
 
     block_size  tokens that a training sample predicts; documents are laid end to end and cut so (tasks/generation.py)
@@ -26,25 +27,17 @@ class LanguageModelingDataset(Sequence):
 
     def __init__(self, *files: str | Path, block_size: int = 512, overlap: int = 0,
                  documents: Literal["blank-line", "line"] = "blank-line"):
-        if not files:
-            raise ValueError("no files given; name at least one .txt or .jsonl file")
+        self.files = named_files(files, ".txt or .jsonl")
         if documents not in _READ_TEXT:
             raise ValueError(f"documents is '{documents}'; .txt files separate them by one of {', '.join(_READ_TEXT)}")
         check_blocks(block_size, overlap)
         self.block_size, self.overlap = block_size, overlap
-        self.files = [Path(file) for file in files]
         self._examples = []
         for path in self.files:
             found = [{"text": text, "place": place} for place, text in _read(path, documents) if text.strip()]
             if not found:
                 raise ValueError(f"{path}: the file holds no text, only blanks; give one that holds text")
             self._examples += found
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, i: int) -> dict[str, str]:
-        return self._examples[i]
 
 
 def check_blocks(block_size: int, overlap: int) -> None:

@@ -3,6 +3,10 @@
     task.py         what all tasks share: Sample, Batch, Totals, Task
     generation.py   text: every token is learned, in blocks
     instruction.py  conversations: what the assistant says is learned
+    labelled.py     what tasks with a head of labels share: Labelled, LabelledTask, windows
+    classification.py      a label for a text, or several: sentiment, topics
+    tagging.py             a tag for every token: entities, words; viterbi.py, the best legal row
+    question_answering.py  the piece of a text that answers a question, or none
 
 Try: write a task whose `encode` learns every second token; with `show_sample` of inspect.py look at what it learns.
 """

@@ -26,12 +26,19 @@ from llama.tasks.task import Sample, Task
 class TextGenerationTask(Task):
     """Blocks of running text, all of it learned."""
 
+    checks = (*Task.checks, "document-ends")
+    packs = True
+
     def samples(self, dataset: LanguageModelingDataset | TokenFile, tokenizer: Any) -> Sequence[Sample]:
         """The blocks of all documents, in their order; those of a token file are read when they are asked for."""
         if isinstance(dataset, TokenFile):
             return Blocks(dataset, dataset.block_size, dataset.overlap)
         pieces = [np.array(document_ids(example["text"], tokenizer), np.uint32) for example in dataset]
         return Blocks(np.concatenate(pieces), dataset.block_size, dataset.overlap)
+
+    def documents(self, dataset: LanguageModelingDataset | TokenFile) -> int:
+        """How many documents there are, each to be closed by an end."""
+        return dataset.header["documents"] if isinstance(dataset, TokenFile) else len(dataset)
 
     def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
         ids = document_ids(example["text"], tokenizer)

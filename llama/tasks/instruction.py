@@ -8,7 +8,7 @@ without the end token among its targets a model goes on talking.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama.tasks.task import Sample, Task
@@ -25,6 +25,8 @@ class InstructionTask(Task):
     chat_format  a name in tokenizer.chat.FORMATS; None takes the tokenizer's own, and alpaca for one that has none
     max_length   ids of a sample; of a longer one the end is kept, with the answer and the id that closes it
     """
+
+    checks = (*Task.checks, "eos", "eos-cut", "pad-is-eos", "prompt-prefix", "template")
 
     def __init__(self, chat_format: str | None = None, max_length: int = 512):
         if chat_format and chat_format not in FORMATS:
@@ -43,18 +45,14 @@ class InstructionTask(Task):
         return FORMATS[self.chat_format or PLAIN]
 
     def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> list[Sample]:
-        """All conversations; says on stderr how many were cut.
-
-        Raises ValueError, naming the records, if after cutting nothing is left to learn of some: they would be dead
-        weight in every batch, and if all were so the loss would be 0/0.
-        """
+        """All conversations; says how many were cut, and by which format they are laid out if the model does not."""
+        chosen = self.format(tokenizer).name
         if not (self.chat_format or tokenizer.chat_template):
-            log.warning("the tokenizer has no chat format; conversations are laid out in the format '%s'", PLAIN)
+            log.warning("the tokenizer has no chat format; conversations are laid out in the format '%s'", chosen)
+        elif tokenizer.chat_template and not tokenizer.chat_format:
+            log.warning("the model's own chat template is not known here; conversations are laid out in the format "
+                        "'%s', as --chat-format says", chosen)
         samples = [self.encode(example, tokenizer) for example in dataset]
-        if masked := [sample.place for sample in samples if not sample.targets]:
-            more = f" and {len(masked) - 3} more" if len(masked) > 3 else ""
-            raise ValueError(f"{', '.join(masked[:3])}{more}: {len(masked)} of {len(samples)} samples hold nothing to "
-                             f"learn within {self.max_length} tokens; raise --max-length or remove them")
         if cut := sum(sample.cut > 0 for sample in samples):
             log.warning("%d of %d samples were longer than %d tokens and lost their beginning; --max-length sets this",
                         cut, len(samples), self.max_length)
@@ -68,6 +66,19 @@ class InstructionTask(Task):
             raise ValueError(f"{place}: {error}" if place else str(error)) from None
         cut = max(0, len(ids) - self.max_length)
         return Sample(ids[cut:], learned[cut:], place, cut)
+
+    def prompts(self, example: dict[str, Any], tokenizer: Any) -> Iterator[list[int]]:
+        messages = example["messages"]
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                yield self.format(tokenizer).encode(messages[:turn], tokenizer, reply=True)[0]
+
+    def ends(self, tokenizer: Any) -> set[int]:
+        """Beside the tokenizer's, the control token that closes an answer: a base model's files may not call it one."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
+        ids, learned = self.format(tokenizer).encode(turns, tokenizer)
+        said = {token for token, learn in zip(ids, learned, strict=True) if learn}
+        return super().ends(tokenizer) | said & set(tokenizer.special_ids.values())
 
     def prompt(self, text: str, tokenizer: Any) -> list[int]:
         return self.format(tokenizer).encode([{"role": "user", "content": text}], tokenizer, reply=True)[0]

@@ -3,18 +3,22 @@
     example  --encode-->  Sample  --collate-->  Batch  --rows-->  where the loss is taken  --score-->  numbers
 
 A model reads tokens = ids[:-1] and predicts targets = ids[1:], so what is learned about a token is learned one row
-earlier. Forgetting this shift, a model learns to copy its input, and the loss falls to 0 within minutes.
+earlier. Forgetting this shift, a model learns to copy its input, and the loss falls to 0 within minutes. Tasks with a
+head of labels (labelled.py) have no shift.
 
 Try: in `collate`, let targets be ids[:-1]; tests/test_tasks.py (test_worked_example_collate_shifts_and_pads) fails.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llama.heads import check_writes
 
 IGNORED = -100                                                      # the target where nothing is learned, as in torch
 
@@ -29,17 +33,31 @@ class Sample:
     learned  L: whether the model is to predict this id; the first is given, never predicted
     place    where it came from, for people
     cut      how many ids were left out at the beginning, because the sample was too long
+    lost     how many at the end, and with them perhaps what ends an answer
+    shift    row t is scored against id t + shift
     """
+
+    shift: ClassVar[int] = 1
 
     ids: list[int]
     learned: list[bool]
     place: str = ""
     cut: int = 0
+    lost: int = 0
 
     @property
     def targets(self) -> int:
         """How many ids are learned."""
-        return sum(self.learned[1:])
+        return sum(self.learned[self.shift :])
+
+    @property
+    def reads(self) -> int:
+        """How many ids the model reads: of those that it predicts the last is never read."""
+        return len(self.ids) - self.shift
+
+    def note(self, position: int) -> str:
+        """What is to be said about an id, where that is not the id itself."""
+        return ""
 
 
 @dataclass
@@ -49,10 +67,23 @@ class Totals:
     loss: float = 0.0           # nats
     targets: int = 0
     bytes: int = 0              # of UTF-8 that the targets stand for
+    found: dict[int, tuple[Sample, Tensor]] = field(default_factory=dict)   # by number: with a head of labels, (N, C)
+
+
+def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(scores)[target], summed: (N, C) and (N,) -> ()."""
+    return functional.cross_entropy(scores, targets, reduction="sum")
 
 
 class Task:
-    """What a model is trained for. This base scores as language models do; a subclass says `encode` and `prompt`."""
+    """What a model is trained for. This base scores as language models do; a subclass says `encode` and `prompt`.
+
+    checks  names in llama/checks.py of what must hold of every sample before it is trained on
+    packs   whether a sample may hold the end of one document and the beginning of the next
+    """
+
+    checks: tuple[str, ...] = ("masked", "doubled-bos", "vocabulary")
+    packs = False
 
     def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
         """One example of a data set as ids, and which of them are learned."""
@@ -61,6 +92,22 @@ class Task:
     def prompt(self, text: str, tokenizer: Any) -> list[int]:
         """The ids that ask the model for what `predict` returns."""
         raise NotImplementedError
+
+    def prompts(self, example: dict[str, Any], tokenizer: Any) -> Iterable[list[int]]:
+        """What generation would be given before each answer of an example; each must begin the example's ids."""
+        return ()
+
+    def ends(self, tokenizer: Any) -> set[int]:
+        """The ids at which generation stops."""
+        return set(tokenizer.eos_ids)
+
+    def adopt(self, model: Any) -> None:
+        """Fit the task to a model that is there, to score it or to predict with it. Raises ValueError if none does."""
+        check_writes(model)
+
+    def prepare(self, model: Any, dataset: Any, *, seed: int = 0) -> None:
+        """Fit model and task to each other, and to the data that is to be learned. Before LoRA, if there is to be."""
+        self.adopt(model)
 
     def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> Sequence[Sample]:
         """Everything that there is to learn in a data set."""
@@ -77,12 +124,44 @@ class Task:
         for sample, row, goal in zip(samples, tokens, targets, strict=True):
             ids, end = torch.tensor(sample.ids), len(sample.ids) - 1
             row[:end] = ids[:-1]
-            goal[:end] = ids[1:].where(torch.tensor(sample.learned[1:]), IGNORED)
+            goal[:end] = ids[1:].where(torch.tensor(sample.learned[1:], dtype=torch.bool), IGNORED)
         return {"tokens": tokens, "targets": targets}
 
     def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         """What indexes (B, T) to leave the N positions that count."""
         return (batch["targets"] != IGNORED).nonzero(as_tuple=True)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What is right in those rows: (N,) ids."""
+        return batch["targets"][self.rows(batch)]
+
+    def count(self, targets: Tensor) -> int:
+        """How many decisions the loss is summed over."""
+        return len(targets)
+
+    def head(self, model: Any) -> nn.Module:
+        """What makes scores of states."""
+        return model.lm_head
+
+    def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """In nats, summed over the targets: (N, C) float32 and (N, …) -> ()."""
+        return cross_entropy(scores, targets)
+
+    def learned(self, samples: Sequence[Sample]) -> list[list[bool]]:
+        """For each id of each sample whether the loss asks for it, read off their batch."""
+        learned = [[False] * len(sample.ids) for sample in samples]
+        for b, t in zip(*(index.tolist() for index in self.rows(self.collate(samples))), strict=True):
+            learned[b][t + samples[b].shift] = True
+        return learned
+
+    def tally(self, totals: Totals, objective: Any, samples: Sequence[Sample], some: Sequence[int],
+              tokenizer: Any) -> None:
+        """Run some of the samples as a batch and add to the totals what `score` asks for."""
+        batch = self.collate([samples[i] for i in some])
+        loss, targets = objective(to_device(batch, objective.model.device))
+        totals.loss += loss.item()
+        totals.targets += targets
+        totals.bytes += self.bytes_of(batch["targets"], tokenizer)
 
     def bytes_of(self, targets: Tensor, tokenizer: Any) -> int:
         """How many bytes of text these targets stand for, ignored ones left out; special tokens stand for none.
@@ -116,6 +195,12 @@ class Task:
         prompts = [self.prompt(text, model.tokenizer) for text in inputs]
         completions = generate(model, prompts, tokenizer=model.tokenizer, sampling=taken_from(options), **options)
         return [completion.text for completion in completions]
+
+
+def longest_first(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+    """Batches, as numbers of samples; the largest comes first, so that memory runs out at once or never."""
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

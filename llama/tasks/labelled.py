@@ -1,0 +1,263 @@
+"""What tasks with a head of labels share: no id is predicted, every learned row is scored against labels of its own.
+
+    example  --pieces-->  samples  --collate-->  batch  --scores-->  rows of numbers  --decode-->  what was found
+
+A subclass says how an example becomes samples (one, or a window after the other), what its labels are, how rows of
+scores are decoded, and how what was found is scored. The head is a swap on the model (llama/heads.py), and carries what
+a task must know to use it again: the labels, and whether positions see the whole text.
+
+Try: leave the mask out of `collate`; tests/test_classification.py (test_property_padding_changes_nothing) fails with
+full attention, where a text could see the padding beside it.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from llama.heads import ATTENTIONS, HeadConfig, add_head, head_config
+from llama.metrics.counts import Counts
+from llama.model import full_mask
+from llama.tasks.task import Batch, Sample, Task, Totals, longest_first, to_device
+from llama.terminal import padded
+
+log = logging.getLogger(__name__)
+
+Example = dict[str, Any]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Labelled(Sample):
+    """A text, or a window of one, with labels.
+
+    goals    N: for each learned id what is right there, as whole numbers; IGNORED where nobody says
+    notes    position -> the same in words
+    example  what it was made of, the `number`-th of its data set
+    places   where in the text of the example the learned ids stand, for tasks that point there
+    """
+
+    shift: ClassVar[int] = 0
+
+    goals: list[Any] = field(default_factory=list)
+    notes: dict[int, str] = field(default_factory=dict)
+    example: Example = field(default_factory=dict, repr=False, compare=False)
+    number: int = 0
+    places: list[tuple[int, int]] = field(default_factory=list, repr=False, compare=False)
+
+    def note(self, position: int) -> str:
+        return self.notes.get(position, "")
+
+
+class LabelledTask(Task):
+    """A task whose model has a head of labels.
+
+    labels      what there is to find; () takes those of the model's head, or else of the data that is learned
+    attention   "causal" or "full" (every position sees the whole text); "" takes that of the model's head, or causal
+    max_length  ids of a sample, if the model's context has room for so many
+    """
+
+    kind: str                                                       # of head: a key of heads.KINDS
+    name: str                                                       # of the task, for people
+
+    def __init__(self, labels: Iterable[str] = (), *, attention: str = "", max_length: int = 512):
+        if attention and attention not in ATTENTIONS:
+            raise ValueError(f"attention is '{attention}'; it must be one of {', '.join(ATTENTIONS)}")
+        if max_length < 16:
+            raise ValueError(f"max_length is {max_length}; texts need room for at least 16 ids")
+        self.labels, self.attention, self.max_length = tuple(labels), attention, max_length
+
+    # What a subclass says
+
+    def pieces(self, example: Example, tokenizer: Any) -> list[Labelled]:
+        """The samples of one example, none for an empty one."""
+        raise NotImplementedError
+
+    def is_labelled(self, example: Example) -> bool:
+        """Whether an example says what is right."""
+        raise NotImplementedError
+
+    def labels_of(self, dataset: Sequence[Example]) -> Iterable[str]:
+        """What there is to find in a data set."""
+        raise NotImplementedError
+
+    def decode(self, samples: Sequence[Labelled], scores: Sequence[Tensor]) -> Result:
+        """What was found in an example, from the scores (N, C) of its samples: "predicted", and what else there is.
+
+        Where the example says what is right, also "gold" and "correct".
+        """
+        raise NotImplementedError
+
+    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+        """Scores of what was found, beside the loss."""
+        raise NotImplementedError
+
+    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        """More than a number each: for JSON, and as a text to print."""
+        return {}, ""
+
+    def about(self, dataset: Sequence[Example]) -> dict[str, Any]:
+        """What the head is to remember of the data that it learned, beside its labels."""
+        return {}
+
+    def remember(self, about: Any) -> None:
+        """The inverse of `about`."""
+
+    # What all have in common
+
+    def head(self, model: Any) -> nn.Module:
+        return model.head
+
+    def adopt(self, model: Any) -> None:
+        head = head_config(model)
+        if head is None:
+            raise ValueError(f"the model has no head of labels for {self.name}; tune one with finetune.py --task "
+                             f"{self.name}, or give --adapter with the folder of one")
+        asked = self.asked(head.labels)
+        if head != HeadConfig(asked, self.kind, self.attention or head.attention, self.several(), head.about):
+            raise ValueError(f"the model's head is of kind {head.kind}, {head.attention} attention, for "
+                             f"{', '.join(head.labels):.60}; this task asks for {self.kind}, "
+                             f"{self.attention or head.attention}, for {', '.join(asked):.60}; give what the model was "
+                             "tuned for, or tune the model below it")
+        self.labels, self.attention = head.labels, head.attention
+        self.max_length = min(self.max_length, model.config.context)
+        self.remember(head.about)
+
+    def asked(self, there: tuple[str, ...]) -> tuple[str, ...]:
+        """The labels that a head must have, where one with the labels `there` is; their order is the head's."""
+        return there if set(self.labels) in (set(), set(there)) else self.labels
+
+    def several(self) -> bool:
+        """Whether a text may have any number of labels."""
+        return False
+
+    def prepare(self, model: Any, dataset: Any, *, seed: int = 0) -> None:
+        """Give the model a new head, unless it has one, which is then learned further.
+
+        Raises ValueError for a head that is another task's, if the data names no two labels, and for an example of it
+        that does not say what is right.
+        """
+        if (example := next((each for each in dataset if not self.is_labelled(each)), None)) is not None:
+            raise ValueError(f"{example.get('place', 'an example')}: it has {', '.join(example)}, and nothing that "
+                             f"says what is right in a task of {self.name}; see llama/datasets for the fields")
+        if head_config(model) is None:
+            labels = self.labels or tuple(self.labels_of(dataset))
+            if len(labels) < 2 and not self.several():
+                raise ValueError(f"the data holds {len(labels)} different labels ({', '.join(labels) or 'none'}); from "
+                                 "two on there is something to learn")
+            add_head(model, HeadConfig(labels, self.kind, self.attention or "causal", self.several(),
+                                       self.about(dataset)),
+                     generator=torch.Generator().manual_seed(seed))
+        self.adopt(model)
+
+    def encode(self, example: Example, tokenizer: Any) -> Labelled:
+        return self.pieces(example, tokenizer)[0]
+
+    def samples(self, dataset: Sequence[Example], tokenizer: Any) -> list[Labelled]:
+        samples = [replace(sample, number=number) for number, example in enumerate(dataset)
+                   for sample in self.pieces(example, tokenizer)]
+        if cut := sum(sample.lost > 0 for sample in samples):
+            log.warning("%d of %d samples were longer than %d tokens and lost their end; --max-length sets this", cut,
+                        len(samples), self.max_length)
+        return samples
+
+    def collate(self, samples: Sequence[Labelled]) -> Batch:
+        """"tokens" (B, T) and which of them are "learned"; "targets" of those, in their order; with full "mask".
+
+        Rows are padded on the right: causal attention never looks there, and full attention is told by a mask.
+        """
+        lengths = torch.tensor([len(sample.ids) for sample in samples])
+        T = int(lengths.max())
+        tokens = torch.zeros(len(samples), T, dtype=torch.int64)
+        learned = torch.zeros(len(samples), T, dtype=torch.bool)
+        for sample, row, marks in zip(samples, tokens, learned, strict=True):
+            row[: len(sample.ids)] = torch.tensor(sample.ids)
+            marks[: len(sample.ids)] = torch.tensor(sample.learned)
+        batch = {"tokens": tokens, "learned": learned,
+                 "targets": torch.tensor([goal for sample in samples for goal in sample.goals])}
+        return batch | ({"mask": full_mask(lengths, T)} if self.attention == "full" else {})
+
+    def rows(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch["learned"].nonzero(as_tuple=True)
+
+    def targets(self, batch: Batch) -> Tensor:
+        return batch["targets"]
+
+    # From scores to what was found
+
+    @torch.no_grad()
+    def scores(self, model: Any, batch: Batch) -> Tensor:
+        """(N, C) float32, for the rows that count."""
+        hidden = model.hidden(batch["tokens"], mask=batch.get("mask"))
+        return self.head(model)(hidden[self.rows(batch)]).float()
+
+    def tally(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
+              tokenizer: Any) -> None:
+        batch = to_device(self.collate([samples[i] for i in some]), objective.model.device)
+        scores, targets = self.scores(objective.model, batch), self.targets(batch)
+        totals.loss += self.loss(scores, targets).item()
+        totals.targets += self.count(targets)
+        totals.found |= _by_sample(samples, some, scores)
+
+    def results(self, totals: Totals) -> list[Result]:
+        """What was found in each example, in the order of the examples; windows of one are brought together."""
+        found = [pair for _, pair in sorted(totals.found.items(), key=lambda item: item[0])]
+        return [self.decode(*zip(*pairs, strict=True)) for _, pairs in groupby(found, lambda pair: pair[0].number)]
+
+    def score(self, totals: Totals) -> dict[str, float]:
+        results = self.results(totals)
+        if not totals.targets or not all("gold" in result for result in results):
+            raise ValueError("nothing to score: the data does not say what is right; give data with labels")
+        return {"loss": totals.loss / totals.targets, **self.judge(results)}
+
+    def found(self, model: Any, examples: Sequence[Example], *, batch_size: int = 16) -> list[Result | None]:
+        """The same for examples of which nobody says what is right; None for one that holds no text."""
+        self.adopt(model)
+        samples = self.samples(examples, model.tokenizer)
+        totals, was_training = Totals(), model.training
+        model.eval()
+        for some in longest_first(samples, batch_size):
+            batch = to_device(self.collate([samples[i] for i in some]), model.device)
+            totals.found |= _by_sample(samples, some, self.scores(model, batch))
+        model.train(was_training)
+        numbers = dict.fromkeys(sample.number for sample in samples)
+        results = dict(zip(numbers, self.results(totals), strict=True))
+        return [results.get(number) for number in range(len(examples))]
+
+
+def _by_sample(samples: Sequence[Labelled], some: Sequence[int], scores: Tensor) -> dict[int, tuple[Labelled, Tensor]]:
+    pieces = scores.cpu().split([samples[i].targets for i in some])
+    return {i: (samples[i], piece) for i, piece in zip(some, pieces, strict=True)}
+
+
+def counts_table(what: str, counts: Mapping[str, Counts]) -> str:
+    """Precision, recall and F1 of each label or type, a line each."""
+    lines = [f"{what:<24}{'precision':>10}{'recall':>10}{'f1':>10}{'right':>10}"]
+    return "\n".join(lines + [f"{padded(name[:12], 24)}{each.precision:>10.4f}{each.recall:>10.4f}{each.f1:>10.4f}"
+                              f"{each.gold:>10,}" for name, each in counts.items()])
+
+
+def windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:
+    """Runs of units, (begin, end), that cover all of them in order; each holds `room` ids at most, and shares as many
+    units with the one before as `overlap` ids allow.
+
+    sizes  ids of each unit, none more than `room`
+    """
+    found, begin = [], 0
+    while begin < len(sizes):
+        end, size = begin, 0
+        while end < len(sizes) and size + sizes[end] <= room:
+            size += sizes[end]
+            end += 1
+        found.append((begin, end))
+        if end == len(sizes):
+            break
+        begin, shared, most = end, 0, min(overlap, room - sizes[end])                   # the next must have room, too
+        while begin - 1 > found[-1][0] and shared + sizes[begin - 1] <= most:
+            begin -= 1
+            shared += sizes[begin]
+    return found
