@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test parity bench mutants lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -14,6 +14,13 @@ test: $(VENV)/ready
 
 parity: $(VENV)/ready .venv-parity/ready
 	$(RUN) -m tests.parity --judges .venv-parity/bin/python
+
+bench: $(VENV)/ready .venv-parity/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check "matplotlib>=3.8"
+	$(RUN) -m llama.benchmark --peers --output benchmarks/generation.json --plot benchmarks/roofline.png
+
+mutants: $(VENV)/ready
+	$(RUN) -m tests.mutants
 
 lint: $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6

@@ -1,84 +1,49 @@
 """The other side of the checks, run by the judges' own interpreter. Imports nothing of this project.
 
-    judge.py REQUEST.json ANSWER.safetensors|ANSWER.json
-
-A request is {"what": "logits" | "greedy" | "tokens" | "gguf", …}; see the functions.
+Reads lines [script, function, question, answer] and says after each whether the answer is tensors, JSON or an error.
+The scripts beside it (judge_*.py) hold the functions: each takes the request, a dict, and returns the answer. They are
+plain modules whose imports of libraries stand inside the functions, so that a question needs only its own libraries.
 """
 
 import json
+import os
+import runpy
 import sys
+import traceback
+from pathlib import Path
 
 
-def _model(request):
-    import torch
-    from transformers import AutoModelForCausalLM
+def answer_one(script, function, question, answer):
+    """Run the function on the question, write its answer, and say of what kind it is."""
+    with open(question, encoding="utf-8") as file:
+        request = json.load(file)
+    if Path(f"{question}.safetensors").exists():
+        from safetensors.torch import load_file
 
-    model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=torch.float32)
-    if request.get("adapter"):
-        from peft import PeftModel
+        request["tensors"] = load_file(f"{question}.safetensors")
+    if script not in SCRIPTS:
+        SCRIPTS[script] = runpy.run_path(script)
+    result = SCRIPTS[script][function](request)
+    if isinstance(result, dict) and result and all(hasattr(value, "detach") for value in result.values()):
+        from safetensors.torch import save_file
 
-        model = PeftModel.from_pretrained(model, request["adapter"])
-    return model.eval()
-
-
-def logits(request, answer):
-    """{"folder", "adapter"?, "ids": {name: [int]}} -> a float32 tensor (T, V) for each name."""
-    import torch
-    from safetensors.torch import save_file
-
-    model = _model(request)
-    with torch.inference_mode():
-        save_file({name: model(torch.tensor([ids])).logits[0].float().contiguous()
-                   for name, ids in request["ids"].items()}, answer)
-
-
-def greedy(request, answer):
-    """{"folder", "ids": [[int]], "new": int} -> the new ids of each."""
-    import torch
-
-    model, rows = _model(request), []
-    with torch.inference_mode():
-        for ids in request["ids"]:
-            out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=request["new"],
-                                 eos_token_id=request["eos"], pad_token_id=request["eos"][0])
-            rows.append(out[0, len(ids):].tolist())
-    json.dump(rows, open(answer, "w"))
+        tensors = {name: value.detach().contiguous().clone() for name, value in result.items()}
+        save_file(tensors, f"{answer}.safetensors")
+        return "tensors"
+    with open(answer, "w", encoding="utf-8") as file:
+        json.dump(result, file)
+    return "json"
 
 
-def tokens(request, answer):
-    """{"file": tokenizer.json, "texts": [str]} -> ids of each, special tokens in the text being text, and decoded."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(request["file"])
-    tokenizer.encode_special_tokens = True
-    rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in request["texts"]]
-    json.dump({"ids": rows, "texts": [tokenizer.decode(ids, skip_special_tokens=False) for ids in rows]},
-              open(answer, "w"))
-
-
-def gguf(request, answer):
-    """{"file", "layers", "heads": {"attn_q": H, "attn_k": G}, "names"} -> sha256 of each tensor in float32.
-
-    The names are Hugging Face's; which tensor of the file each one is, this library says. Rows of q and k are
-    put back from GGUF's order of rotary pairs to Hugging Face's.
-    """
-    import hashlib
-
-    import numpy as np
-    from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
-    from gguf.quants import dequantize
-
-    mapping = get_tensor_name_map(MODEL_ARCH.LLAMA, request["layers"])
-    names = {mapping.get_name("model." + name, try_suffixes=(".weight",)): name for name in request["names"]}
-    sums = {}
-    for tensor in GGUFReader(request["file"]).tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if heads := request["heads"].get(tensor.name.split(".")[-2]):
-            values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        sums[names[tensor.name]] = hashlib.sha256(values.tobytes()).hexdigest()
-    json.dump(sums, open(answer, "w"))
-
+SCRIPTS = {}
 
 if __name__ == "__main__":
-    asked = json.load(open(sys.argv[1]))
-    {"logits": logits, "greedy": greedy, "tokens": tokens, "gguf": gguf}[asked["what"]](asked, sys.argv[2])
+    says = os.fdopen(os.dup(1), "w")                                # libraries may print: they do so to the log
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            outcome = answer_one(*json.loads(line))
+        except Exception:
+            Path(json.loads(line)[3]).write_text(traceback.format_exc(), encoding="utf-8")
+            outcome = "error"
+        print(outcome, file=says, flush=True)

@@ -29,12 +29,15 @@ class Stack:
 for (int i = 0; i < n; ++i) { total += a[i] * b[i]; }\t// dot product\r\n
 '''
 
-LOGITS = {"English": NEUTRAL[:2400], "Chinese": CHINESE, "code": CODE}
+LOGITS = {"English": NEUTRAL[:6000], "Chinese": CHINESE, "code": CODE}
 
 PROMPTS = [
     "The capital of France is", "Once upon a time, in a small village,", "def fibonacci(n):", "1, 2, 3, 4,",
     "The three most important inventions of the nineteenth century were", "Dear Sir or Madam,", "北京是中国的",
     "Water boils at", "Q: What is photosynthesis?\nA:", "To bake bread, first",
+    "Yesterday it rained all day, so we", "# Shopping list\n\n- ", "import torch\n\nclass", "In the year 1969,",
+    "The difference between a frog and a toad is", "Il était une fois", "Dear diary, today I learned that",
+    "The proof is by induction on n. For n = 1,", "<p>Hello, <b>", "人工智能是",
 ]
 
 TOKENIZER = [

@@ -1,0 +1,223 @@
+"""`make mutants`: break the program in named places, one at a time, in a copy; the named test must fail each time.
+
+    python -m tests.mutants [--only NAME …]
+
+A mutant that survives is a missing test; one whose text is no longer in its file (tests/test_mutants.py) has to follow
+the code. Each names the test nearest to the mistake; others may fail as well.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HOME = Path(__file__).resolve().parents[1]
+COPIED = ("llama", "tokenizer", "weights", "tests", "examples", "finetune.py", "generate.py", "train.py",
+          "pyproject.toml")
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str                # stands once in the file
+    new: str
+    test: str               # what must fail: file::test
+
+
+MUTANTS = [
+    # the model
+    Mutant("rotary pairs are neighbours", "llama/model.py",
+           "turned = torch.cat([-second, first], dim=-1)",
+           "turned = torch.stack([-x32[..., 1::2], x32[..., 0::2]], dim=-1).flatten(-2)",
+           "tests/test_model.py::test_two_ways_whole_model_equals_reference"),
+    Mutant("key-value heads repeat in the wrong order", "llama/model.py",
+           "k = k.repeat_interleave(H // G, dim=1)",
+           "k = k.repeat(1, H // G, 1, 1)",
+           "tests/test_model.py::test_two_ways_fused_attention_equals_its_definition"),
+    Mutant("causal mask aligned to the upper left", "llama/model.py",
+           "device=device).tril(S - T)",
+           "device=device).tril()",
+           "tests/test_model.py::test_two_ways_cached_in_chunks_equals_one_shot"),
+    Mutant("norm in the dtype of its input", "llama/model.py",
+           "x32 = x.float()\n        x32 = x32 * torch.rsqrt",
+           "x32 = x\n        x32 = x32 * torch.rsqrt",
+           "tests/test_fixtures.py::test_two_ways_parts_equal_transformers"),
+    Mutant("last padding slot is seen", "llama/model.py",
+           "real = slots >= padding[:, None, None]",
+           "real = slots >= padding[:, None, None] - 1",
+           "tests/test_model.py::test_worked_example_padding_mask"),
+    Mutant("sliding window one too wide", "llama/model.py",
+           ".triu(S - T - window + 1)",
+           ".triu(S - T - window)",
+           "tests/test_model.py::test_worked_example_window_mask"),
+    Mutant("cached texts start again at position 0", "llama/model.py",
+           "positions = torch.arange(start, start + T, device=tokens.device)",
+           "positions = torch.arange(T, device=tokens.device)",
+           "tests/test_model.py::test_two_ways_cached_in_chunks_equals_one_shot"),
+    Mutant("YaRN without its temperature", "llama/config.py",
+           "return recommended(1)",
+           "return 1.0",
+           "tests/test_config.py::test_worked_example_yarns_magnitude"),
+    Mutant("Llama 3 scaling with the ramp upside down", "llama/rotary_scaling.py",
+           "return frequencies * keep + frequencies / scaling.factor * (1 - keep)",
+           "return frequencies * (1 - keep) + frequencies / scaling.factor * keep",
+           "tests/test_model.py::test_worked_example_llama3_scaling_keeps_short_waves_and_divides_long_ones"),
+    Mutant("θ read with yesterday's key alone", "llama/config.py",
+           'theta = new.get("rope_theta", values.get("rope_theta"))',
+           'theta = values.get("rope_theta")',
+           "tests/test_config.py::test_worked_example_yesterdays_and_todays_rope_keys_are_read_alike"),
+    # generation
+    Mutant("positions count padding", "llama/generation.py",
+           "positions = (slots - self.padding[:, None]).clamp(min=0)",
+           "positions = (slots - 0 * self.padding[:, None]).clamp(min=0)",
+           "tests/test_generation.py::test_worked_example_positions_do_not_count_padding"),
+    Mutant("top-p drops the token that crosses", "llama/sampling.py",
+           "(before >= p).scatter(-1, order, before >= p)",
+           "(before >= p).scatter(-1, order, before + mass >= p)",
+           "tests/test_sampling.py::test_worked_example_top_p_keeps_the_token_that_crosses"),
+    Mutant("repetition penalty rewards negative logits", "llama/sampling.py",
+           "torch.where(logits > 0, logits / penalty, logits * penalty)",
+           "logits / penalty",
+           "tests/test_sampling.py::test_worked_example_repetition_penalty_never_rewards"),
+    Mutant("beams end at any rank", "llama/beam.py",
+           "if rank < N:",
+           "if rank >= 0:",
+           "tests/test_beam.py::test_worked_example_an_end_of_low_rank_does_not_count"),
+    # training
+    Mutant("the end of an answer is not learned", "tokenizer/chat.py",
+           'turns={role: (f"<|im_start|>{role}\\n", "{}<|im_end|>", "\\n") for role in ROLES}',
+           'turns={role: (f"<|im_start|>{role}\\n", "{}", "<|im_end|>\\n") for role in ROLES}',
+           "tests/test_chat.py::test_worked_example_the_answer_and_its_end_are_learned"),
+    Mutant("labels are not shifted", "llama/tasks/task.py",
+           "goal[:end] = ids[1:].where",
+           "goal[:end] = ids[:-1].where",
+           "tests/test_tasks.py::test_worked_example_collate_shifts_and_pads"),
+    Mutant("micro-batches weigh alike", "llama/trainer.py",
+           "loss, _ = self.objective(batch)\n            (loss / targets).backward()",
+           "loss, count = self.objective(batch)\n            (loss / count / len(batches)).backward()",
+           "tests/test_trainer.py::test_two_ways_accumulated_micro_batches_equal_one_batch"),
+    Mutant("every epoch in the same order", "llama/trainer.py",
+           "manual_seed(self.config.seed * 1_000_003 + epoch)",
+           "manual_seed(self.config.seed * 1_000_003)",
+           "tests/test_trainer.py::test_property_each_epoch_visits_every_sample_once_in_an_order_of_its_own"),
+    Mutant("weight decay on the gains of norms", "llama/optimizer.py",
+           '"weight_decay": 0.0}',
+           '"weight_decay": weight_decay}',
+           "tests/test_optimizer.py::test_worked_example_matrices_decay_and_gains_do_not"),
+    # adapters
+    Mutant("rsLoRA scaled as LoRA", "llama/targets.py",
+           "(math.sqrt(rank) if self.rslora else rank)",
+           "rank",
+           "tests/test_low_rank.py::test_worked_example_the_scale_of_rslora"),
+    Mutant("LoRA without its scale", "llama/low_rank.py",
+           "inner, self.lora_B.to(x.dtype)) * self.scale",
+           "inner, self.lora_B.to(x.dtype))",
+           "tests/test_low_rank.py::test_worked_example_two_by_two"),
+    Mutant("DoRA's lengths along the wrong axis", "llama/low_rank.py",
+           "lengths = (weight.float() + self.product()).norm(dim=1)",
+           "lengths = (weight.float() + self.product()).norm(dim=0)",
+           "tests/test_low_rank.py::test_worked_example_dora_two_by_two"),
+    Mutant("an adapter on top of one that can be unmerged", "llama/lora.py",
+           'if getattr(model, "merged", None):',
+           "if False:",
+           "tests/test_lora.py::test_refusal_of_merging_in_the_wrong_order"),
+    Mutant("a merged head is tied again", "llama/lora.py",
+           "if torch.equal(model.embed_tokens.weight, model.lm_head.weight):",
+           "if True:",
+           "tests/test_lora.py::test_two_ways_merged_equals_adapter_and_unmerge_restores"),
+    # files
+    Mutant("Q4 blocks keep their offset", "weights/gguf_blocks.py",
+           'return _scaled(_flat(_planes(fields["q"], 4)), fields["d"], less=8)',
+           'return _scaled(_flat(_planes(fields["q"], 4)), fields["d"])',
+           "tests/test_gguf_blocks.py::test_worked_example_of_each_format"),
+    Mutant("Q8 scale of 128 for 127", "weights/gguf_blocks.py",
+           "np.abs(x).max(-1) / np.float32(127)",
+           "np.abs(x).max(-1) / np.float32(128)",
+           "tests/test_gguf_blocks.py::test_worked_example_rounding"),
+    Mutant("rows are not reordered in reading GGUF", "weights/plain.py",
+           "return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)",
+           "return rows",
+           "tests/test_gguf.py::test_two_ways_reordered_rows_give_equal_attention"),
+    Mutant("rows are not reordered in writing Meta's files", "weights/plain.py",
+           "return rows.view(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape)",
+           "return rows",
+           "tests/test_meta.py::test_two_ways_complex_rotation_of_neighbours"),
+    Mutant("certificates of the other rotary order", "weights/certificate.py",
+           "if reading.tells and reading.perplexity > LAYOUT * reading.other:",
+           "if False:",
+           "tests/test_certificate.py::test_refusal_of_rows_in_the_other_rotary_order"),
+    Mutant("certificates do not look at files again", "weights/certificate.py",
+           'if _sha256(folder / name) != facts["sha256"]:',
+           "if False:",
+           "tests/test_certificate.py::test_refusal_of_any_changed_byte"),
+    # tokenizers
+    Mutant("pairs merge whose halves have gone", "tokenizer/merge.py",
+           "if j == end or symbols[i] != left or symbols[j] != right:",
+           "if j == end or symbols[i] is None:",
+           "tests/test_bpe.py::test_two_ways_agree_heap_and_search_anew"),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=(), help="those whose names contain one of these")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if not arguments.only or any(part in mutant.name for part in arguments.only)]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(Path(folder))
+        before = run(copy, *{mutant.test for mutant in chosen})
+        if before.returncode:
+            sys.exit(f"{before.stdout[-2000:]}\na named test fails in the program as it is; repair that first")
+        survived = 0
+        print(row("mutant", "file", "test that must fail", "verdict") + "\n" + row(*["---"] * 4), flush=True)
+        for mutant in chosen:
+            failed = run(mutated(copy, mutant), mutant.test).returncode == 1
+            (copy / mutant.file).write_text((HOME / mutant.file).read_text(encoding="utf-8"), encoding="utf-8")
+            survived += not failed
+            verdict = "caught" if failed else "SURVIVED"
+            print(row(mutant.name, mutant.file, mutant.test.removeprefix("tests/"), verdict), flush=True)
+    print(f"\nmutants: {len(chosen) - survived} caught, {survived} survived, {time.monotonic() - started:.0f} s")
+    return 1 if survived else 0
+
+
+def copied(folder: Path) -> Path:
+    """The program and its tests, without models and whatever else has been made here."""
+    unwanted = shutil.ignore_patterns("__pycache__", ".cache", *(path.parent.name for path in HOME.glob("weights/*/*")))
+    for name in COPIED:
+        source = HOME / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=unwanted)
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def mutated(copy: Path, mutant: Mutant) -> Path:
+    """Break one place. Raises ValueError if there is no such place, or more than one."""
+    path = copy / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"mutant '{mutant.name}': its text stands {text.count(mutant.old)} times in {mutant.file}, "
+                         "not once; let it follow the code")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    return copy
+
+
+def run(copy: Path, *tests: str) -> subprocess.CompletedProcess:
+    """pytest on these tests; its exit status is 0 if all passed, 1 if one failed, more if it could not run them."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *sorted(tests)]
+    return subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          encoding="utf-8")
+
+
+def row(name: str, file: str, test: str, verdict: str) -> str:
+    return f"| {name:<48} | {file:<23} | {test:<94} | {verdict:<8} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""File formats against the libraries of their makers, and the files that we write, run by llama.cpp.
+
+Some blocks of each number format lie with the numbers of the gguf library in tests/fixtures/gguf_blocks.safetensors, so
+that `make test` asks about the same facts without it;
+
+    python -m tests.parity.formats --judges .venv-parity/bin/python
+
+writes them anew.
+"""
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llama.checkpoint import get_model, load_model, plain_tensors
+from llama.config import LlamaConfig, RopeScaling
+from llama.model import Llama
+from tests.parity import texts
+from tests.parity.judges import Check, Judges
+from weights import gguf
+from weights.fetch import CATALOGUE
+from weights.gguf_blocks import FORMATS
+from weights.paths import home
+
+MODEL = "smollm2-135m-instruct"
+JUDGE = "judge_formats.py"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "gguf_blocks.safetensors"
+PACKED = [format for format in FORMATS.values() if format.numbers > 1]
+WRITTEN = [format for format in FORMATS.values() if format.pack]
+
+
+def checks(judges: Judges) -> Iterator[Check]:
+    yield from number_formats(judges)
+    fetched = home() / CATALOGUE[MODEL].members[0].path
+    yield unpacking(judges, "GGUF fetched (Q4_1, Q8_0), its numbers here", fetched)
+    yield from smollm2(judges, fetched)
+    yield from shapes(judges)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def number_formats(judges: Judges) -> Iterator[Check]:
+    blocks = random_blocks(1000)
+    theirs = judges.ask(JUDGE, what="unpacked", tensors=blocks)
+    differ = 0
+    for format in PACKED:
+        ours = format.unpack(blocks[format.name].numpy())
+        differ += int((ours.view(torch.int32) != theirs[format.name].view(torch.int32)).sum())
+    yield Check("GGUF blocks unpacked: Q4_0 to Q8_0, Q2_K to Q6_K", "gguf",
+                f"{1000 * len(PACKED):,} blocks", f"{differ} differ", differ == 0)
+
+    x = random_numbers(5000)
+    theirs = judges.ask(JUDGE, what="packed", formats=[format.name for format in WRITTEN], tensors={"x": x})
+    differ = sum(int((torch.from_numpy(packed(format, x)) != theirs[format.name].flatten()).sum())
+                 for format in WRITTEN)
+    yield Check(f"GGUF blocks packed: {' '.join(format.name for format in WRITTEN)}", "gguf",
+                f"{len(WRITTEN) * x.numel():,} numbers", f"{differ} differ", differ == 0)
+
+
+def random_blocks(count: int) -> dict[str, Tensor]:
+    """{format: uint8 (count, bytes)}: any bytes whose numbers are finite."""
+    random, found = np.random.default_rng(0), {}
+    for format in PACKED:
+        raw = random.integers(0, 256, (2 * count, format.bytes), dtype=np.uint8)
+        with np.errstate(invalid="ignore"):
+            finite = np.isfinite(format.unpack(raw).numpy()).all(-1)
+        found[format.name] = torch.from_numpy(raw[finite][:count].copy())
+    return found
+
+
+def random_numbers(rows: int) -> Tensor:
+    """float32 (rows, 32): of all magnitudes, and rows where roundings meet: zeros, halves, ties between signs."""
+    random = np.random.default_rng(1)
+    x = random.standard_normal((rows, 32)) * 10.0 ** random.integers(-9, 4, (rows, 1))
+    x[0], x[1] = 0, 3
+    x[2], x[3] = np.arange(-16, 16) / 2, np.arange(32) % 2 - 0.5
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def packed(format: gguf.Format, x: Tensor) -> np.ndarray:
+    return format.pack(x.numpy().reshape(-1, format.numbers)).ravel()
+
+
+def unpacking(judges: Judges, what: str, path: Path) -> Check:
+    """The tensors of a file as read here and by the reader of its makers."""
+    file = gguf.open_gguf(path)
+    config = gguf.config(file)
+    theirs = judges.ask(JUDGE, what="gguf", file=str(path), layers=config["num_hidden_layers"],
+                        heads={"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]},
+                        names=[name for name, _, _ in gguf.tensor_ledger(file)])
+    ours = {name: hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
+            for name, tensor in gguf.read_tensors(file)}
+    differ = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
+    return Check(what, "gguf", f"{len(theirs)} tensors", f"{differ} differ", differ == 0)
+
+
+# ---- files that we write, run by llama.cpp ---------------------------------------------------------------------------
+
+# Up to which lead of the best logit over the second either token may be the next one. In F32 both sides compute alike;
+# with packed weights llama.cpp rounds what it multiplies them by to 8 bits too, so that log-probabilities move by 0.4.
+LEAD = {"F32": 1e-3, "Q8_0": 0.5}
+
+
+def smollm2(judges: Judges, fetched: Path) -> Iterator[Check]:
+    """Our greedy text against llama.cpp's, of the same file: F32 to the first close call, Q8_0 wherever none is."""
+    tokenizer, source = get_model(MODEL).tokenizer, gguf.open_gguf(fetched)
+    for encoding, prompts in {"F32": texts.PROMPTS[:12], "Q8_0": texts.PROMPTS[:6]}.items():
+        path = judges.folder / f"{encoding}.gguf"
+        gguf.write_gguf(path, gguf.config(source), tokenizer.vocabulary(), gguf.tensor_ledger(source),
+                        gguf.read_tensors(source), encoding=encoding, name=MODEL)
+        yield unpacking(judges, f"GGUF written here ({encoding}), its numbers there", path)
+        model = load_model(path)
+        theirs = judges.ask(JUDGE, what="llama_cpp", file=str(path), prompts=prompts, new=48, context=512)
+        same = []
+        for prompt, answer in zip(prompts, theirs, strict=True):
+            ours, leads = follow(model, tokenizer.encode(prompt), answer["ids"])
+            clear = (leads > LEAD[encoding]).tolist()
+            until = clear.index(False) if encoding == "F32" and False in clear else len(clear)
+            same += [a == b for a, b, sure in list(zip(ours, answer["ids"], clear, strict=True))[:until] if sure]
+            ids = [i for i in answer["ids"] if i not in tokenizer.eos_ids]
+            same.append(tokenizer.decode(ids) == answer["text"] or answer["text"].endswith("\ufffd"))
+        path.unlink()
+        what = "greedy text of 48 tokens" if encoding == "F32" else f"tokens ahead by {LEAD[encoding]}"
+        yield Check(f"GGUF written here ({encoding}), {what}", "llama.cpp", f"{len(prompts)} prompts",
+                    f"{same.count(False)} differ", all(same) and len(same) > 20 * len(prompts))
+
+
+@torch.inference_mode()
+def follow(model: Llama, prompt: list[int], ids: list[int]) -> tuple[list[int], Tensor]:
+    """What our model would say at every step of `ids`, and by how much its logit leads.
+
+    Where it says the same at every step, `ids` is the text that it would have written by itself.
+    """
+    best = model(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].topk(2)
+    return best.indices[:, 0].tolist(), best.values[:, 0] - best.values[:, 1]
+
+
+YARN = {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+SHAPES = {
+    "grouped queries": {},
+    "tied, multi-query": {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    "biases in attention and MLP": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {"qkv_bias": True},
+    "head_dim twice D/H": {"head_dim": 32},
+    "D no multiple of H": {"hidden_size": 72, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 16},
+    "linear scaling": {"rope_scaling": RopeScaling("linear", 4.0)},
+    "NTK scaling": {"rope_scaling": RopeScaling("ntk", 4.0)},
+    "Llama 3 scaling": {"rope_scaling": RopeScaling("llama3", 8.0, original_max_position_embeddings=64)},
+    "YaRN": {"rope_scaling": RopeScaling(**YARN)},
+    "YaRN with attention_factor": {"rope_scaling": RopeScaling(**YARN, attention_factor=1.5)},
+    "YaRN with mscale, qwen2": {"rope_scaling": RopeScaling(**YARN, mscale=2.0, mscale_all_dim=0.7), "qkv_bias": True},
+}
+
+
+def shapes(judges: Judges) -> Iterator[Check]:
+    """Small random models of every kind that a GGUF can hold: log-probabilities of the tokens that llama.cpp chose."""
+    prompt = [(7 * i * i + i) % 256 for i in range(300)]            # far beyond the 64 positions before scaling
+    for name, changes in SHAPES.items():
+        model, path = build(changes), judges.folder / "shape.gguf"
+        tensors = plain_tensors(model)
+        ledger = [(key, tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()]
+        gguf.write_gguf(path, model.config.to_dict(), VOCABULARY, ledger, iter(tensors.items()))
+        theirs = judges.ask(JUDGE, what="llama_cpp", file=str(path), prompts=[prompt], new=16, context=512)[0]
+        ids = theirs["ids"]
+        with torch.inference_mode():
+            ours = model(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        worst = (ours[range(len(ids)), ids] - torch.tensor(theirs["logprobs"])).abs().max().item()
+        yield Check(f"GGUF written here, {name}", "llama.cpp", f"{len(ids)} tokens after 300", f"Δ {worst:.1e}",
+                    worst < 1e-3 and ids == ours.argmax(-1).tolist())
+
+
+# Tokens are numbers in letters, so that llama.cpp reports each by itself and not in the company of half a character.
+VOCABULARY = {"model": "gpt2", "pre": "smollm", "tokens": ["<end>", "Ċ", *(f"{i:03d}" for i in range(2, 320))],
+              "types": [3] + [1] * 319, "scores": None, "merges": ["0 0"], "bos_id": 0, "eos_ids": [0], "pad_id": 0,
+              "unk_id": None, "add_bos": False, "add_space_prefix": False, "chat_template": None}
+
+
+@torch.no_grad()
+def build(changes: dict) -> Llama:
+    config = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    model, generator = Llama(LlamaConfig(**config | changes)), torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if name.endswith("norm.weight") else 0.0
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25 + centre)
+    return model.eval()
+
+
+def write_fixture(judges: Judges) -> None:
+    blocks, x = random_blocks(4), random_numbers(8)
+    numbers = judges.ask(JUDGE, what="unpacked", tensors=blocks)
+    packed = judges.ask(JUDGE, what="packed", formats=[format.name for format in WRITTEN], tensors={"x": x})
+    tensors = {"x": x} | {f"{name}.{part}": tensor for part, all_of in
+                          {"blocks": blocks, "numbers": numbers, "packed": packed}.items()
+                          for name, tensor in all_of.items()}
+    FIXTURE.parent.mkdir(exist_ok=True)
+    save_file(tensors, FIXTURE, {"written by": "python -m tests.parity.formats --judges .venv-parity/bin/python"})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.parity.formats", description=__doc__.splitlines()[0])
+    parser.add_argument("--judges", required=True, metavar="PYTHON", help="one that has requirements-parity.txt")
+    with tempfile.TemporaryDirectory() as temporary, Judges(parser.parse_args().judges, Path(temporary)) as judges:
+        write_fixture(judges)
