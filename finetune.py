@@ -3,29 +3,38 @@
     python finetune.py --lora                                   # default model, bundled data
     python finetune.py --lora --model weights/my-llama --data my.jsonl --eval-data dev.jsonl
 
-Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text.
+    python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
+
+Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text; with
+the others what llama/datasets reads: records with labels, tagged columns or word/tag, SQuAD's JSON.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
-import torch
+from llama.interrupt import quiet_start
 
-from llama import cli
-from llama.checkpoint import get_model, load_model
-from llama.evaluate import evaluate
-from llama.freeze import freeze, learning_table, unfreeze
-from llama.inspect import show_sample
-from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
-from llama.objectives import Plain
-from llama.optimizer import OPTIMIZERS
-from llama.tasks.instruction import InstructionTask
-from llama.trainer import TrainConfig, Trainer
-from weights.paths import home, resolve
+with quiet_start(__name__):
+    import torch
+
+    from llama import cli
+    from llama.checkpoint import get_model
+    from llama.evaluate import evaluate
+    from llama.freeze import freeze, learning_table, unfreeze
+    from llama.inspect import in_colour, show_sample, x_ray
+    from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
+    from llama.merge import merge_and_save
+    from llama.objectives import Plain
+    from llama.optimizer import OPTIMIZERS
+    from llama.quantize import is_quantized
+    from llama.tasks.instruction import InstructionTask
+    from llama.tasks.labelled import LabelledTask
+    from llama.trainer import TrainConfig, Trainer
+    from weights.paths import home, resolve
 
 DATA = "identity.jsonl"
-PROMPT = "The most important thing about"
 
 
 def main() -> None:
@@ -39,20 +48,29 @@ def main() -> None:
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")
     parser.add_argument("--output", metavar="FOLDER",
                         help="where the result goes (default: the next free name under adapters/ or weights/)")
+    parser.add_argument("--merge", action="store_true",
+                        help="after --lora, also write the model with the adapter in it, as OUTPUT-merged")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    parser.add_argument("--inspect", action="store_true", help="show how samples look to the model, and train nothing")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
+    cli.add_inspection(parser)
     for record in (LoRAConfig, cli.TaskFlags, TrainConfig):
-        cli.add_flags(parser, record, skip=("seed",))
-    cli.add_flags(parser, cli.ModelFlags)
+        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern"))
+    cli.add_flags(parser, cli.ModelFlags, skip=("compile",))
     parser.set_defaults(epochs=3, lr=5e-4, batch_size=4)
     arguments = parser.parse_args()
     if arguments.lora and arguments.adapter:
         raise ValueError("--lora learns a new adapter on a plain model; without --lora, --adapter is merged into the "
                          "model that is tuned")
     if not arguments.lora and cli.from_flags(LoRAConfig, arguments) != LoRAConfig():
-        raise ValueError("--rank, --alpha, --dropout, --targets and --modules-to-save mean nothing without --lora")
+        raise ValueError("--rank, --targets and the other flags of an adapter mean nothing without --lora")
+    if arguments.quantize != "none" and not arguments.lora:
+        raise ValueError(f"--quantize {arguments.quantize}: few bits do not learn; add --lora, or leave it out")
+    if arguments.quantize != "none" and arguments.merge:
+        raise ValueError(f"--merge cannot fold an adapter into {arguments.quantize} weights; leave it out, and then "
+                         "merge into the model in floats: python -m llama.merge")
+    if arguments.merge and not arguments.lora:
+        raise ValueError("--merge folds what --lora learned into the model; without --lora there is nothing to merge")
     if (arguments.patience or arguments.eval_every) and not arguments.eval_data:
         raise ValueError("--patience and --eval-every need --eval-data to evaluate on")
     if arguments.resume and not arguments.output:
@@ -72,49 +90,61 @@ def main() -> None:
     test_data = dataset(arguments.test_data) if arguments.test_data else None
     kind = "adapters" if arguments.lora else "weights"
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
-    cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
-                     overwrite=arguments.overwrite, resume=arguments.resume)
+    merged = Path(f"{output}-merged")
+    if arguments.inspect is None:
+        cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
+                         overwrite=arguments.overwrite, resume=arguments.resume)
+        if arguments.merge:
+            cli.check_output(merged, holds="config.json", overwrite=arguments.overwrite or arguments.resume,
+                             resume=False)
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
     device = cli.choose_device(flags.device)
-    dtype = cli.choose_dtype(flags.dtype, device, training=True)
-    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32, seed=flags.seed)
+    dtype = cli.choose_dtype(flags.dtype, device, purpose="train")
+    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32, seed=flags.seed,
+                      bits=flags.bits)
+    if is_quantized(model) and (arguments.merge or not arguments.lora):
+        raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
+                         "--merge, or the model in floats")
     cli.check_model(task_flags, model)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
         merge_lora(model, forget=True)
         unfreeze(model)
+    task.prepare(model, data, seed=flags.seed)
+    if arguments.inspect is not None:
+        x_ray(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
+              allow=arguments.allow, as_json=flags.json)
+        return
     if arguments.lora:
         add_lora(model, lora_config, generator=torch.Generator().manual_seed(flags.seed))
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
-    if arguments.inspect:
-        for sample in task.samples(data, model.tokenizer)[:3]:
-            print(show_sample(sample, model.tokenizer, colour=sys.stdout.isatty()))
-        return
-    if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
-        model.tokenizer.chat_template = task.format(model.tokenizer).template
     print(learning_table(model), file=sys.stderr)
 
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config,
-                      dtype=None if arguments.lora else dtype, output=output, resume=arguments.resume)
-    print(show_sample(trainer.samples[0], model.tokenizer, colour=sys.stderr.isatty()), file=sys.stderr)
-    result = trainer.train() | {"test": {}}
+                      dtype=None if arguments.lora else dtype, output=output, resume=arguments.resume,
+                      allow=arguments.allow)
+    if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
+        model.tokenizer.chat_template = task.format(model.tokenizer).template
+    print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100), file=sys.stderr)
+    print(trainer.report.summary(), file=sys.stderr)
+    result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
         result["test"] = evaluate(Plain(model, task), task.samples(test_data, model.tokenizer), model.tokenizer,
                                   batch_size=config.batch_size)
 
-    if arguments.lora:
-        again = get_model(flags.model, device=device, dtype=dtype)
-        load_adapter(again, output)
-        use = f"python generate.py --adapter {output}"
-    else:
-        again = load_model(output, device=device)
-        use = f"python generate.py --model {output}"
+    if arguments.merge:
+        result["merged"] = {"output": str(merged), **vars(merge_and_save(model, merged))}
+    labels = isinstance(task, LabelledTask)
+    use = "python -m llama.evaluate" if labels else "python generate.py"
+    use += f" {'--adapter' if arguments.lora else '--model'} {output}"
     if flags.model != cli.ModelFlags.model and arguments.lora:
         use += f" --model {flags.model}"
-    use += " --chat" if isinstance(task, InstructionTask) else " --prompt TEXT"
-    cli.prove_saved(model, again, PROMPT)
+    if flags.bits:
+        use += f" --quantize {flags.quantize}"
+    use += f" --task {task_flags.task} --data FILE" if labels else \
+        " --chat" if isinstance(task, InstructionTask) else " --prompt TEXT"
     print(f"the result is in {output}; use it with\n    {use}", file=sys.stderr)
     print(json.dumps(result))
 

@@ -3,6 +3,7 @@
     python generate.py                                          # a chat on a terminal, a sample answer otherwise
     python generate.py --prompt "The capital of France is" --max-new-tokens 32 --temperature 0
     python generate.py --adapter adapters/identity --chat --prompt "你是谁？"
+    python generate.py --chat --prompt-file examples/repeat.jsonl --lookup --temperature 0
 
 Several prompts, of any lengths, run in one batch. What is written goes to stdout, remarks go to stderr.
 """
@@ -13,13 +14,28 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from llama import cli, terminal
-from llama.conversation import Conversation
-from llama.datasets.lines import json_records, numbered_lines, text_field
-from llama.generation import Completion, encode_prompt, generate, room_for_answer
-from llama.sampling import SamplingConfig
-from llama.tasks.instruction import InstructionTask
+from llama.interrupt import quiet_start
+
+with quiet_start(__name__):
+    import torch
+
+    from llama import cli, terminal
+    from llama.beam import BeamConfig, beam_search
+    from llama.conversation import Conversation
+    from llama.datasets.lines import json_records, numbered_lines, text_field
+    from llama.generation import Completion, encode_prompt, generate, room_for_answer
+    from llama.sampling import SamplingConfig
+    from llama.speculative import (
+        DraftModel,
+        LookUp,
+        SpeculationConfig,
+        SpeculativeCompletion,
+        check_draft,
+        generate_speculatively,
+    )
+    from llama.tasks.instruction import InstructionTask
 
 QUESTION = "What is the capital of France, and what is it known for?"
 
@@ -37,7 +53,11 @@ def main() -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end a text before TEXT; may be repeated")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts to write for each prompt")
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the model would end")
+    parser.add_argument("--cache-dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16", "int8"),
+                        help="number format of keys and values that are remembered; auto is that of the computation")
     cli.add_flags(parser, SamplingConfig)
+    cli.add_flags(parser, BeamConfig)
+    cli.add_flags(parser, SpeculationConfig)
     cli.add_flags(parser, cli.ModelFlags)
     arguments = parser.parse_args()
 
@@ -49,21 +69,28 @@ def main() -> None:
     if sample_answer:
         prompts = [QUESTION]
     chat = arguments.chat or interactive or sample_answer
-    sampling = cli.from_flags(SamplingConfig, arguments)
+    sampling, beams = cli.from_flags(SamplingConfig, arguments), cli.from_flags(BeamConfig, arguments)
+    speculation = cli.from_flags(SpeculationConfig, arguments)
     flags = cli.from_flags(cli.ModelFlags, arguments)
     task = InstructionTask(arguments.chat_format)
 
-    model = cli.load(flags)
+    model = cli.load(flags, purpose="generate")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(f"{flags.model} has no tokenizer, so it neither reads nor writes text; give a model folder")
     chat_format = task.format(tokenizer) if chat else None
     if chat and not (arguments.chat_format or tokenizer.chat_template):
         print(f"this model has no chat format of its own; '{chat_format.name}' is used", file=sys.stderr)
-    options = {"sampling": sampling, "max_new_tokens": arguments.max_new_tokens, "stop": arguments.stop or [],
-               "ignore_eos": arguments.ignore_eos, "seed": flags.seed}
+    cache_dtype = None if arguments.cache_dtype == "auto" else getattr(torch, arguments.cache_dtype)
+    options = {"max_new_tokens": arguments.max_new_tokens, "stop": arguments.stop or [],
+               "ignore_eos": arguments.ignore_eos, "cache_dtype": cache_dtype}
+    drawing = {"sampling": sampling, "seed": flags.seed}
+    guessing = {}
+    if speculation.wanted:
+        guessing = {"guesser": guesser(speculation, flags, model), "draft_tokens": speculation.draft_tokens}
     if interactive:
-        terminal.chat(Conversation(model, tokenizer, chat_format, system=arguments.system, **options))
+        terminal.chat(Conversation(model, tokenizer, chat_format, system=arguments.system, **options, **drawing,
+                                   **guessing))
         return
 
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
@@ -78,8 +105,12 @@ def main() -> None:
         print("" if arguments.chat else openings[0], end="", flush=True)
         on_text = print_piece
     started = time.perf_counter()
-    completions = generate(model, ids, tokenizer=tokenizer, chat_format=chat_format, **options,
-                           num_samples=arguments.num_samples, on_text=on_text)
+    options |= {"tokenizer": tokenizer, "chat_format": chat_format, "on_text": on_text}
+    if beams.beams:
+        completions = beam_search(model, ids, beams, **options)
+    else:
+        write = generate_speculatively if guessing else generate
+        completions = write(model, ids, **options, **drawing, **guessing, num_samples=arguments.num_samples)
     seconds = time.perf_counter() - started
 
     for row, completion in enumerate(completions):
@@ -93,6 +124,15 @@ def main() -> None:
             print(f"--- {row + 1} of {len(completions)} ---\n{openings[i]}{completion.text}\n")
     sys.stdout.flush()
     print(summary(completions, seconds), file=sys.stderr)
+
+
+def guesser(speculation: SpeculationConfig, flags: cli.ModelFlags, model: Any) -> DraftModel | LookUp:
+    """What guesses tokens. Raises ValueError for a draft model of another vocabulary."""
+    if speculation.lookup:
+        return LookUp()
+    draft = cli.load(dataclasses.replace(flags, model=speculation.draft, adapter=""), purpose="generate")
+    check_draft(model, draft, speculation.draft)
+    return DraftModel(draft, vocab_size=model.tokenizer.vocab_size)
 
 
 def read_prompts(name: str) -> list[str]:
@@ -117,6 +157,19 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
         raise ValueError("--json does not go with an interactive chat; give a --prompt")
     if interactive and arguments.num_samples > 1:
         raise ValueError(f"--num-samples {arguments.num_samples} does not go with an interactive chat; give a --prompt")
+    if arguments.beams:
+        if interactive:
+            raise ValueError(f"--beams {arguments.beams} does not go with an interactive chat; give a --prompt")
+        if arguments.lookup or arguments.draft:
+            raise ValueError(f"--beams {arguments.beams} looks at many texts and guesses are about one; leave "
+                             f"{'--lookup' if arguments.lookup else '--draft'} out")
+        usual = {field.name: field.default for field in dataclasses.fields(SamplingConfig)} | {"num_samples": 1}
+        for name, value in usual.items():
+            if (given := getattr(arguments, name)) != value:
+                raise ValueError(f"--{name.replace('_', '-')} {given} is for drawing tokens, and --beams "
+                                 f"{arguments.beams} draws none; give one of the two")
+    elif arguments.length_penalty != BeamConfig.length_penalty:
+        raise ValueError(f"--length-penalty {arguments.length_penalty} is for beam search; add --beams N")
     if arguments.num_samples > 1 and arguments.temperature == 0:
         raise ValueError(f"--num-samples {arguments.num_samples} at --temperature 0 would be the same text "
                          f"{arguments.num_samples} times; raise the temperature")
@@ -130,6 +183,10 @@ def summary(completions: list[Completion], seconds: float) -> str:
     tokens = sum(len(completion.token_ids) for completion in completions)
     cut = sum(completion.finish_reason == "length" for completion in completions)
     line = f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} a second)"
+    if guessed := [completion for completion in completions if isinstance(completion, SpeculativeCompletion)]:
+        kept = sum(completion.acceptance for completion in guessed) / len(guessed)
+        steps = sum(len(completion.token_ids) / completion.tokens_per_step for completion in guessed)
+        line += f"; {kept:.0%} of the guesses kept, {tokens / steps:.2f} tokens a step"
     return line + (f"; {cut} of {len(completions)} texts cut off, see --max-new-tokens" if cut else "")
 
 

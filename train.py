@@ -11,25 +11,29 @@ is held out unless you ask with --hold-out or --eval-data.
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 
-import torch
+from llama.interrupt import quiet_start
 
-from llama import baselines, cli
-from llama.checkpoint import load_model
-from llama.config import PRESETS, preset
-from llama.datasets.language_modeling import LanguageModelingDataset
-from llama.datasets.token_file import TokenFile, is_current, write_tokens
-from llama.evaluate import evaluate, table
-from llama.model import Llama
-from llama.objectives import Plain
-from llama.optimizer import OPTIMIZERS
-from llama.tasks.generation import TextGenerationTask
-from llama.terminal import Progress
-from llama.trainer import TrainConfig, Trainer
-from tokenizer import Tokenizer, bpe, load_tokenizer
-from weights.fetch import fetch
-from weights.paths import home, resolve
+with quiet_start(__name__):
+    import torch
+
+    from llama import baselines, cli
+    from llama.config import PRESETS, preset
+    from llama.datasets.language_modeling import LanguageModelingDataset
+    from llama.datasets.token_file import TokenFile, is_current, write_tokens
+    from llama.evaluate import evaluate, table
+    from llama.inspect import x_ray
+    from llama.model import Llama
+    from llama.objectives import Plain
+    from llama.optimizer import OPTIMIZERS
+    from llama.tasks.generation import TextGenerationTask
+    from llama.terminal import Progress
+    from llama.trainer import TrainConfig, Trainer
+    from tokenizer import Tokenizer, bpe, load_tokenizer
+    from weights.fetch import fetch
+    from weights.paths import home, resolve
 
 CORPUS = "peoples-daily"
 VOCAB_SIZE = 4096
@@ -56,8 +60,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
+    cli.add_inspection(parser)
     cli.add_flags(parser, TrainConfig, skip=("seed",))
-    cli.add_flags(parser, cli.ModelFlags, skip=("model", "adapter"))
+    cli.add_flags(parser, cli.ModelFlags, skip=("model", "adapter", "quantize", "compile"))
     parser.set_defaults(epochs=100, minutes=8.5, lr=4e-3, batch_size=8, weight_decay=0.1, eval_every=1000,
                         save_every=500)
     arguments = parser.parse_args()
@@ -78,20 +83,21 @@ def main() -> None:
                          f"{shape.max_position_embeddings}; lower it or raise --max-position-embeddings")
 
     # text
-    files = arguments.data or [str(fetch(CORPUS) / "text.txt")]
+    files = cli.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
     documents = [example["text"] for example in LanguageModelingDataset(*files, documents=arguments.documents)]
     hold_out = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
     cut = len(documents) - round(len(documents) * hold_out)
     documents, held_out = documents[:cut], documents[cut:]
-    if arguments.eval_data:
-        held_out = [example["text"] for example in LanguageModelingDataset(*arguments.eval_data,
-                                                                                documents=arguments.documents)]
+    eval_files = cli.data_files(arguments.eval_data or [])
+    if eval_files:
+        held_out = [example["text"] for example in LanguageModelingDataset(*eval_files, documents=arguments.documents)]
     if not documents:
         raise ValueError(f"--hold-out {hold_out} leaves no document to learn from")
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / "weights", stem)
-    cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
+    if arguments.inspect is None:
+        cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
     run = Path(f"{output}.training")
 
     # tokenizer and tokens, made once: a resumed run finds them
@@ -102,30 +108,37 @@ def main() -> None:
     else:
         print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
         tokenizer = bpe.train(documents, vocab_size)
+    task = TextGenerationTask()
+    if arguments.inspect is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            data = _tokens(Path(folder, "tokens"), documents, files, "", tokenizer, arguments.block_size)
+            x_ray(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
+                  allow=arguments.allow, as_json=arguments.json)
+        return
     tokenizer.save(run / "tokenizer")
     parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
     train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)
     train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size)
     eval_data = None
     if held_out:
-        eval_data = _tokens(run / "held-out.tokens", held_out, arguments.eval_data or files, eval_how, tokenizer,
+        eval_data = _tokens(run / "held-out.tokens", held_out, eval_files or files, eval_how, tokenizer,
                             arguments.block_size)
 
     # model
     device = cli.choose_device(arguments.device)
-    dtype = cli.choose_dtype(arguments.dtype, device, training=True)
+    dtype = cli.choose_dtype(arguments.dtype, device, purpose="train")
     torch.manual_seed(arguments.seed)
     model = Llama(dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)).to(device)
     model.tokenizer = tokenizer
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {len(train_data):,} tokens of text, computing in {dtype}", file=sys.stderr)
 
-    # train, save, prove
-    task = TextGenerationTask()
-    result = Trainer(model, task, train_data, eval_data, arguments.optimizer, config, dtype=dtype, output=output,
-                     resume=arguments.resume).train()
+    # train, save, prove that what was saved is the model
+    trainer = Trainer(model, task, train_data, eval_data, arguments.optimizer, config, dtype=dtype, output=output,
+                      resume=arguments.resume, allow=arguments.allow)
+    print(trainer.report.summary(), file=sys.stderr)
+    result = trainer.train() | {"data": dataclasses.asdict(trainer.report.counts)}
     prompt = documents[0][:12]
-    cli.prove_saved(model, load_model(output, device=device), prompt)
     sample = model.generate(prompt, max_new_tokens=100, temperature=0.8, seed=arguments.seed)
     print(f"\n{prompt}{sample}\n", file=sys.stderr)
     if held_out:

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import time
-import unicodedata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -16,6 +15,7 @@ HOME = HERE.parent
 sys.path.insert(0, str(HOME))                                       # run by file name, from any folder
 
 from llama import cli  # noqa: E402
+from llama.terminal import cells, padded  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
 
 COLUMN = 52
@@ -33,12 +33,12 @@ def main() -> None:
     print("the model with its adapter …", file=sys.stderr)
     after, perplexity_after = _answers(questions, "--adapter", adapter), _perplexity("--adapter", adapter)
 
-    print(f"\n{_pad('before', COLUMN)}   after")
+    print(f"\n{padded('before', COLUMN)}   after")
     for question, old, new in zip(questions, before, after, strict=True):
         print(f"\n> {question}")
         left, right = _wrap(old, COLUMN), _wrap(new, COLUMN)
         for i in range(max(len(left), len(right))):
-            print(f"{_pad(left[i] if i < len(left) else '', COLUMN)} | {right[i] if i < len(right) else ''}")
+            print(f"{padded(left[i] if i < len(left) else '', COLUMN)} | {right[i] if i < len(right) else ''}")
     change = perplexity_after / perplexity_before - 1
     print(f"\nperplexity of examples/neutral.txt: {perplexity_before:.2f} before, {perplexity_after:.2f} after "
           f"({change:+.1%}); all of it in {time.monotonic() - started:.0f} s")
@@ -63,20 +63,12 @@ def _run(*command: object) -> str:
     return done.stdout
 
 
-def _width(character: str) -> int:
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def _pad(text: str, columns: int) -> str:
-    return text + " " * (columns - sum(map(_width, text)))
-
-
 def _wrap(text: str, columns: int) -> list[str]:
     """Lines of at most `columns` terminal cells, Chinese characters counting two; broken at spaces where there are."""
     lines, line = [], ""
     for word in text.replace("\n", " ").replace(" ", " \0").split("\0"):
-        for character in word if sum(map(_width, word)) > columns else [word]:
-            if sum(map(_width, line + character)) > columns:
+        for character in word if cells(word) > columns else [word]:
+            if cells(line + character) > columns:
                 lines, line = [*lines, line], ""
             line += character
     return [*lines, line]

@@ -16,7 +16,12 @@ DOORS = {
     "load_model": "llama.checkpoint",
     "TextGenerationTask": "llama.tasks.generation",
     "InstructionTask": "llama.tasks.instruction",
+    "ClassificationTask": "llama.tasks.classification",
+    "NERTask": "llama.tasks.tagging",
+    "SegmentationTask": "llama.tasks.tagging",
+    "QuestionAnsweringTask": "llama.tasks.question_answering",
     "Trainer": "llama.trainer",
+    "split": "llama.datasets.split",
 }
 
 

@@ -133,6 +133,28 @@ def test_two_ways_an_adapter_equals_the_adapted_model(door, folder, tiny_model):
     assert after["text"] == model.generate("The", max_new_tokens=8, temperature=0.0) != before["text"]
 
 
+# Speculation and the cache
+
+def test_two_ways_speculation_prints_the_same_text_and_tells_how_it_went(door, folder):
+    flags = ["--prompt", "the fox, the dog, the fox,", "--max-new-tokens", 20, "--temperature", 0, "--ignore-eos"]
+    flags += ["--json"]
+    plain, = records(door(*flags))
+    for guessing in (["--lookup"], ["--draft", folder / "model", "--draft-tokens", 4]):
+        sooner, = records(door(*flags, *guessing))
+        assert list(sooner) == [*FIELDS, "acceptance", "tokens_per_step"]
+        assert sooner["text"] == plain["text"] and "of the guesses kept" in door.stderr
+    assert sooner["acceptance"] == 1.0 and sooner["tokens_per_step"] == 5.0
+
+
+def test_worked_example_the_format_of_the_cache(door):
+    flags = ["--prompt", "The fox", "--max-new-tokens", 12, "--temperature", 0]
+    assert door(*flags, "--cache-dtype", "float32") == door(*flags)
+    for dtype in ("bfloat16", "int8"):
+        assert door(*flags, "--cache-dtype", dtype).startswith("The fox")
+    door(*flags, "--cache-dtype", "int4", code=2)
+    assert "invalid choice: 'int4'" in door.stderr
+
+
 # What is refused
 
 @pytest.mark.parametrize("flags, words", [
@@ -146,6 +168,11 @@ def test_two_ways_an_adapter_equals_the_adapted_model(door, folder, tiny_model):
     (["--prompt", "x", "--max-new-tokens", "-1"], "--max-new-tokens -1: it must be at least 1"),
     (["--prompt", "x", "--stop", ""], "give at least one character"),
     (["--prompt", "x", "--top-p", "3"], "top_p is 3.0; it must be between 0 and 1"),
+    (["--prompt", "x", "--lookup", "--beams", "2", "--temperature", "0.7"], "leave --lookup out"),
+    (["--prompt", "x", "--lookup", "--draft", "y"], "two ways to guess; give one of them"),
+    (["--prompt", "x", "--draft-tokens", "3"], "needs something that guesses: --draft or --lookup"),
+    (["--prompt", "x", "--draft", "nowhere/model"], "no such model file or folder"),
+    (["--prompt", "x", "--draft", "test"], "the draft model test has no tokenizer"),
     (["--prompt", "x", "--temperature", "warm"], "invalid float value: 'warm'"),
     (["--prompt", ""], "the prompt is empty"),
     (["--prompt", "broken \udcff"], "half of a surrogate pair"),
