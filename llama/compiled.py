@@ -32,8 +32,8 @@ from llama.model import Llama, rotary_tables
 from llama.quantize import Int4Linear, Int8Linear
 
 SOURCE = Path(__file__).with_name("decode.cpp")
-# Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc would
-# make the whole process, torch too, take the smallest numbers for 0 from the moment the library is loaded.
+# Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
+# would make the whole process, torch too, take the smallest numbers for 0 from the moment the library is loaded.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fPIC")
 WIDE = "-mprefer-vector-width=512"                                  # else gcc stays at half of what AVX-512 can do
 THREADS = "-fopenmp"
