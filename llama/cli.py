@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import select
+import signal
 import sys
 import traceback
 import typing
@@ -312,6 +313,8 @@ def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
+    from llama import distributed
+
     program = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
         if stream:                                                  # None where it was closed
@@ -319,8 +322,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
+        distributed.leave()
         code = 0
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)                # torchrun passes on what the terminal sent already
         print("", file=sys.stderr)
         code = 130
     except BrokenPipeError:
@@ -331,9 +336,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         if _is_out_of_memory(error):
             what = next((part for part in str(error).split(". ") if _says_out_of_memory(part)), "out of memory")
             error = RuntimeError(f"{what}: {_LESS_MEMORY}")
+        elif distributed.lost(error):
+            error = RuntimeError("another process has gone, and says why")
         elif not _said_by_us(error):
+            distributed.hear()
             raise
-        print(f"{program}: {_sentence(error)}", file=sys.stderr)
+        distributed.complain(f"{program}: {_sentence(error)}")
         code = 2 if isinstance(error, (ValueError, *_WRONG_PATH)) else 1
     sys.exit(code)
 

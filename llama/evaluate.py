@@ -14,7 +14,7 @@ from llama.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama import cli
+    from llama import cli, distributed
     from llama.objectives import Plain
     from llama.tasks.labelled import LabelledTask
     from llama.tasks.task import Sample, Totals, longest_first
@@ -28,14 +28,25 @@ def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, 
 
 @torch.no_grad()
 def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> Totals:
-    """What the scores are made of."""
+    """What the scores are made of. Processes share the samples, and all have the result."""
     task, was_training = objective.task, objective.model.training
     objective.eval()
     totals = Totals()
-    for some in longest_first(samples, batch_size):
+    batches = list(longest_first(samples, batch_size))
+    mine = distributed.part(batches)
+    for some in mine:
         task.tally(totals, objective, samples, some, tokenizer)
+    for _ in range(distributed.longest_part(batches) - len(mine)):
+        task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
     objective.train(was_training)
-    return totals
+    return _of_all(totals)
+
+
+def _of_all(totals: Totals) -> Totals:
+    """What all processes have found together."""
+    loss, targets, read = distributed.total(totals.loss, totals.targets, totals.bytes)
+    found = {number: each for part in distributed.of_all(totals.found) for number, each in part.items()}
+    return Totals(loss, int(targets), int(read), found)
 
 
 def main() -> None:

@@ -36,6 +36,10 @@ class Plain(nn.Module):
         head = self.task.head(self.model)
         return chunked_cross_entropy(hidden[rows], targets, head, self.task.loss), self.task.count(targets)
 
+    def scores(self, batch: Batch) -> Tensor:
+        """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
+        return self.task.scores(self.model, batch)
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

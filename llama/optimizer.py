@@ -21,7 +21,7 @@ class TrainConfig:
     epochs: Annotated[int, "times through the data"] = 1
     max_steps: Annotated[int, "stop after so many updates; 0 for no limit"] = 0
     minutes: Annotated[float, "stop after so many minutes; 0 for no limit"] = 0.0
-    batch_size: Annotated[int, "samples that go through the model at once"] = 8
+    batch_size: Annotated[int, "samples that go through the model at once, in each process"] = 8
     accumulate: Annotated[int, "micro-batches that make one update"] = 1
     lr: Annotated[float, "peak learning rate"] = 2e-4
     schedule: Annotated[Literal["cosine", "linear", "constant"], "course of the learning rate"] = "cosine"
@@ -33,6 +33,7 @@ class TrainConfig:
     save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch"] = 0
     save_epochs: Annotated[bool, "keep the result of every epoch, as OUTPUT_epoch1 and so on"] = False
     checkpoint_activations: Annotated[bool, "recompute blocks in the backward pass: less memory, more time"] = False
+    parallel: Annotated[Literal["ddp", "fsdp"], "of torchrun's processes each has the whole model, or a shard"] = "ddp"
     seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
 
     def __post_init__(self) -> None:

@@ -198,7 +198,7 @@ class LabelledTask(Task):
     def tally(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
               tokenizer: Any) -> None:
         batch = to_device(self.collate([samples[i] for i in some]), objective.model.device)
-        scores, targets = self.scores(objective.model, batch), self.targets(batch)
+        scores, targets = objective.scores(batch), self.targets(batch)
         totals.loss += self.loss(scores, targets).item()
         totals.targets += self.count(targets)
         totals.found |= _by_sample(samples, some, scores)
