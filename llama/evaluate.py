@@ -16,6 +16,7 @@ with quiet_start(__name__):
 
     from llama import cli, distributed
     from llama.objectives import Plain
+    from llama.sharded import rest
     from llama.tasks.labelled import LabelledTask
     from llama.tasks.task import Sample, Totals, longest_first
     from weights.whole import whole_file
@@ -39,6 +40,7 @@ def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, ba
     for _ in range(distributed.longest_part(batches) - len(mine)):
         task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
     objective.train(was_training)
+    rest(objective)
     return _of_all(totals)
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from llama import distributed
 from llama.quantize import is_quantized
@@ -26,8 +24,11 @@ def shard(objective: nn.Module, *, dtype: torch.dtype | None) -> None:
 
     dtype  to compute in, where parameters are float32; None: each parameter's own
 
-    Raises ValueError where there are no processes, and for a model in few bits, whose kernels keep whole matrices of their own.
+    Raises ValueError where there are no processes, and for a model in few bits, whose kernels keep matrices of their
+    own.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method  # half a second
+
     model = objective.model
     if not distributed.launched():
         raise ValueError("--parallel fsdp shards a model over processes, and this is the only one; start it with "
@@ -45,13 +46,19 @@ def shard(objective: nn.Module, *, dtype: torch.dtype | None) -> None:
     register_fsdp_forward_method(objective, "scores")
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+def rest(objective: nn.Module) -> None:
+    """Let go of what a forward pass without a backward one has left gathered; the next one gathers it again."""
+    if hasattr(objective, "reshard"):
+        objective.reshard()
+
+
+def is_shard(value: Tensor) -> bool:
+    return hasattr(value, "full_tensor")
 
 
 def whole(value: Tensor) -> Tensor:
     """A sharded tensor put together, on every process; any other as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_shard(value) else value
 
 
 def outline(model: Any) -> Any:

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.tensor import DTensor
 
 from llama import distributed
 from llama.checkpoint import read_whole, write_whole
+from llama.sharded import is_shard
 
 State = dict[str, Any]
 
@@ -35,7 +33,9 @@ def write_state(path: Path, state: State, learned: dict[str, Tensor], objective:
         while (path.parent / shards).exists():                      # of a run that broke off, or an epoch's end
             shards += "+"
         shards = distributed.agreed(shards)
-        dcp.save(_sharded(learned, objective, optimizer), checkpoint_id=str(path.parent / shards))
+        from torch.distributed import checkpoint
+
+        checkpoint.save(_sharded(learned, objective, optimizer), checkpoint_id=str(path.parent / shards))
         state = state | {"shards": shards}
     else:
         state = state | {"learned": learned} | ({"optimizer": optimizer.state_dict()} if optimizer else {})
@@ -56,8 +56,11 @@ def read_state(path: Path, learned: dict[str, Tensor], objective: nn.Module,
     state = read_whole(path, "training state")
     check(state)
     if _in_shards(learned):
+        from torch.distributed import checkpoint
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
         tensors = _sharded(learned, objective, optimizer)
-        dcp.load(tensors, checkpoint_id=str(path.parent / state["shards"]))
+        checkpoint.load(tensors, checkpoint_id=str(path.parent / state["shards"]))
         if optimizer:
             set_optimizer_state_dict(objective, optimizer, tensors["optimizer"])
         return state
@@ -85,11 +88,13 @@ def forget_shards(path: Path, *, but: str = "") -> None:
 
 
 def _in_shards(learned: dict[str, Tensor]) -> bool:
-    return any(isinstance(tensor, DTensor) for tensor in learned.values())
+    return any(is_shard(tensor) for tensor in learned.values())
 
 
 def _sharded(learned: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer | None) -> State:
     """What torch's checkpoints read and write: a process its own shards, in place."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
     return {"learned": learned} | ({"optimizer": get_optimizer_state_dict(objective, optimizer)} if optimizer else {})
 
 
