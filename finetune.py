@@ -19,14 +19,13 @@ from llama.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama import cli
+    from llama import cli, distributed
     from llama.checkpoint import get_model
     from llama.evaluate import evaluate
     from llama.freeze import freeze, learning_table, unfreeze
     from llama.inspect import in_colour, show_sample, x_ray
     from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
     from llama.merge import merge_and_save
-    from llama.objectives import Plain
     from llama.optimizer import OPTIMIZERS
     from llama.quantize import is_quantized
     from llama.tasks.instruction import InstructionTask
@@ -82,6 +81,7 @@ def main() -> None:
     flags = cli.from_flags(cli.ModelFlags, arguments)
     task_flags = cli.from_flags(cli.TaskFlags, arguments)
     task, dataset = cli.task_and_dataset(task_flags)
+    device = distributed.join(cli.choose_device(flags.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
     if not arguments.data and not Path(files[0]).exists():
         raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
@@ -90,19 +90,21 @@ def main() -> None:
     test_data = dataset(arguments.test_data) if arguments.test_data else None
     kind = "adapters" if arguments.lora else "weights"
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
+    output = distributed.agreed(output)
     merged = Path(f"{output}-merged")
-    if arguments.inspect is None:
+    if arguments.inspect is None and distributed.first():
         cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
         if arguments.merge:
             cli.check_output(merged, holds="config.json", overwrite=arguments.overwrite or arguments.resume,
                              resume=False)
+    distributed.wait()
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
-    device = cli.choose_device(flags.device)
     dtype = cli.choose_dtype(flags.dtype, device, purpose="train")
-    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32, seed=flags.seed,
-                      bits=flags.bits)
+    with distributed.first_goes_first():                            # it may have to be fetched
+        model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
+                          seed=flags.seed, bits=flags.bits)
     if is_quantized(model) and (arguments.merge or not arguments.lora):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
@@ -131,11 +133,11 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
-        result["test"] = evaluate(Plain(model, task), task.samples(test_data, model.tokenizer), model.tokenizer,
+        result["test"] = evaluate(trainer.objective, task.samples(test_data, model.tokenizer), model.tokenizer,
                                   batch_size=config.batch_size)
 
-    if arguments.merge:
-        result["merged"] = {"output": str(merged), **vars(merge_and_save(model, merged))}
+    if arguments.merge and (whole := trainer.whole()) is not None and distributed.first():
+        result["merged"] = {"output": str(merged), **vars(merge_and_save(whole, merged))}
     labels = isinstance(task, LabelledTask)
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"

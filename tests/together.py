@@ -1,11 +1,14 @@
 """What tests/test_distributed.py lets one process do alone, and two processes together: small runs, and their results.
 
-    python tests/together.py FOLDER             # writes FOLDER/results-RANK.pt
-    torchrun … tests/together.py fail           # rank 1 fails at its second step
+    torchrun --nproc-per-node 2 tests/together.py FOLDER
+
+writes FOLDER/rank-0.pt and rank-1.pt; then, in one more run, rank 1 fails at its second step while rank 0 waits for it.
 """
 
 import contextlib
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -45,72 +48,100 @@ def fresh(kind: str) -> Llama:
     return model
 
 
-def run(kind: str, parallel: str, *, output: Path | None = None, samples: int = 7, **more) -> dict:
-    """Ten steps, the last of each epoch smaller than the number of processes asks for, and what there is to compare."""
+def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda trainer: None, dtype=None,
+        resume: bool = False, **more) -> dict:
+    """Ten steps over 7 samples, the last of each epoch smaller than others, and what there is to compare."""
     labels = kind == "labels"
-    examples = (LABELS if labels else TALK)[:samples]
-    settings = {"epochs": 10, "max_steps": 10, "batch_size": 6 // distributed.size(), "lr": 1e-2, "save_every": 5,
-                "clip": 0.5, "parallel": parallel}
-    dtype, resume = more.pop("dtype", None), more.pop("resume", False)
-    trainer = Trainer(fresh(kind), ClassificationTask() if labels else InstructionTask(chat_format="chatml"), examples,
-                      examples[:5], config=TrainConfig(**settings | more), output=output, dtype=dtype, resume=resume)
-    gradients: dict[str, torch.Tensor] = {}
-    norms: list[float] = []
-    step = trainer.optimizer.step
+    settings = {"epochs": 10, "max_steps": 10, "batch_size": 6 // distributed.size(), "lr": 1e-2, "eval_every": 10,
+                "save_every": 5, "schedule": "constant", "warmup": 0.0, "clip": 0.5, "parallel": parallel}
+    trainer = Trainer(fresh(kind), ClassificationTask() if labels else InstructionTask(chat_format="chatml"),
+                      (LABELS if labels else TALK)[:7], (LABELS if labels else TALK)[:5],
+                      config=TrainConfig(**settings | more), output=output, dtype=dtype, resume=resume)
+    found: dict = {"norms": [], "seed": torch.initial_seed()}
+    step, report = trainer.optimizer.step, trainer._report
 
     def spy() -> None:
-        if not gradients:
-            gradients.update({name: whole(p.grad).clone() for name, p in trainer.masters.learned.items()})
+        if "gradients" not in found:
+            found["gradients"] = {name: whole(p.grad).clone() for name, p in trainer.masters.learned.items()}
         step()
 
     trainer.optimizer.step = spy
-    report = trainer._report
-    trainer._report = lambda progress, rate, norm: (norms.append(norm), report(progress, rate, norm))
+    trainer._report = lambda progress, rate, norm: (found["norms"].append(norm), report(progress, rate, norm))
+    attention = trainer.model.layers[0].self_attn
+    attention.register_forward_pre_hook(lambda module, inputs: found.update(rotary=inputs[1].dtype))
+    change(trainer)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        result = trainer.train()
-        scores = evaluate(trainer.objective, trainer.eval_samples, TOKENIZER, batch_size=2)
-        model = trainer.whole()
-    trained = {} if model is None else {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = {"loss": result["train"]["loss"], "tokens": result["train"]["tokens"], **result["eval"]}
-    return {"gradients": gradients, "norms": norms, "trained": trained, "train": losses, "eval": scores}
+        try:
+            found["train"] = trainer.train()
+            found["eval"] = evaluate(trainer.objective, trainer.eval_samples, TOKENIZER, batch_size=2)
+            model = trainer.whole()
+            found["trained"] = {n: p.detach().clone() for n, p in model.named_parameters()} if model else {}
+        except (KeyboardInterrupt, RuntimeError) as error:
+            found["stopped"] = f"{type(error).__name__} after step {trainer.step}: {error}"
+    return found | {"seed": torch.initial_seed()}
 
 
-def cases(folder: Path) -> dict[str, dict]:
-    kinds = ("ddp", "fsdp") if distributed.size() > 1 else ("ddp",)
-    results = {}
-    for parallel in kinds:
-        for kind in ("full", "untied", "lora", "labels"):
-            output = folder / f"{distributed.size()}-{kind}-{parallel}" if kind in ("full", "lora") else None
-            results[f"{kind} {parallel}"] = run(kind, parallel, output=output)
-        results[f"bfloat16 {parallel}"] = run("full", parallel, dtype=torch.bfloat16)
-        results[f"accumulate {parallel}"] = run("full", parallel, accumulate=3, batch_size=2 // distributed.size())
-        results[f"checkpoint {parallel}"] = run("lora", parallel, checkpoint_activations=True)
-        for kind in ("full", "lora"):
-            half = folder / f"{distributed.size()}-{kind}-{parallel}-half"
-            run(kind, parallel, output=half, max_steps=5, schedule="constant", warmup=0.0)
-            results[f"{kind} resumed {parallel}"] = run(kind, parallel, output=half, schedule="constant", warmup=0.0,
-                                                        resume=True)
-            results[f"{kind} constant {parallel}"] = run(kind, parallel, schedule="constant", warmup=0.0)
-    results["int8 ddp"] = run("int8", "ddp")
+def alone() -> dict[str, dict]:
+    return {"full": run("full", "ddp"), "lora": run("lora", "ddp"), "labels": run("labels", "ddp"),
+            "int8": run("int8", "ddp"), "bfloat16": run("full", "ddp", dtype=torch.bfloat16)}
+
+
+def together(folder: Path) -> dict[str, dict]:
+    half = {"max_steps": 5, "save_every": 5}
+    results = {
+        "full ddp": run("full", "ddp"),
+        "full ddp, accumulated": run("full", "ddp", batch_size=1, accumulate=3),
+        "full fsdp": run("full", "fsdp", output=folder / "full"),
+        "lora ddp": run("lora", "ddp", output=folder / "lora"),
+        "lora fsdp, checkpointed": run("lora", "fsdp", checkpoint_activations=True),
+        "labels ddp": run("labels", "ddp"),
+        "labels fsdp": run("labels", "fsdp"),
+        "int8 ddp": run("int8", "ddp"),
+        "bfloat16 ddp": run("full", "ddp", dtype=torch.bfloat16),
+        "bfloat16 fsdp": run("full", "fsdp", dtype=torch.bfloat16),
+        "interrupted": run("lora", "ddp", output=folder / "interrupted", change=interrupt_rank_1),
+        "burst": run("full", "fsdp", output=folder / "burst", change=burst_on_rank_1),
+    }
+    run("full", "fsdp", output=folder / "half-full", **half)
+    results["full fsdp, resumed"] = run("full", "fsdp", output=folder / "half-full", resume=True)
+    run("lora", "ddp", output=folder / "half-lora", **half)
+    results["lora ddp, resumed"] = run("lora", "ddp", output=folder / "half-lora", resume=True)
     return results
+
+
+def at_step(trainer: Trainer, step: int, act) -> None:
+    update = trainer._update
+
+    def updating(indices):
+        if trainer.step == step and distributed.rank() == 1:
+            act()
+        return update(indices)
+
+    trainer._update = updating
+
+
+def interrupt_rank_1(trainer: Trainer) -> None:
+    at_step(trainer, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def burst_on_rank_1(trainer: Trainer) -> None:
+    forward = trainer.objective.forward
+    at_step(trainer, 3, lambda: setattr(trainer.objective, "forward",
+                                        lambda batch: (forward(batch)[0] * math.nan, 1)))
+
+
+def fail_on_rank_1(trainer: Trainer) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "data/gone.txt")
+
+    at_step(trainer, 1, fail)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     distributed.join(torch.device("cpu"))
-    if sys.argv[1] == "fail":
-        step = Trainer._update
-
-        def fail_on_rank_1(trainer, indices):
-            if trainer.step == 1 and distributed.rank() == 1:
-                raise ValueError("this rank cannot go on")
-            return step(trainer, indices)
-
-        Trainer._update = fail_on_rank_1
-        run("full", "ddp")
-    else:
-        results = cases(Path(sys.argv[1]))
-        torch.save(results, Path(sys.argv[1], f"results-{distributed.size()}-{distributed.rank()}.pt"))
+    torch.save(together(Path(sys.argv[1])), Path(sys.argv[1], f"rank-{distributed.rank()}.pt"))
+    run("full", "ddp", change=fail_on_rank_1)
 
 
 if __name__ == "__main__":
