@@ -67,6 +67,7 @@ class Totals:
     loss: float = 0.0           # nats
     targets: int = 0
     bytes: int = 0              # of UTF-8 that the targets stand for
+    characters: int = 0         # that begin in those bytes
     found: dict[int, tuple[Sample, Tensor]] = field(default_factory=dict)   # by number: with a head of labels, (N, C)
 
 
@@ -161,23 +162,28 @@ class Task:
         loss, targets = objective(to_device(batch, objective.model.device))
         totals.loss += loss.item()
         totals.targets += targets
-        totals.bytes += self.bytes_of(batch["targets"], tokenizer)
+        for name, size in self.sizes_of(batch["targets"], tokenizer).items():
+            setattr(totals, name, getattr(totals, name) + size)
 
-    def bytes_of(self, targets: Tensor, tokenizer: Any) -> int:
-        """How many bytes of text these targets stand for, ignored ones left out; special tokens stand for none.
+    def sizes_of(self, targets: Tensor, tokenizer: Any) -> dict[str, int]:
+        """How many "bytes" and "characters" these targets stand for; ignored ones and special tokens stand for none.
 
-        Where a vocabulary spells a space before each text (SentencePiece), that byte counts too, one a document.
+        A character counts where its first byte is, for an id may hold a part of one. Where a vocabulary spells a space
+        before each text (SentencePiece), that counts too, one a document.
         """
         if getattr(self, "_sized", None) is not tokenizer:
             special = set(tokenizer.special_ids.values())
-            sizes = [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
-            self._sized, self._sizes = tokenizer, torch.tensor(sizes)
-        return int(self._sizes[targets[targets != IGNORED].cpu()].sum())
+            spelled = [b"" if i in special else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+            first = [sum(byte & 0xC0 != 0x80 for byte in some) for some in spelled]     # 0b10…… goes on
+            self._sized, self._sizes = tokenizer, torch.tensor([[len(some) for some in spelled], first])
+        sizes = self._sizes[:, targets[targets != IGNORED].cpu()].sum(1).tolist()
+        return dict(zip(("bytes", "characters"), sizes, strict=True))
 
     def score(self, totals: Totals) -> dict[str, float]:
         """`loss` in nats a target, `perplexity` = e^loss, and `bits_per_byte`, which tokenizers cannot flatter.
 
-        A tokenizer of fewer, longer tokens has a higher loss on the same text; divided by bytes they compare.
+        A tokenizer of fewer, longer tokens has a higher loss on the same text; divided by bytes they compare, and by
+        characters (`bits_per_character`) with what is published for Chinese.
         """
         if not totals.targets:
             raise ValueError("nothing to score: the data holds no target; give data with something to learn")
@@ -185,6 +191,8 @@ class Task:
         scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}               # e^710 is past all floats
         if totals.bytes:
             scores["bits_per_byte"] = totals.loss / math.log(2) / totals.bytes
+        if totals.characters:
+            scores["bits_per_character"] = totals.loss / math.log(2) / totals.characters
         return scores
 
     def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:
