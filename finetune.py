@@ -6,7 +6,7 @@
     python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
 
 Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text; with
-the others what llama/datasets reads: records with labels, tagged columns or word/tag, SQuAD's JSON.
+the others what llama/datasets reads: records with labels, pairs, tagged columns or word/tag, SQuAD's JSON.
 """
 
 import dataclasses
@@ -21,16 +21,14 @@ with quiet_start(__name__):
 
     from llama import cli
     from llama.checkpoint import get_model
-    from llama.evaluate import evaluate
+    from llama.evaluate import judge
     from llama.freeze import freeze, learning_table, unfreeze
     from llama.inspect import in_colour, show_sample, x_ray
     from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
     from llama.merge import merge_and_save
-    from llama.objectives import Plain
     from llama.optimizer import OPTIMIZERS
     from llama.quantize import is_quantized
     from llama.tasks.instruction import InstructionTask
-    from llama.tasks.labelled import LabelledTask
     from llama.trainer import TrainConfig, Trainer
     from weights.paths import home, resolve
 
@@ -88,6 +86,11 @@ def main() -> None:
     data = dataset(files)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
+    if test_data is not None:
+        task.check(test_data)
+    if task_flags.words:
+        raise ValueError("--labels NAME=WORD says what a prompt calls a label; a head that is learned needs the name "
+                         "alone")
     kind = "adapters" if arguments.lora else "weights"
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
     merged = Path(f"{output}-merged")
@@ -131,12 +134,11 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
-        result["test"] = evaluate(Plain(model, task), task.samples(test_data, model.tokenizer), model.tokenizer,
-                                  batch_size=config.batch_size)
+        result["test"] = judge(model, task, test_data, batch_size=config.batch_size)[0]
 
     if arguments.merge:
         result["merged"] = {"output": str(merged), **vars(merge_and_save(model, merged))}
-    labels = isinstance(task, LabelledTask)
+    labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"
     if flags.model != cli.ModelFlags.model and arguments.lora:

@@ -172,10 +172,10 @@ class Trainer:
     def _samples_of_step(self, step: int) -> list[int]:
         """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
         epoch, part = divmod(step, self.steps_per_epoch)
+        per_step = self.config.batch_size * self.config.accumulate
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.samples), generator=generator)
-        per_step = self.config.batch_size * self.config.accumulate
+            self.epoch, self.order = epoch, self.task.order(self.samples, per_step, generator)
         return self.order[part * per_step : (part + 1) * per_step].tolist()
 
     def _fraction_done(self) -> float:

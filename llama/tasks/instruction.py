@@ -115,7 +115,7 @@ class InstructionTask(Task):
         tokenizer, chat_format = model.tokenizer, self.format(model.tokenizer)
         talks = [self.messages(example, tokenizer) for example in dataset]
         prompts = [chat_format.encode(_behind(before, talk[:-1]), tokenizer, reply=True)[0] for talk in talks]
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))             # alike in length: little padding
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))             # little padding
         completions = generate(model, [prompts[i] for i in order], tokenizer=tokenizer, chat_format=chat_format,
                                sampling=SamplingConfig(temperature=0), max_new_tokens=max_new_tokens,
                                batch_size=batch_size)

@@ -69,6 +69,7 @@ class Totals:
     bytes: int = 0              # of UTF-8 that the targets stand for
     characters: int = 0         # that begin in those bytes
     found: dict[int, tuple[Sample, Tensor]] = field(default_factory=dict)   # by number: with a head of labels, (N, C)
+    results: list[dict[str, Any]] | None = None                             # and what that says, once it was decoded
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
@@ -110,9 +111,16 @@ class Task:
         """Fit model and task to each other, and to the data that is to be learned. Before LoRA, if there is to be."""
         self.adopt(model)
 
+    def check(self, dataset: Sequence[dict[str, Any]]) -> None:
+        """Raise ValueError for data that cannot be judged, before anything runs."""
+
     def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> Sequence[Sample]:
         """Everything that there is to learn in a data set."""
         return [self.encode(example, tokenizer) for example in dataset]
+
+    def order(self, samples: Sequence[Sample], together: int, generator: torch.Generator) -> Tensor:
+        """In which order an epoch learns its samples, `together` of them a step."""
+        return torch.randperm(len(samples), generator=generator)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """{"tokens", "targets"}, both (B, T) int64, T from the longest sample, rows padded on their right.
