@@ -57,6 +57,7 @@ class TaskFlags:
                     "labels"] = "instruction"
     max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
+    overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again"] = 0
     chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
     attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
                          "auto: as the model was tuned, or else causal"] = "auto"
@@ -85,6 +86,9 @@ class TaskFlags:
                              f"leave it out with --task {self.task}")
         if self.multi_label and self.task not in ("classification", "sentiment"):
             raise ValueError(f"--multi-label: a text of --task {self.task} has no several labels; leave it out")
+        if self.overlap and self.task != "generation":
+            raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
+                             "it out")
         if self.columns and self.task in ("instruction", "generation", "ner", "segmentation", "qa"):
             raise ValueError(f"--columns: the data of --task {self.task} is in no table; leave it out")
         if self.labels and self.task not in ("classification", "sentiment", "opinion", "ner"):
@@ -276,7 +280,7 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
         return kind(flags.request, **options), lambda files: RecordDataset(
             *data_files(files), fields=("source", "target"), columns=flags.columns or None)
     return TextGenerationTask(), lambda files: LanguageModelingDataset(
-        *data_files(files), block_size=flags.max_length, documents=flags.documents)
+        *data_files(files), block_size=flags.max_length, overlap=flags.overlap, documents=flags.documents)
 
 
 def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:

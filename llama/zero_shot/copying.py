@@ -23,6 +23,7 @@ import torch
 from llama.generation import Reader
 
 LONGEST = 24                                                        # bytes of an id that is looked for; few are longer
+BETWEEN = set("\n,;:!?，。；：！？、（）()《》“”")                   # signs that no name goes across
 
 Place = tuple[int, int]                                             # begin, end, in bytes
 
@@ -71,7 +72,7 @@ class Pieces:
     closing  the id that ends what is written
     none     what may be written instead, for «there is none»; "" for nothing
     longest  ids: from there on a piece ends as soon as it can
-    several  whether more than one may be written
+    several  whether more than one may be written: names, that begin with a letter and go across no BETWEEN
     """
 
     def __init__(self, text: str, vocabulary: Vocabulary, *, closing: int, none: str = "", several: bool = False,
@@ -87,13 +88,13 @@ class Pieces:
             size = len(text[i].encode())
             at -= size
             self.characters[at] = i
-            if (several and text[i] == "\n") or not vocabulary.spells(text[i].encode()):
+            if (several and text[i] in BETWEEN) or not vocabulary.spells(text[i].encode()):
                 wall = at
                 self.borders.add(at)
             self.walls[at : at + size] = [wall] * size
             if _is_border(text, i + 1):
                 self.borders.add(at + size)
-            if _is_border(text, i) and not text[i].isspace() and wall > at:
+            if _is_border(text, i) and wall > at and (text[i].isalnum() if several else not text[i].isspace()):
                 self.begins.append(at)
         self.begins.reverse()
         self.characters[self.length] = len(text)

@@ -29,6 +29,7 @@ OR_NONE = ("；没有答案就写“无”", "; write none if it holds no answer
 ENTITIES = ("列出文中所有的{what}，每行一个；没有就写“无”。",
             "List all {what} in the text, one a line; write none if there are none.")
 WORDS = ("把下面的句子分成词，词与词之间加空格。", "Split the sentence into words, with a blank between them.")
+NAME = 16                                                           # ids of a name, from where on it ends
 TYPES = {"PER": ("人名", "persons"), "LOC": ("地名", "places"), "ORG": ("机构名", "organisations")}
 
 
@@ -131,7 +132,8 @@ class Entities(Tags):
         for kind in self.types:
             pairs = [(self.asked(each["text"], kind, chinese), self.told(each, kind, chinese))
                      for each in self.examples]
-            grammar = Pieces(part, self.vocabulary, closing=self.closing, several=True, none=NONE[not chinese])
+            grammar = Pieces(part, self.vocabulary, closing=self.closing, several=True, none=NONE[not chinese],
+                             longest=NAME)
             for start, stop in self.copied(pairs, self.asked(part, kind, chinese), grammar).found:
                 name = part[start:stop]
                 found |= {(begin + place.start(), begin + place.end(), kind)
