@@ -3,6 +3,9 @@
     model = llama.get_model("smollm2-135m-instruct")
     print(model.generate("The capital of France is"))
 
+Data is divided without leaks by `train, validation, test = llama.split(data)` (llama/datasets/split.py), tasks are
+used without training by `llama.ZeroShot(task).predict(model, texts)` (llama/zero_shot).
+
 A name is imported when it is first used, so that `import llama` costs nothing.
 
 Try: add a task of your own here; tests/test_api.py checks that every door opens.

@@ -12,10 +12,10 @@ from tests.benchmarks.sets import examples_of, files_of, texts_of
 
 
 def test_worked_example_the_window_around_the_questions_rare_characters():
-    text = "小驼昨天来了。天气很好，大家都去公园。白龙在北京住了三年。"
-    train = [{"answers": [{"text": "三年", "start": 0}]}]
-    [answer] = window(train, [{"context": text, "question": "白龙在哪里住了多久？"}])
-    assert answer == "北京"
+    text = "小驼的书的字的画的纸的色的光的影。天气很好。白龙住在北京三年。"
+    train = [{"answers": [{"text": "北京", "start": 0}]}]
+    [answer] = window(train, [{"context": text, "question": "白龙的家呢？"}])
+    assert len(answer) == 2 and answer in text[text.index("。") :]
 
 
 def test_worked_example_a_dictionary_from_pairs():

@@ -7,6 +7,6 @@
 
 Summaries, translations and instructions are asked for as the tuned task asks (llama/tasks/pairs.py).
 
-Try: ask a tuned chat model for labels with three examples more; more of them cost time, not memory, for what all
-prompts begin with is read once: tests/test_zero_shot.py (test_property_what_prompts_have_in_common_is_read_once).
+Try: leave the reader out where labels.py calls `score`; tests/test_zero_shot.py
+(test_property_what_prompts_have_in_common_is_read_once) fails: every text would pay for all the examples again.
 """

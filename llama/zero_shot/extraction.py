@@ -8,8 +8,8 @@
 Texts that are longer than what a task reads at once are asked about part after part; for answers the question comes
 last, and the part whose piece was likeliest to be copied wins.
 
-Try: list entities of a text with the same name twice; tests/test_zero_shot.py
-(test_property_what_is_extracted_is_a_piece_of_the_text) says that both places are found.
+Try: count only the first place of a name; tests/test_zero_shot.py
+(test_property_every_place_of_a_name_counts_and_tags_keep_their_rules) fails.
 """
 
 import re

@@ -3,7 +3,7 @@
     python -m tests.benchmarks --only sentiment-reviews --minutes 20
     python -m tests.benchmarks --judges .venv-bench/bin/python --samples FOLDER --json
 
-For each data set: the baselines, a small model (learns to write from the training texts, then the task), and the default
+For each data set: the baselines, a small model (learns to write from the training texts, then the task), the default
 model with LoRA. Every result is kept in --output when it is there, so that an interrupted comparison goes on with what
 is missing; --again makes those anew that --only and --programs name. The commands are those that anybody would give.
 """

@@ -74,7 +74,8 @@ def _windows(example: dict[str, Any]) -> list[list[str]]:
 def _around(tokens: Sequence[str], i: int) -> list[str]:
     """A character, two on either side, and the pairs among them."""
     c = {k: tokens[i + k] if 0 <= i + k < len(tokens) else "#" for k in range(-2, 3)}
-    return [f"{k}={c[k]}" for k in c] + [f"{k},{k + 1}={c[k]}{c[k + 1]}" for k in range(-2, 2)] + [f"-1,1={c[-1]}{c[1]}"]
+    pairs = [f"{k},{k + 1}={c[k]}{c[k + 1]}" for k in range(-2, 2)]
+    return [f"{k}={c[k]}" for k in c] + pairs + [f"-1,1={c[-1]}{c[1]}"]
 
 
 def window(train: Examples, test: Examples) -> list[str]:
@@ -115,8 +116,11 @@ def dictionary(train: Examples, test: Examples) -> list[str]:
         pieces.update(there)
         for word in found:
             pairs[word].update(there)
-    best = {word: max(counts, key=lambda piece, word=word, counts=counts: (
-        2 * counts[piece] / (words[word] + pieces[piece]), len(piece), piece)) for word, counts in pairs.items() if counts}
+
+    def likely(word: str) -> str:
+        return max(pairs[word], key=lambda piece: (2 * pairs[word][piece] / (words[word] + pieces[piece]), len(piece),
+                                                   piece), default="")
+    best = {word: likely(word) for word in pairs}
     return ["".join(best.get(word, "") for word in _words(example["source"])) for example in test]
 
 

@@ -1,7 +1,7 @@
 """The data sets that tasks are compared on: each as train, dev and test files that every program reads.
 
-Those of fetched corpora are divided already (weights/corpora.py). Others are divided here by `llama.split`, 80 : 10 : 10
-with near-duplicates on one side, and written where the comparison keeps its files.
+Those of fetched corpora are divided already (weights/corpora.py). Others are divided here by `llama.split`, 80 : 10 :
+10 with near-duplicates on one side, and written where the comparison keeps its files.
 """
 
 import json
