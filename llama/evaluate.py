@@ -55,9 +55,9 @@ def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, ba
 
 def _of_all(totals: Totals) -> Totals:
     """What all processes have found together."""
-    loss, targets, read = distributed.total(totals.loss, totals.targets, totals.bytes)
+    loss, *counts = distributed.total(totals.loss, totals.targets, totals.bytes, totals.characters)
     found = {number: each for part in distributed.of_all(totals.found) for number, each in part.items()}
-    return Totals(loss, int(targets), int(read), found)
+    return Totals(loss, *map(int, counts), found=found)
 
 
 def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
