@@ -143,8 +143,11 @@ def main() -> None:
         result["test"] = evaluate(trainer.objective, task.samples(test_data, model.tokenizer), model.tokenizer,
                                   batch_size=config.batch_size)
 
-    if arguments.merge and (whole := trainer.whole()) is not None and distributed.first():
-        result["merged"] = {"output": str(merged), **vars(merge_and_save(whole, merged))}
+    if arguments.merge and distributed.first():                     # into the base as it is stored, not as it computed
+        del trainer, model
+        base = get_model(flags.model, device=device, seed=flags.seed)
+        load_adapter(base, output)
+        result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     labels = isinstance(task, LabelledTask)
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"

@@ -44,8 +44,9 @@ SAVED = 1.01                                                        # headers, c
 
 @dataclass(frozen=True)
 class Layer:
-    """What a block computes with. A, in bytes an element: `size`, that of the dtype to compute in.
+    """What a block computes with, by the letters of config.py.
 
+    size     bytes of a number in the dtype to compute in
     learned  its own matrices and norms get gradients
     adapted  (in, rank) of each LoRA part, by the name of the linear layer
     """
@@ -174,7 +175,7 @@ def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program:
                             checkpointed=config.checkpoint_activations, program=program)
     parameters, training = list(model.parameters()), sum(terms.values())
     learned = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    # Masters make way for nothing: what is saved is read back beside them, a tensor at a time.
+    # Masters and optimiser stay; what was saved is read back beside them, a tensor at a time.
     saving = training - terms["scores"] + 2 * max(parameter.nbytes for parameter in parameters)
     saved = [parameter for parameter in parameters if parameter.requires_grad or not has_lora(model)]
     artefact = sum(parameter.numel() * (4 if dtype else parameter.element_size()) for parameter in saved)
