@@ -6,7 +6,7 @@
     python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
 
 Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text; with
-the others what llama/datasets reads: records with labels, tagged columns or word/tag, SQuAD's JSON.
+the others what llama/datasets reads: records with labels, pairs, tagged columns or word/tag, SQuAD's JSON.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ with quiet_start(__name__):
     from llama import cli, distributed
     from llama.checkpoint import get_model
     from llama.cost import dry_run, resident
-    from llama.evaluate import evaluate
+    from llama.evaluate import judge
     from llama.freeze import freeze, learning_table, unfreeze
     from llama.inspect import in_colour, show_sample, x_ray
     from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
@@ -30,7 +30,6 @@ with quiet_start(__name__):
     from llama.optimizer import OPTIMIZERS
     from llama.quantize import is_quantized
     from llama.tasks.instruction import InstructionTask
-    from llama.tasks.labelled import LabelledTask
     from llama.trainer import TrainConfig, Trainer
     from weights.paths import home, resolve
 
@@ -91,6 +90,11 @@ def main() -> None:
     data = dataset(files)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
+    if test_data is not None:
+        task.check(test_data)
+    if task_flags.words:
+        raise ValueError("--labels NAME=WORD says what a prompt calls a label; a head that is learned needs the name "
+                         "alone")
     kind = "adapters" if arguments.lora else "weights"
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
     output = distributed.agreed(output)
@@ -140,15 +144,14 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
-        result["test"] = evaluate(trainer.objective, task.samples(test_data, model.tokenizer), model.tokenizer,
-                                  batch_size=config.batch_size)
+        result["test"] = judge(trainer.objective, test_data, batch_size=config.batch_size)[0]
 
     if arguments.merge and distributed.first():                     # into the base as it is stored, not as it computed
         del trainer, model
         base = get_model(flags.model, device=device, seed=flags.seed)
         load_adapter(base, output)
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
-    labels = isinstance(task, LabelledTask)
+    labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"
     if flags.model != cli.ModelFlags.model and arguments.lora:

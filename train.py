@@ -24,10 +24,11 @@ with quiet_start(__name__):
     from llama.cost import dry_run, resident
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
-    from llama.evaluate import evaluate, table
+    from llama.evaluate import evaluate
     from llama.inspect import x_ray
     from llama.model import Llama
     from llama.optimizer import OPTIMIZERS
+    from llama.results import table
     from llama.tasks.generation import TextGenerationTask
     from llama.terminal import Progress
     from llama.trainer import TrainConfig, Trainer

@@ -46,9 +46,13 @@ def shard(objective: nn.Module, *, dtype: torch.dtype | None) -> None:
     register_fsdp_forward_method(objective, "scores")
 
 
+def is_sharded(objective: nn.Module) -> bool:
+    return hasattr(objective, "reshard")
+
+
 def rest(objective: nn.Module) -> None:
     """Let go of what a forward pass without a backward one has left gathered; the next one gathers it again."""
-    if hasattr(objective, "reshard"):
+    if is_sharded(objective):
         objective.reshard()
 
 

@@ -196,7 +196,7 @@ class Trainer:
         epoch, part = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.samples), generator=generator)
+            self.epoch, self.order = epoch, self.task.order(self.samples, self.per_step, generator)
         return self.order[part * self.per_step : (part + 1) * self.per_step].tolist()
 
     def _fraction_done(self) -> float:
