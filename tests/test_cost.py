@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import finetune
+import train
 from llama import cli, cost
 from llama.checkpoint import save_model
 from llama.config import preset
@@ -134,3 +136,18 @@ def test_refusal_a_dry_run_of_many_or_of_half_a_run(monkeypatch):
         monkeypatch.setenv(name, "1")
     with pytest.raises(ValueError, match="look at one process; leave torchrun out"):
         cli.check_alone(asked)
+
+
+@pytest.mark.parametrize("door", ["finetune.py", "train.py"])
+def test_property_a_dry_run_of_a_door_writes_nothing(door, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, tmp_path / "model")
+    (tmp_path / "a.txt").write_text("The quick brown fox. " * 40, encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    flags = (["--model", "model", "--task", "generation", "--lora", "--max-length", "32"] if door == "finetune.py" else
+             ["--tokenizer", "model", "--hidden-size", "48", "--num-hidden-layers", "1", "--block-size", "32"])
+    monkeypatch.setattr("sys.argv", [door, *flags, "--data", "a.txt", "--output", "out", "--dry-run", "--json"])
+    (finetune if door == "finetune.py" else train).main()
+    said = json.loads(capsys.readouterr().out)["dry_run"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said["steps"] > 1 and said["seconds"] > 0 and said["memory"]["peak"] > said["terms"]["program"]
