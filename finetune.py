@@ -21,6 +21,7 @@ with quiet_start(__name__):
 
     from llama import cli, distributed
     from llama.checkpoint import get_model
+    from llama.cost import dry_run, resident
     from llama.evaluate import judge
     from llama.freeze import freeze, learning_table, unfreeze
     from llama.inspect import in_colour, show_sample, x_ray
@@ -74,6 +75,8 @@ def main() -> None:
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
 
+    cli.check_alone(arguments)
+
     # Everything that can be refused is looked at before the model is loaded.
     config = cli.from_flags(TrainConfig, arguments)
     lora_config = cli.from_flags(LoRAConfig, arguments)
@@ -96,7 +99,7 @@ def main() -> None:
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
     output = distributed.agreed(output)
     merged = Path(f"{output}-merged")
-    if arguments.inspect is None and distributed.first():
+    if arguments.inspect is None and not arguments.dry_run and distributed.first():
         cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
         if arguments.merge:
@@ -106,6 +109,7 @@ def main() -> None:
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
     dtype = cli.choose_dtype(flags.dtype, device, purpose="train")
+    program = resident()
     with distributed.first_goes_first():                            # it may have to be fetched
         model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
                           seed=flags.seed, bits=flags.bits)
@@ -128,9 +132,12 @@ def main() -> None:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     print(learning_table(model), file=sys.stderr)
 
-    trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config,
-                      dtype=None if arguments.lora else dtype, output=output, resume=arguments.resume,
-                      allow=arguments.allow)
+    masters = None if arguments.lora else dtype
+    trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
+                      output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow)
+    if arguments.dry_run:
+        dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, as_json=flags.json)
+        return
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
     print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100), file=sys.stderr)
@@ -139,8 +146,11 @@ def main() -> None:
     if test_data is not None:
         result["test"] = judge(trainer.objective, test_data, batch_size=config.batch_size)[0]
 
-    if arguments.merge and (whole := trainer.whole()) is not None and distributed.first():
-        result["merged"] = {"output": str(merged), **vars(merge_and_save(whole, merged))}
+    if arguments.merge and distributed.first():                     # into the base as it is stored, not as it computed
+        del trainer, model
+        base = get_model(flags.model, device=device, seed=flags.seed)
+        load_adapter(base, output)
+        result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"

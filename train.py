@@ -20,7 +20,8 @@ with quiet_start(__name__):
     import torch
 
     from llama import baselines, cli, distributed
-    from llama.config import PRESETS, preset
+    from llama.config import PRESETS, LlamaConfig, preset
+    from llama.cost import dry_run, resident
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
     from llama.evaluate import evaluate
@@ -68,6 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
+    cli.check_alone(arguments)
     if arguments.tokenizer and arguments.vocab_size is not None:
         raise ValueError("--vocab-size is for a tokenizer trained here, not for the one given with --tokenizer")
     vocab_size = arguments.vocab_size or VOCAB_SIZE
@@ -99,7 +101,8 @@ def main() -> None:
     stem = Path(files[0]).stem if arguments.data else CORPUS
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / "weights", stem)
     output = distributed.agreed(output)
-    if arguments.inspect is None and distributed.first():
+    writes = arguments.inspect is None and not arguments.dry_run
+    if writes and distributed.first():
         cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
     run = Path(f"{output}.training")
 
@@ -112,14 +115,22 @@ def main() -> None:
         else:
             print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
             tokenizer = bpe.train(documents, vocab_size)
-        if arguments.inspect is None and distributed.first():
+        if writes and distributed.first():
             tokenizer.save(run / "tokenizer")
     task = TextGenerationTask()
-    if arguments.inspect is not None:
+    dtype = cli.choose_dtype(arguments.dtype, device, purpose="train")
+    shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
+    if not writes:
         with tempfile.TemporaryDirectory() as folder:
             data = _tokens(Path(folder, "tokens"), documents, files, "", tokenizer, arguments.block_size)
-            x_ray(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
-                  allow=arguments.allow, as_json=arguments.json)
+            if arguments.inspect is not None:
+                x_ray(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
+                      allow=arguments.allow, as_json=arguments.json)
+                return
+            program = resident()
+            trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, None, arguments.optimizer,
+                              config, dtype=dtype, allow=arguments.allow)
+            dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, as_json=arguments.json)
         return
     parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
     train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)
@@ -131,10 +142,7 @@ def main() -> None:
                                 arguments.block_size)
 
     # model
-    dtype = cli.choose_dtype(arguments.dtype, device, purpose="train")
-    torch.manual_seed(arguments.seed)
-    model = Llama(dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)).to(device)
-    model.tokenizer = tokenizer
+    model = _model(shape, tokenizer, device, arguments.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {len(train_data):,} tokens of text, computing in {dtype}", file=sys.stderr)
 
@@ -157,6 +165,13 @@ def main() -> None:
     print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT",
           file=sys.stderr)
     print(json.dumps(result))
+
+
+def _model(shape: LlamaConfig, tokenizer: Tokenizer, device: torch.device, seed: int) -> Llama:
+    torch.manual_seed(seed)
+    model = Llama(shape).to(device)
+    model.tokenizer = tokenizer
+    return model
 
 
 def _tokens(path: Path, documents: list[str], sources: list[str], how: str, tokenizer: Tokenizer,

@@ -180,14 +180,26 @@ _LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers
 
 
 def add_inspection(parser: argparse.ArgumentParser) -> None:
-    """--inspect and --allow, of the doors that train."""
+    """--inspect, --dry-run and --allow, of the doors that train."""
     from llama.checks import CHECKS
 
     group = parser.add_argument_group("What the samples are, and what must hold of them")
     group.add_argument("--inspect", nargs="?", type=int, const=3, metavar="K",
                        help="show how the first K samples (3) look to the model, count and check all, train nothing")
+    group.add_argument("--dry-run", action="store_true",
+                       help="tell what the run will cost in memory, time and disk, from two steps; write nothing")
     group.add_argument("--allow", action="append", choices=tuple(CHECKS), default=[], metavar="NAME",
                        help=f"train in spite of this check; may be repeated: {', '.join(CHECKS)}")
+
+
+def check_alone(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for questions about a run that are asked of several processes."""
+    from llama import distributed
+
+    if distributed.launched() and (arguments.dry_run or arguments.inspect is not None):
+        raise ValueError("--inspect and --dry-run look at one process; leave torchrun out")
+    if arguments.dry_run and arguments.resume:
+        raise ValueError("--dry-run is about a run that has not begun; leave --resume out")
 
 
 def choose_device(name: str) -> torch.device:
