@@ -30,11 +30,10 @@ class Plain(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss in nats summed over targets, float32, and the number of targets."""
-        rows = self.task.rows(batch)
         hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=batch.get("mask"))
-        targets = self.task.targets(batch)                          # (N, …)
+        states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
         head = self.task.head(self.model)
-        return chunked_cross_entropy(hidden[rows], targets, head, self.task.loss), self.task.count(targets)
+        return chunked_cross_entropy(states, targets, head, self.task.loss), self.task.count(targets)
 
     def scores(self, batch: Batch) -> Tensor:
         """What a head of labels says of the rows that count; through the objective, as it may be sharded."""

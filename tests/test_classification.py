@@ -56,9 +56,24 @@ def test_worked_example_the_last_id_is_read(tiny_model):
     assert [index.tolist() for index in task.rows(batch)] == [[0, 1, 2, 3], [len(s.ids) - 1 for s in samples]]
 
 
-@pytest.mark.parametrize("attention", ["causal", "full"])
-def test_property_padding_changes_nothing(tiny_model, attention):
-    task = prepared(tiny_model, attention=attention)
+def test_worked_example_the_mean_of_all_rows_is_scored(tiny_model, tmp_path):
+    task = prepared(tiny_model, pooling="mean")
+    samples = task.samples(REVIEWS, tiny_model.tokenizer)
+    batch = task.collate(samples)
+    for sample, row in zip(samples, task.scores(tiny_model, batch), strict=True):
+        torch.testing.assert_close(tiny_model(torch.tensor([sample.ids]))[0].mean(0), row, atol=1e-5, rtol=1e-5)
+    losses = [Plain(tiny_model, task)(batch)[0], task.loss(task.scores(tiny_model, batch), batch["targets"])]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    tiny_model.save(tmp_path / "mean")
+    loaded, same = load_model(tmp_path / "mean"), ClassificationTask()
+    assert same.classified(loaded, TEXTS) == task.classified(tiny_model, TEXTS) and same.pooling == "mean"
+    with pytest.raises(ValueError, match="mean row, for neg, pos; this task asks for sequence, causal, last"):
+        ClassificationTask(pooling="last").predict(loaded, TEXTS)
+
+
+@pytest.mark.parametrize("attention, pooling", [("causal", "last"), ("full", "last"), ("full", "mean")])
+def test_property_padding_changes_nothing(tiny_model, attention, pooling):
+    task = prepared(tiny_model, attention=attention, pooling=pooling)
     together = task.classified(tiny_model, TEXTS, batch_size=4)
     alone = [task.classified(tiny_model, [text])[0] for text in TEXTS]
     for a, b in zip(together, alone, strict=True):
@@ -220,9 +235,9 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
     task = prepared(tiny_model)
     with pytest.raises(ValueError, match="r:9: the label 'meh' is none of those that are learned .neg, pos."):
         task.samples([{"text": "a", "label": "meh", "place": "r:9"}], tiny_tokenizer)
-    with pytest.raises(ValueError, match="this task asks for sequence, causal, for a, b"):
+    with pytest.raises(ValueError, match="this task asks for sequence, causal, last, for a, b"):
         ClassificationTask(("a", "b")).predict(tiny_model, ["a"])
-    with pytest.raises(ValueError, match="causal attention, for neg, pos; this task asks for sequence, full"):
+    with pytest.raises(ValueError, match="causal attention, last row, for neg, pos; this task asks for sequence, full"):
         ClassificationTask(attention="full").predict(tiny_model, ["a"])
     assert ClassificationTask(("pos", "neg")).predict(tiny_model, ["x"])[0] in ("pos", "neg")
     with pytest.raises(ValueError, match="so it writes no text"):

@@ -140,6 +140,10 @@ class Task:
         """What indexes (B, T) to leave the N positions that count."""
         return (batch["targets"] != IGNORED).nonzero(as_tuple=True)
 
+    def states(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """What the head sees of the last layer's states: (B, T, D) -> (N, D)."""
+        return hidden[self.rows(batch)]
+
     def targets(self, batch: Batch) -> Tensor:
         """What is right in those rows: (N,) ids."""
         return batch["targets"][self.rows(batch)]
