@@ -69,6 +69,7 @@ class TaskFlags:
     labels: Annotated[tuple[str, ...], "all labels, or types of entities, that there are; NAME=WORD says what a prompt "
                       "calls one; default: those of the model, or of the data that is learned"] = ()
     request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
+    scheme: Annotated[Literal["BIO", "BMES"], "ner: the tags that a new head learns, whatever those of the data"] = "BIO"
     period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
 
     @property
@@ -92,6 +93,8 @@ class TaskFlags:
         if self.pooling != "auto" and self.task not in ("classification", "sentiment", "opinion"):
             raise ValueError(f"--pooling {self.pooling}: only whole texts are scored by one row; leave it out with "
                              f"--task {self.task}")
+        if self.scheme != "BIO" and self.task != "ner":
+            raise ValueError(f"--scheme {self.scheme}: only --task ner has a choice of tags; leave it out")
         if self.overlap and self.task != "generation":
             raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
                              "it out")
@@ -316,7 +319,7 @@ def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
 
     options = {"attention": "" if flags.attention == "auto" else flags.attention, "max_length": flags.max_length}
     if flags.task == "ner":
-        return NERTask(flags.names, **options), lambda files: ColumnDataset(*data_files(files))
+        return NERTask(flags.names, scheme=flags.scheme, **options), lambda files: ColumnDataset(*data_files(files))
     if flags.task == "segmentation":
         return SegmentationTask(**options), lambda files: ColumnDataset(*data_files(files), spans="words",
                                                                         scheme="BMES")
