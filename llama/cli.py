@@ -69,7 +69,7 @@ class TaskFlags:
     labels: Annotated[tuple[str, ...], "all labels, or types of entities, that there are; NAME=WORD says what a prompt "
                       "calls one; default: those of the model, or of the data that is learned"] = ()
     request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
-    scheme: Annotated[Literal["BIO", "BMES"], "ner: the tags that a new head learns, whatever those of the data"] = "BIO"
+    scheme: Annotated[Literal["BIO", "BMES"], "ner: tags that a new head learns, whatever those of the data"] = "BIO"
     period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
 
     @property
