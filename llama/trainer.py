@@ -25,20 +25,22 @@ from typing import Any, NoReturn
 
 import torch
 
+from llama.by_hand import quicken, slow_down
 from llama.checkpoint import read_whole, save_model, write_whole
 from llama.checks import examine
 from llama.evaluate import evaluate
 from llama.lora import adapter_configs, has_lora, save_adapter
-from llama.model import Llama, checkpoint_activations
+from llama.model import Llama, checkpoint_activations, checkpoint_mlps
 from llama.objectives import Plain
 from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
+from llama.packing import micro_batches, packed_batches, packs
 from llama.proof import prove_saved
-from llama.tasks.task import Task, to_device
+from llama.tasks.task import Batch, Sample, Task, to_device
 from llama.terminal import Progress
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-              "checkpoint_activations")
+              "checkpoint_activations", "checkpoint_mlps", "pack")
 
 
 class Trainer:
@@ -73,8 +75,12 @@ class Trainer:
         self.masters = Masters(model, dtype)
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
                                         weight_decay=self.config.weight_decay)
+        self.packs = packs(model, task, self.config.pack)
+        quicken(model)                                              # until `train` ends
         if self.config.checkpoint_activations:
             checkpoint_activations(model)
+        elif self.config.checkpoint_mlps:
+            checkpoint_mlps(model)
 
         per_step = self.config.batch_size * self.config.accumulate
         self.steps_per_epoch = math.ceil(len(self.samples) / per_step)
@@ -150,8 +156,9 @@ class Trainer:
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm."""
         device = self.model.device
-        batches = [to_device(self.task.collate([self.samples[i] for i in some]), device)
-                   for some in _pieces(indices, self.config.batch_size)]
+        batches = [to_device(batch, device) for some in micro_batches([self.samples[i] for i in indices],
+                                                                      self.config.batch_size)
+                   for batch in self._batches(some)]
         targets = sum(self.task.count(self.task.targets(batch)) for batch in batches) or 1     # 0 if masked is allowed
         total = 0.0
         for batch in batches:
@@ -168,6 +175,12 @@ class Trainer:
         self.optimizer.zero_grad()
         self.masters.spread()
         return total, targets, norm
+
+    def _batches(self, samples: Sequence[Sample]) -> list[Batch]:
+        """What goes through the model at once."""
+        if self.packs:
+            return packed_batches(self.task, samples, room=self.model.config.context)
+        return [self.task.collate(samples)]
 
     def _samples_of_step(self, step: int) -> list[int]:
         """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
@@ -230,6 +243,7 @@ class Trainer:
         if self.output:
             self._save_result(self.output)
         self.masters.restore()
+        slow_down(self.model)
         self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
                  "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
@@ -346,10 +360,6 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
         yield caught
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def peak_memory(device: torch.device) -> int:

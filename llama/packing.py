@@ -1,0 +1,74 @@
+"""The samples of one step as micro-batches with little or no padding. What is learned stays the same.
+
+    padded   [a b c d]      packed   [a b c d e f g h i]     one row, without gaps
+             [e f . .]      lengths   4       2   3
+             [g h i .]      positions 0 1 2 3 0 1 0 1 2
+
+A step's loss is summed over its targets, so neither the order of its samples nor their layout changes the update. They
+are sorted by length first: micro-batches of neighbours need less padding. Packed, they lie behind each other in a row;
+each sees only itself (`document_mask`), at positions of its own.
+
+Try: let positions run on; tests/test_packing.py (test_two_ways_packed_equals_padded) fails.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from llama.by_hand import Documents, is_quick
+from llama.model import Llama, document_mask
+from llama.tasks.task import Batch, Sample, Task
+
+
+def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """At most `size` samples each, neighbours in length, the longest first, so that memory runs out at once or never."""
+    order = sorted(samples, key=lambda sample: -sample.reads)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def packs(model: Llama, task: Task, wish: str) -> bool:
+    """Whether the samples of this task are to be packed: "on", "off", or "auto", which does so on the CPU.
+
+    On a GPU a mask of documents takes its fastest attention away, so there it has to be asked for.
+
+    Raises ValueError for "on" where a packed row would compute something else.
+    """
+    scaling = model.config.rope_scaling
+    why = ""
+    if getattr(task, "attention", "causal") == "full":
+        why = "this task looks through whole texts (--attention full)"
+    elif scaling and scaling.kind == "dynamic":
+        why = "dynamic scaling turns a row's positions by the longest text in it"
+    if wish == "on" and why:
+        raise ValueError(f"--pack: {why}; leave it out")
+    return wish == "on" or wish == "auto" and not why and model.device.type == "cpu" and not model.config.sliding_window
+
+
+def packed_batches(task: Task, samples: Sequence[Sample], room: int) -> list[Batch]:
+    """The samples as rows of at most `room` positions; those of one length as an ordinary batch."""
+    if len({sample.reads for sample in samples}) == 1:
+        return [task.collate(samples)]
+    rows: list[list[Sample]] = []
+    for sample in samples:                                          # the first row with room, the longest sample first
+        row = next((row for row in rows if sum(each.reads for each in row) + sample.reads <= room), None)
+        if row is None:
+            rows.append([sample])
+        else:
+            row.append(sample)
+    return [pack(task, row) for row in rows]
+
+
+def pack(task: Task, samples: Sequence[Sample]) -> Batch:
+    """One row (1, N) of all samples, as `collate` makes it of each, with "positions" and "lengths" (n,) int64."""
+    batches = [task.collate([sample]) for sample in samples]
+    lengths = [batch["tokens"].shape[1] for batch in batches]
+    whole = {name: torch.cat([batch[name] for batch in batches], dim=-1) for name in batches[0]}
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    return whole | {"positions": positions, "lengths": torch.tensor(lengths)}
+
+
+def mask_of(model: Llama, batch: Batch) -> torch.Tensor | Documents | None:
+    """The mask of a batch, as the model's attention takes it."""
+    if "lengths" not in batch:
+        return batch.get("mask")
+    return Documents(tuple(batch["lengths"].tolist())) if is_quick(model) else document_mask(batch["lengths"])
