@@ -111,7 +111,7 @@ def _shown(found: Any) -> str:
 
 def table(scores: dict[str, float]) -> str:
     """A score a line."""
-    return "\n".join(f"{name:<16}{value:.4f}" for name, value in scores.items())
+    return "\n".join(f"{name:<20}{value:.4f}" for name, value in scores.items())
 
 
 if __name__ == "__main__":

@@ -129,6 +129,32 @@ MUTANTS = [
            "if torch.equal(model.embed_tokens.weight, model.lm_head.weight):",
            "if True:",
            "tests/test_lora.py::test_two_ways_merged_equals_adapter_and_unmerge_restores"),
+    Mutant("adapters merged into few bits", "llama/lora.py",
+           "if not isinstance(wrapper.base, nn.Linear | nn.Embedding | Head):",
+           "if False:",
+           "tests/test_quantize.py::test_refusal_of_merging_into_few_bits_and_learning_them_whole"),
+    # few bits, guesses
+    Mutant("int8 scale of 128 for 127", "llama/rounding.py",
+           "scale = _eight_bits_up(weight.abs().amax(-1) / 127)",
+           "scale = _eight_bits_up(weight.abs().amax(-1) / 128)",
+           "tests/test_rounding.py::test_worked_example_int8_rows"),
+    Mutant("int8 values without their scale", "llama/cache.py",
+           "v = self.values[:, :, places] * self.value_scales[:, :, places]",
+           "v = self.values[:, :, places].float()",
+           "tests/test_cache.py::test_worked_example_int8"),
+    Mutant("a refused guess is drawn anew from all", "llama/speculative.py",
+           "rest = (rest - q[i]).clamp(min=0)",
+           "rest = rest.clone()",
+           "tests/test_speculative.py::test_worked_example_the_rule_gives_the_models_own_distribution"),
+    # heads of labels
+    Mutant("a text's label is read at its first token", "llama/tasks/classification.py",
+           "[False] * (len(ids) - 1) + [True]",
+           "[True] + [False] * (len(ids) - 1)",
+           "tests/test_classification.py::test_worked_example_the_last_id_is_read"),
+    Mutant("rows of tags may break the rules", "llama/tasks/viterbi.py",
+           "steps = np.where(follows, 0.0, -np.inf)",
+           "steps = np.zeros(follows.shape)",
+           "tests/test_viterbi.py::test_property_rows_of_any_length_are_legal"),
     # files
     Mutant("Q4 blocks keep their offset", "weights/gguf_blocks.py",
            'return _scaled(_flat(_planes(fields["q"], 4)), fields["d"], less=8)',
@@ -216,7 +242,7 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess:
 
 
 def row(name: str, file: str, test: str, verdict: str) -> str:
-    return f"| {name:<48} | {file:<23} | {test:<94} | {verdict:<8} |"
+    return f"| {name:<48} | {file:<29} | {test:<94} | {verdict:<8} |"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,9 @@ def test_worked_example_int8():
     assert layer.keys[0, 0, 0].tolist() == [127, -50, 1, 0]
     assert_close(keys.flatten(), torch.tensor([1.27, -0.50, 0.01, 0.0]))
     assert not values.any()                                         # and no division of zero by zero
+    _, values = layer.append(k, 2 * k)
+    assert layer.values[0, 0, 1].tolist() == [127, -50, 1, 0]
+    assert_close(values[0, 0, 1], torch.tensor([2.54, -1.00, 0.02, 0.0]))
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 2**-8), (torch.int8, 1 / 254)])

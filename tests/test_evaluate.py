@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -50,5 +49,4 @@ def test_property_the_model_is_left_in_the_mode_it_was_in(tiny_model):
 
 
 def test_worked_example_table():
-    assert table({"loss": 1.0, "perplexity": 2.71828}) == "loss            1.0000\nperplexity      2.7183"
-    assert json.loads(json.dumps({"loss": 1.0})) == {"loss": 1.0}
+    assert table({"loss": 1.0, "perplexity": 2.71828}) == "loss                1.0000\nperplexity          2.7183"

@@ -214,7 +214,7 @@ def test_worked_example_ctrl_c_ends_it_quietly(folder):
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert "'alpaca' is used" in process.stderr.readline()          # now it is at work
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=300)
     assert (process.returncode, out, error.strip()) == (130, "", "")
 
 

@@ -1,7 +1,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,7 @@ def test_property_ctrl_c_during_the_imports_is_quiet(door, tmp_path):
                                 cwd=HOME, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"})
     assert starting.stdout.readline() == "importing\n"
     starting.send_signal(signal.SIGINT)
-    started = time.monotonic()
     assert starting.communicate() == ("", "") and starting.returncode == 130
-    assert time.monotonic() - started < 5
 
 
 def test_property_only_a_program_takes_ctrl_c_and_gives_it_back():

@@ -112,7 +112,7 @@ class Typist:
         self.seen = ""
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def wait_for(self, words, seconds=60):
+    def wait_for(self, words, seconds=300):
         """Read until `words` come; returns everything up to them, which is then read."""
         end = time.monotonic() + seconds
         while words not in self.seen:
@@ -149,7 +149,7 @@ def test_worked_example_a_chat_on_a_real_terminal():
     typist.wait_for("you> ")
     typist.type("\x03")
     typist.wait_for("left")
-    assert typist.process.wait(10) == 0
+    assert typist.process.wait(300) == 0
 
 
 def test_worked_example_durations():
