@@ -144,14 +144,20 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor) -> tu
     return dq.permute(0, 3, 1, 2, 4).reshape(B, T, H, K), *back
 
 
+@torch.compiler.disable                                             # lengths differ with every step
+def quick_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Documents | None) -> Tensor:
+    """As `_Attention.forward` says, with the tables as the model has them."""
+    return _Attention.apply(q, k, v, _halves(cos), _halves(sin), mask.lengths if mask else None)
+
+
 class QuickAttention(Attention):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Documents | None,
                 cache: LayerCache | None) -> Tensor:
-        if isinstance(mask, Tensor) or cache is not None or x.shape[1] < 2:
+        asked = isinstance(mask, Documents) or mask is None and torch.is_grad_enabled()
+        if not asked or cache is not None:
             return super().forward(x, cos, sin, mask, cache)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = _Attention.apply(q, k, v, _halves(cos), _halves(sin), mask.lengths if mask else None)
-        return self.o_proj(y.flatten(2))
+        return self.o_proj(quick_attention(q, k, v, cos, sin, mask).flatten(2))
 
 
 # ---- SwiGLU ----------------------------------------------------------------------------------------------------------

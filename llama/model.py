@@ -365,7 +365,7 @@ def checkpoint_activations(model: Llama) -> None:
 
 
 def checkpoint_mlps(model: Llama) -> None:
-    """The same for the feed-forward parts alone: they keep the most, and are a third of what would be computed again."""
+    """The same for the feed-forward parts alone: they keep the most, for half of the work."""
     for layer in model.layers:
         _checkpoint(layer.mlp)
 

@@ -36,6 +36,7 @@ class TrainConfig:
     checkpoint_mlps: Annotated[bool, "recompute the feed-forward parts only: half of that, for less time"] = False
     pack: Annotated[Literal["auto", "on", "off"], "lay samples end to end instead of padding them, each seeing only "
                     "itself; auto: on the CPU"] = "auto"
+    compile: Annotated[bool, "compile the blocks: half a minute at the start, then faster steps"] = False
     seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
 
     def __post_init__(self) -> None:

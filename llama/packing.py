@@ -21,7 +21,7 @@ from llama.tasks.task import Batch, Sample, Task
 
 
 def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """At most `size` samples each, neighbours in length, the longest first, so that memory runs out at once or never."""
+    """At most `size` samples each, neighbours in length, longest first: memory runs out at once or never."""
     order = sorted(samples, key=lambda sample: -sample.reads)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -44,18 +44,13 @@ def packs(model: Llama, task: Task, wish: str) -> bool:
     return wish == "on" or wish == "auto" and not why and model.device.type == "cpu" and not model.config.sliding_window
 
 
-def packed_batches(task: Task, samples: Sequence[Sample], room: int) -> list[Batch]:
-    """The samples as rows of at most `room` positions; those of one length as an ordinary batch."""
-    if len({sample.reads for sample in samples}) == 1:
-        return [task.collate(samples)]
-    rows: list[list[Sample]] = []
-    for sample in samples:                                          # the first row with room, the longest sample first
-        row = next((row for row in rows if sum(each.reads for each in row) + sample.reads <= room), None)
-        if row is None:
-            rows.append([sample])
-        else:
-            row.append(sample)
-    return [pack(task, row) for row in rows]
+def laid_out(task: Task, samples: Sequence[Sample], room: int) -> Batch:
+    """A micro-batch: packed, or padded where all samples have one length, or the row would exceed `room` positions.
+
+    Always one batch, whatever the lengths: of several processes each must make as many.
+    """
+    lengths = [sample.reads for sample in samples]
+    return task.collate(samples) if len(set(lengths)) == 1 or sum(lengths) > room else pack(task, samples)
 
 
 def pack(task: Task, samples: Sequence[Sample]) -> Batch:

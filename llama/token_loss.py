@@ -1,9 +1,9 @@
 """The next token's loss with its gradient made on the way: (tokens × vocabulary) numbers are never there in float32.
 
 With L = Σ log Σ exp(z) - z[target] over the logits z = W h, the gradient is dz = softmax(z) - onehot(target), known as
-soon as z is. So some rows at a time become logits, in the dtype of the states; of those a few at a time, in one place of
-memory, become float32, their loss, and dz, which goes over the logits; and dh = Wᵀ dz, dW = dz hᵀ. Nothing is computed
-twice, and only dh (and dW, if the head learns) is kept for the backward pass.
+soon as z is. So some rows at a time become logits, in the dtype of the states; a few of those at a time become float32,
+their loss, and dz, which takes the logits' place; then dh = Wᵀ dz and dW = dz hᵀ. Nothing is computed twice, and only
+dh (and dW, if the head learns) is kept for the backward pass.
 
 Try: leave out what is subtracted at the targets; tests/test_token_loss.py
 (test_two_ways_loss_and_gradients_equal_autograd) fails.

@@ -28,19 +28,21 @@ import torch
 from llama.by_hand import quicken, slow_down
 from llama.checkpoint import read_whole, save_model, write_whole
 from llama.checks import examine
+from llama.compile_blocks import compilations, compile_blocks, uncompile_blocks
 from llama.evaluate import evaluate
 from llama.lora import adapter_configs, has_lora, save_adapter
 from llama.model import Llama, checkpoint_activations, checkpoint_mlps
 from llama.objectives import Plain
 from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
-from llama.packing import micro_batches, packed_batches, packs
+from llama.packing import laid_out, micro_batches, packs
 from llama.proof import prove_saved
 from llama.tasks.task import Batch, Sample, Task, to_device
 from llama.terminal import Progress
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-              "checkpoint_activations", "checkpoint_mlps", "pack")
+              "checkpoint_activations", "checkpoint_mlps", "pack",
+              "compile")
 
 
 class Trainer:
@@ -81,6 +83,8 @@ class Trainer:
             checkpoint_activations(model)
         elif self.config.checkpoint_mlps:
             checkpoint_mlps(model)
+        if self.config.compile:
+            compile_blocks(model)
 
         per_step = self.config.batch_size * self.config.accumulate
         self.steps_per_epoch = math.ceil(len(self.samples) / per_step)
@@ -156,9 +160,8 @@ class Trainer:
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm."""
         device = self.model.device
-        batches = [to_device(batch, device) for some in micro_batches([self.samples[i] for i in indices],
-                                                                      self.config.batch_size)
-                   for batch in self._batches(some)]
+        batches = [to_device(self._batch(some), device)
+                   for some in micro_batches([self.samples[i] for i in indices], self.config.batch_size)]
         targets = sum(self.task.count(self.task.targets(batch)) for batch in batches) or 1     # 0 if masked is allowed
         total = 0.0
         for batch in batches:
@@ -176,11 +179,8 @@ class Trainer:
         self.masters.spread()
         return total, targets, norm
 
-    def _batches(self, samples: Sequence[Sample]) -> list[Batch]:
-        """What goes through the model at once."""
-        if self.packs:
-            return packed_batches(self.task, samples, room=self.model.config.context)
-        return [self.task.collate(samples)]
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        return laid_out(self.task, samples, self.model.config.context) if self.packs else self.task.collate(samples)
 
     def _samples_of_step(self, step: int) -> list[int]:
         """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
@@ -244,10 +244,14 @@ class Trainer:
             self._save_result(self.output)
         self.masters.restore()
         slow_down(self.model)
+        uncompile_blocks(self.model)
         self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
                  "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
                  "peak_memory": peak}
+        if self.config.compile:
+            train["compilations"] = compilations()
+            print(f"torch compiled {train['compilations']} pieces of code", file=sys.stderr)
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
