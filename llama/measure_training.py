@@ -32,7 +32,7 @@ with quiet_start(__name__):
     from llama.config import preset
     from llama.engine import Works, results_alone, serve
     from llama.heads import described
-    from llama.lora import add_lora, load_adapter
+    from llama.lora import adapter_names, add_lora, load_adapter, remove_lora
     from llama.model import Llama
     from llama.optimizer import TrainConfig
     from llama.quantize import rounded
@@ -145,7 +145,9 @@ def _copy(tensor: Tensor | Packed) -> Tensor | Packed:
 
 
 def save_and_load(model: Llama) -> dict[str, Any]:
-    """Tensor by tensor, both ways. The one in memory is let go before the other is read."""
+    """The base, tensor by tensor, both ways. The one in memory is let go before the other is read."""
+    for name in adapter_names(model):
+        remove_lora(model, name)
     with tempfile.TemporaryDirectory(prefix="llama-benchmark-") as folder:
         started = time.perf_counter()
         save_model(model, Path(folder, "model"))
