@@ -8,8 +8,8 @@ A step's loss is summed over its targets, so neither the order of its samples no
 are sorted by length first: micro-batches of neighbours need less padding. Packed, they lie behind each other in a row;
 each sees only itself (`document_mask`), at positions of its own.
 
-Try: leave the mask out; tests/test_packing.py (test_two_ways_packed_equals_padded) fails. Let positions run on, and only
-the worked example does: rotary attention sees distances alone.
+Try: leave the mask out; tests/test_packing.py (test_two_ways_packed_equals_padded) fails. (Let positions run on, and
+only the worked example does: rotary attention sees distances alone.)
 """
 
 from collections.abc import Sequence
