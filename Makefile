@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test parity bench mutants lint clean
+.PHONY: demo test parity bench tasks mutants lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -18,6 +18,10 @@ parity: $(VENV)/ready .venv-parity/ready
 bench: $(VENV)/ready .venv-parity/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check "matplotlib>=3.8"
 	$(RUN) -m llama.benchmark --peers --output benchmarks/generation.json --plot benchmarks/roofline.png
+
+tasks: $(VENV)/ready .venv-bench/ready
+	$(RUN) -m weights.fetch smollm2-135m-instruct peoples-daily reviews poems
+	$(RUN) -m tests.benchmarks --judges .venv-bench/bin/python
 
 mutants: $(VENV)/ready
 	$(RUN) -m tests.mutants
@@ -36,5 +40,11 @@ $(VENV)/ready: requirements.txt
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	touch $@
 
+.venv-bench/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check "scikit-learn>=1.5" \
+		"sklearn-crfsuite>=0.5" "snownlp==0.12.3"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-parity .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-parity .venv-bench .pytest_cache .ruff_cache

@@ -6,7 +6,7 @@
     python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
 
 Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text; with
-the others what llama/datasets reads: records with labels, tagged columns or word/tag, SQuAD's JSON.
+the others what llama/datasets reads: records with labels, pairs, tagged columns or word/tag, SQuAD's JSON.
 """
 
 import dataclasses
@@ -19,18 +19,17 @@ from llama.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama import cli
+    from llama import cli, distributed
     from llama.checkpoint import get_model
-    from llama.evaluate import evaluate
+    from llama.cost import dry_run, resident
+    from llama.evaluate import judge
     from llama.freeze import freeze, learning_table, unfreeze
     from llama.inspect import in_colour, show_sample, x_ray
     from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
     from llama.merge import merge_and_save
-    from llama.objectives import Plain
     from llama.optimizer import OPTIMIZERS
     from llama.quantize import is_quantized
     from llama.tasks.instruction import InstructionTask
-    from llama.tasks.labelled import LabelledTask
     from llama.trainer import TrainConfig, Trainer
     from weights.paths import home, resolve
 
@@ -76,33 +75,44 @@ def main() -> None:
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
 
+    cli.check_alone(arguments)
+
     # Everything that can be refused is looked at before the model is loaded.
     config = cli.from_flags(TrainConfig, arguments)
     lora_config = cli.from_flags(LoRAConfig, arguments)
     flags = cli.from_flags(cli.ModelFlags, arguments)
     task_flags = cli.from_flags(cli.TaskFlags, arguments)
     task, dataset = cli.task_and_dataset(task_flags)
+    device = distributed.join(cli.choose_device(flags.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
     if not arguments.data and not Path(files[0]).exists():
         raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
     data = dataset(files)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
+    if test_data is not None:
+        task.check(test_data)
+    if task_flags.words:
+        raise ValueError("--labels NAME=WORD says what a prompt calls a label; a head that is learned needs the name "
+                         "alone")
     kind = "adapters" if arguments.lora else "weights"
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
+    output = distributed.agreed(output)
     merged = Path(f"{output}-merged")
-    if arguments.inspect is None:
+    if arguments.inspect is None and not arguments.dry_run and distributed.first():
         cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
         if arguments.merge:
             cli.check_output(merged, holds="config.json", overwrite=arguments.overwrite or arguments.resume,
                              resume=False)
+    distributed.wait()
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
-    device = cli.choose_device(flags.device)
     dtype = cli.choose_dtype(flags.dtype, device, purpose="train")
-    model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32, seed=flags.seed,
-                      bits=flags.bits)
+    program = resident()
+    with distributed.first_goes_first():                            # it may have to be fetched
+        model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
+                          seed=flags.seed, bits=flags.bits)
     if is_quantized(model) and (arguments.merge or not arguments.lora):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
@@ -122,21 +132,26 @@ def main() -> None:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     print(learning_table(model), file=sys.stderr)
 
-    trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config,
-                      dtype=None if arguments.lora else dtype, output=output, resume=arguments.resume,
-                      allow=arguments.allow)
+    masters = None if arguments.lora else dtype
+    trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
+                      output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow)
+    if arguments.dry_run:
+        dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, as_json=flags.json)
+        return
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
     print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100), file=sys.stderr)
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
-        result["test"] = evaluate(Plain(model, task), task.samples(test_data, model.tokenizer), model.tokenizer,
-                                  batch_size=config.batch_size)
+        result["test"] = judge(trainer.objective, test_data, batch_size=config.batch_size)[0]
 
-    if arguments.merge:
-        result["merged"] = {"output": str(merged), **vars(merge_and_save(model, merged))}
-    labels = isinstance(task, LabelledTask)
+    if arguments.merge and distributed.first():                     # into the base as it is stored, not as it computed
+        del trainer, model
+        base = get_model(flags.model, device=device, seed=flags.seed)
+        load_adapter(base, output)
+        result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
+    labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"
     if flags.model != cli.ModelFlags.model and arguments.lora:

@@ -19,15 +19,16 @@ from llama.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama import baselines, cli
-    from llama.config import PRESETS, preset
+    from llama import baselines, cli, distributed
+    from llama.config import PRESETS, LlamaConfig, preset
+    from llama.cost import dry_run, resident
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
-    from llama.evaluate import evaluate, table
+    from llama.evaluate import evaluate
     from llama.inspect import x_ray
     from llama.model import Llama
-    from llama.objectives import Plain
     from llama.optimizer import OPTIMIZERS
+    from llama.results import table
     from llama.tasks.generation import TextGenerationTask
     from llama.terminal import Progress
     from llama.trainer import TrainConfig, Trainer
@@ -68,6 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
+    cli.check_alone(arguments)
     if arguments.tokenizer and arguments.vocab_size is not None:
         raise ValueError("--vocab-size is for a tokenizer trained here, not for the one given with --tokenizer")
     vocab_size = arguments.vocab_size or VOCAB_SIZE
@@ -82,8 +84,10 @@ def main() -> None:
         raise ValueError(f"--block-size {arguments.block_size} exceeds the model's context of "
                          f"{shape.max_position_embeddings}; lower it or raise --max-position-embeddings")
 
-    # text
-    files = cli.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
+    # text; of several processes the first fetches, tokenises and writes, and the others find it done
+    device = distributed.join(cli.choose_device(arguments.device))
+    with distributed.first_goes_first():
+        files = cli.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
     documents = [example["text"] for example in LanguageModelingDataset(*files, documents=arguments.documents)]
     hold_out = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
     cut = len(documents) - round(len(documents) * hold_out)
@@ -96,40 +100,49 @@ def main() -> None:
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
     output = Path(arguments.output) if arguments.output else cli.next_free(home() / "weights", stem)
-    if arguments.inspect is None:
+    output = distributed.agreed(output)
+    writes = arguments.inspect is None and not arguments.dry_run
+    if writes and distributed.first():
         cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
     run = Path(f"{output}.training")
 
     # tokenizer and tokens, made once: a resumed run finds them
-    if arguments.tokenizer:
-        tokenizer = load_tokenizer(resolve(arguments.tokenizer, "weights"))
-    elif arguments.resume:
-        tokenizer = load_tokenizer(run / "tokenizer")
-    else:
-        print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
-        tokenizer = bpe.train(documents, vocab_size)
+    with distributed.first_goes_first():
+        if arguments.tokenizer:
+            tokenizer = load_tokenizer(resolve(arguments.tokenizer, "weights"))
+        elif arguments.resume or not distributed.first():
+            tokenizer = load_tokenizer(run / "tokenizer")
+        else:
+            print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
+            tokenizer = bpe.train(documents, vocab_size)
+        if writes and distributed.first():
+            tokenizer.save(run / "tokenizer")
     task = TextGenerationTask()
-    if arguments.inspect is not None:
+    dtype = cli.choose_dtype(arguments.dtype, device, purpose="train")
+    shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
+    if not writes:
         with tempfile.TemporaryDirectory() as folder:
             data = _tokens(Path(folder, "tokens"), documents, files, "", tokenizer, arguments.block_size)
-            x_ray(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
-                  allow=arguments.allow, as_json=arguments.json)
+            if arguments.inspect is not None:
+                x_ray(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
+                      allow=arguments.allow, as_json=arguments.json)
+                return
+            program = resident()
+            trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, None, arguments.optimizer,
+                              config, dtype=dtype, allow=arguments.allow)
+            dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, as_json=arguments.json)
         return
-    tokenizer.save(run / "tokenizer")
     parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
     train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)
-    train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size)
-    eval_data = None
-    if held_out:
-        eval_data = _tokens(run / "held-out.tokens", held_out, eval_files or files, eval_how, tokenizer,
-                            arguments.block_size)
+    with distributed.first_goes_first():
+        train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size)
+        eval_data = None
+        if held_out:
+            eval_data = _tokens(run / "held-out.tokens", held_out, eval_files or files, eval_how, tokenizer,
+                                arguments.block_size)
 
     # model
-    device = cli.choose_device(arguments.device)
-    dtype = cli.choose_dtype(arguments.dtype, device, purpose="train")
-    torch.manual_seed(arguments.seed)
-    model = Llama(dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)).to(device)
-    model.tokenizer = tokenizer
+    model = _model(shape, tokenizer, device, arguments.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {len(train_data):,} tokens of text, computing in {dtype}", file=sys.stderr)
 
@@ -139,17 +152,26 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"data": dataclasses.asdict(trainer.report.counts)}
     prompt = documents[0][:12]
-    sample = model.generate(prompt, max_new_tokens=100, temperature=0.8, seed=arguments.seed)
-    print(f"\n{prompt}{sample}\n", file=sys.stderr)
+    if (whole := trainer.whole()) is not None and distributed.first():
+        sample = whole.generate(prompt, max_new_tokens=100, temperature=0.8, seed=arguments.seed)
+        print(f"\n{prompt}{sample}\n", file=sys.stderr)
     if held_out:
         samples = task.samples(eval_data, tokenizer)
-        result["eval"] = evaluate(Plain(model, task), samples, tokenizer, batch_size=config.batch_size)
+        result["eval"] = evaluate(trainer.objective, samples, tokenizer, batch_size=config.batch_size)
         print("on held-out text:\n" + table(result["eval"]), file=sys.stderr)
+    if held_out and distributed.first():
         result["baselines"] = _yardsticks("\n\n".join(documents), "\n\n".join(held_out))
         print(table(result["baselines"]), file=sys.stderr)
     print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT",
           file=sys.stderr)
     print(json.dumps(result))
+
+
+def _model(shape: LlamaConfig, tokenizer: Tokenizer, device: torch.device, seed: int) -> Llama:
+    torch.manual_seed(seed)
+    model = Llama(shape).to(device)
+    model.tokenizer = tokenizer
+    return model
 
 
 def _tokens(path: Path, documents: list[str], sources: list[str], how: str, tokenizer: Tokenizer,

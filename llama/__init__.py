@@ -3,6 +3,9 @@
     model = llama.get_model("smollm2-135m-instruct")
     print(model.generate("The capital of France is"))
 
+Data is divided without leaks by `train, validation, test = llama.split(data)` (llama/datasets/split.py), tasks are
+used without training by `llama.ZeroShot(task).predict(model, texts)` (llama/zero_shot).
+
 A name is imported when it is first used, so that `import llama` costs nothing.
 
 Try: add a task of your own here; tests/test_api.py checks that every door opens.
@@ -16,10 +19,14 @@ DOORS = {
     "load_model": "llama.checkpoint",
     "TextGenerationTask": "llama.tasks.generation",
     "InstructionTask": "llama.tasks.instruction",
+    "SummarizationTask": "llama.tasks.pairs",
+    "TranslationTask": "llama.tasks.pairs",
     "ClassificationTask": "llama.tasks.classification",
+    "OpinionTask": "llama.tasks.opinion",
     "NERTask": "llama.tasks.tagging",
     "SegmentationTask": "llama.tasks.tagging",
     "QuestionAnsweringTask": "llama.tasks.question_answering",
+    "ZeroShot": "llama.zero_shot.asking",
     "Trainer": "llama.trainer",
     "split": "llama.datasets.split",
 }

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import select
+import signal
 import sys
 import traceback
 import typing
@@ -44,30 +45,57 @@ class ModelFlags:
         return {"none": 0, "int8": 8, "int4": 4}[self.quantize]
 
 
+WRITING = ("instruction", "generation", "summarization", "translation")     # tasks without a head of labels
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskFlags:
     """What the data means."""
 
-    task: Annotated[Literal["instruction", "generation", "classification", "sentiment", "ner", "segmentation", "qa"],
-                    "instruction: learn answers; generation: all text; the others: labels"] = "instruction"
+    task: Annotated[Literal["instruction", "generation", "summarization", "translation", "classification", "sentiment",
+                            "opinion", "ner", "segmentation", "qa"],
+                    "instruction, summarization, translation: learn answers; generation: all text; the others: "
+                    "labels"] = "instruction"
     max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
+    overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again"] = 0
     chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
     attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
                          "auto: as the model was tuned, or else causal"] = "auto"
     multi_label: Annotated[bool, "classification: any number of labels a text"] = False
     columns: Annotated[tuple[str, ...], "what the columns of a table without a header hold, such as text,label"] = ()
+    labels: Annotated[tuple[str, ...], "all labels, or types of entities, that there are; NAME=WORD says what a prompt "
+                      "calls one; default: those of the model, or of the data that is learned"] = ()
+    request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
+    period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What prompts call the labels for which that is said."""
+        return dict(label.split("=", 1) for label in self.labels if "=" in label)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels alone."""
+        return tuple(label.split("=", 1)[0] for label in self.labels)
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; a sample needs at least 2 tokens")
-        if self.task in ("instruction", "generation") and self.attention != "auto":
+        if self.task in WRITING and self.attention != "auto":
             raise ValueError(f"--attention {self.attention}: whoever learns to write must not see what is behind; "
                              f"leave it out with --task {self.task}")
         if self.multi_label and self.task not in ("classification", "sentiment"):
-            raise ValueError(f"--multi-label: a text of --task {self.task} has no labels; leave it out")
-        if self.columns and self.task not in ("classification", "sentiment"):
+            raise ValueError(f"--multi-label: a text of --task {self.task} has no several labels; leave it out")
+        if self.overlap and self.task != "generation":
+            raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
+                             "it out")
+        if self.columns and self.task in ("instruction", "generation", "ner", "segmentation", "qa"):
             raise ValueError(f"--columns: the data of --task {self.task} is in no table; leave it out")
+        if self.labels and self.task not in ("classification", "sentiment", "opinion", "ner"):
+            raise ValueError(f"--labels: --task {self.task} has no labels to name; leave it out")
+        if len(set(self.names)) < len(self.names) or "" in self.names:
+            raise ValueError(f"--labels {','.join(self.labels)}: give each label once, and by its name")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -153,14 +181,26 @@ _LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers
 
 
 def add_inspection(parser: argparse.ArgumentParser) -> None:
-    """--inspect and --allow, of the doors that train."""
+    """--inspect, --dry-run and --allow, of the doors that train."""
     from llama.checks import CHECKS
 
     group = parser.add_argument_group("What the samples are, and what must hold of them")
     group.add_argument("--inspect", nargs="?", type=int, const=3, metavar="K",
                        help="show how the first K samples (3) look to the model, count and check all, train nothing")
+    group.add_argument("--dry-run", action="store_true",
+                       help="tell what the run will cost in memory, time and disk, from two steps; write nothing")
     group.add_argument("--allow", action="append", choices=tuple(CHECKS), default=[], metavar="NAME",
                        help=f"train in spite of this check; may be repeated: {', '.join(CHECKS)}")
+
+
+def check_alone(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for questions about a run that are asked of several processes."""
+    from llama import distributed
+
+    if distributed.launched() and (arguments.dry_run or arguments.inspect is not None):
+        raise ValueError("--inspect and --dry-run look at one process; leave torchrun out")
+    if arguments.dry_run and arguments.resume:
+        raise ValueError("--dry-run is about a run that has not begun; leave --resume out")
 
 
 def choose_device(name: str) -> torch.device:
@@ -237,18 +277,24 @@ def data_files(names: list[str]) -> list[str]:
 
 def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
     """The task that `--task` names, and what makes its data set from files."""
-    if flags.task not in ("instruction", "generation"):
+    if flags.task not in WRITING:
         return _task_of_labels(flags)
     from llama.datasets.instructions import InstructionDataset
     from llama.datasets.language_modeling import LanguageModelingDataset
+    from llama.datasets.records import RecordDataset
     from llama.tasks.generation import TextGenerationTask
     from llama.tasks.instruction import InstructionTask
+    from llama.tasks.pairs import SummarizationTask, TranslationTask
 
+    options = {"chat_format": flags.chat_format or None, "max_length": flags.max_length}
     if flags.task == "instruction":
-        task = InstructionTask(chat_format=flags.chat_format or None, max_length=flags.max_length)
-        return task, lambda files: InstructionDataset(*data_files(files))
+        return InstructionTask(**options), lambda files: InstructionDataset(*data_files(files))
+    if flags.task in ("summarization", "translation"):
+        kind = SummarizationTask if flags.task == "summarization" else TranslationTask
+        return kind(flags.request, **options), lambda files: RecordDataset(
+            *data_files(files), fields=("source", "target"), columns=flags.columns or None)
     return TextGenerationTask(), lambda files: LanguageModelingDataset(
-        *data_files(files), block_size=flags.max_length, documents=flags.documents)
+        *data_files(files), block_size=flags.max_length, overlap=flags.overlap, documents=flags.documents)
 
 
 def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
@@ -256,18 +302,22 @@ def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
     from llama.datasets.records import RecordDataset
     from llama.datasets.squad import SquadDataset
     from llama.tasks.classification import ClassificationTask
+    from llama.tasks.opinion import OpinionTask
     from llama.tasks.question_answering import QuestionAnsweringTask
     from llama.tasks.tagging import NERTask, SegmentationTask
 
     options = {"attention": "" if flags.attention == "auto" else flags.attention, "max_length": flags.max_length}
     if flags.task == "ner":
-        return NERTask(**options), lambda files: ColumnDataset(*data_files(files))
+        return NERTask(flags.names, **options), lambda files: ColumnDataset(*data_files(files))
     if flags.task == "segmentation":
         return SegmentationTask(**options), lambda files: ColumnDataset(*data_files(files), spans="words",
                                                                         scheme="BMES")
     if flags.task == "qa":
         return QuestionAnsweringTask(**options), lambda files: SquadDataset(*data_files(files))
-    task = ClassificationTask(multi_label=flags.multi_label, **options)
+    if flags.task == "opinion":                                     # labels and dates come along where they are
+        return OpinionTask(flags.names, period=flags.period, **options), lambda files: RecordDataset(
+            *data_files(files), fields=("text",), columns=flags.columns or None)
+    task = ClassificationTask(flags.names, multi_label=flags.multi_label, **options)
     return task, lambda files: RecordDataset(*data_files(files), columns=flags.columns or None,
                                              fields=("text", "labels" if flags.multi_label else "label"))
 
@@ -313,6 +363,8 @@ def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
+    from llama import distributed
+
     program = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
         if stream:                                                  # None where it was closed
@@ -320,8 +372,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
+        distributed.leave()
         code = 0
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)                # torchrun passes on what the terminal sent already
         print("", file=sys.stderr)
         code = 130
     except BrokenPipeError:
@@ -332,9 +386,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         if _is_out_of_memory(error):
             what = next((part for part in str(error).split(". ") if _says_out_of_memory(part)), "out of memory")
             error = RuntimeError(f"{what}: {_LESS_MEMORY}")
+        elif distributed.lost(error):
+            error = RuntimeError("another process has gone, and says why")
         elif not _said_by_us(error):
+            distributed.hear()
             raise
-        print(f"{program}: {_sentence(error)}", file=sys.stderr)
+        distributed.complain(f"{program}: {_sentence(error)}")
         code = 2 if isinstance(error, (ValueError, *_WRONG_PATH)) else 1
     sys.exit(code)
 

@@ -1,12 +1,16 @@
-"""Scores of a model on a data set: a function for the trainer, and the command `python -m llama.evaluate`.
+"""Scores of a model on a data set: functions for the trainer, and the command `python -m llama.evaluate`.
+
+    python -m llama.evaluate --task sentiment --adapter adapters/mine --data test.tsv --show-errors 20
+    python -m llama.evaluate --task sentiment --zero-shot --labels positive=好评,negative=差评 --data test.tsv
+    python -m llama.evaluate --task ner --zero-shot --few-shot 3 --examples train.txt --data test.txt
 
 Try: weigh batches equally instead of by targets; tests/test_evaluate.py fails on ragged lengths.
 """
 
 import json
+import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from llama.interrupt import quiet_start
@@ -14,11 +18,17 @@ from llama.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama import cli
+    from llama import cli, distributed
     from llama.objectives import Plain
+    from llama.results import errors, table, write_predictions
+    from llama.sharded import is_sharded, rest
+    from llama.tasks.generation import TextGenerationTask
+    from llama.tasks.instruction import ANSWER, InstructionTask
     from llama.tasks.labelled import LabelledTask
     from llama.tasks.task import Sample, Totals, longest_first
-    from weights.whole import whole_file
+    from llama.zero_shot.asking import ZeroShot
+
+Result = dict[str, Any]
 
 
 def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> dict[str, float]:
@@ -28,90 +38,120 @@ def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, 
 
 @torch.no_grad()
 def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> Totals:
-    """What the scores are made of."""
+    """What the scores are made of. Processes share the samples, and all have the result."""
     task, was_training = objective.task, objective.model.training
     objective.eval()
     totals = Totals()
-    for some in longest_first(samples, batch_size):
+    batches = list(longest_first(samples, batch_size))
+    mine = distributed.part(batches)
+    for some in mine:
         task.tally(totals, objective, samples, some, tokenizer)
+    for _ in range(distributed.longest_part(batches) - len(mine)):
+        task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
     objective.train(was_training)
-    return totals
+    rest(objective)
+    return _of_all(totals)
+
+
+def _of_all(totals: Totals) -> Totals:
+    """What all processes have found together."""
+    loss, *counts = distributed.total(totals.loss, totals.targets, totals.bytes, totals.characters)
+    found = {number: each for part in distributed.of_all(totals.found) for number, each in part.items()}
+    return Totals(loss, *map(int, counts), found=found)
+
+
+def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
+          max_new_tokens: int = ANSWER) -> tuple[dict[str, float], list[Result]]:
+    """All scores of a task on a data set, and what was found in each example; tasks that write have written for it.
+
+    A model in shards writes nothing: its scores are those of the given answers alone.
+    """
+    model, task = objective.model, objective.task
+    task.check(dataset)
+    task.adopt(model)
+    samples = task.samples(dataset, model.tokenizer)
+    totals = add_up(objective, samples, model.tokenizer, batch_size=batch_size)
+    scores = task.score(totals)
+    if isinstance(task, LabelledTask):
+        return scores, task.results(totals)
+    if not isinstance(task, InstructionTask) or is_sharded(objective):
+        return scores, []
+    results = task.answered(model, dataset, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return scores | task.judge(results), results
 
 
 def main() -> None:
     parser = cli.Parser("python -m llama.evaluate", "Score a model, with or without an adapter, on a data set.")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="what to score on")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="N examples, drawn by --seed; 0: all")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples at a time")
+    parser.add_argument("--max-new-tokens", type=int, default=ANSWER, metavar="N", help="of an answer that is written")
     parser.add_argument("--predictions", metavar="FILE", help="write what was found in each example, as lines of JSON")
     parser.add_argument("--show-errors", type=int, default=0, metavar="N", help="print N examples that came out wrong")
+    untrained = parser.add_argument_group("Without training")
+    untrained.add_argument("--zero-shot", action="store_true", help="ask a language model that was not tuned for the "
+                           "task: labels by their likelihood, answers and entities copied from the text")
+    untrained.add_argument("--few-shot", type=int, default=0, metavar="K", help="the same, with K examples in front")
+    untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by --seed")
     cli.add_flags(parser, cli.TaskFlags)
     cli.add_flags(parser, cli.ModelFlags, skip=("compile",))
     arguments = parser.parse_args()
 
     task_flags = cli.from_flags(cli.TaskFlags, arguments)
+    untrained = arguments.zero_shot or arguments.few_shot > 0
+    if (arguments.few_shot > 0) != bool(arguments.examples):
+        raise ValueError("--few-shot K takes K examples from the files of --examples; give both, or neither")
+    if untrained and task_flags.attention != "auto":
+        raise ValueError(f"--attention {task_flags.attention}: without training the model writes, and sees what is "
+                         "before alone; leave it out")
+    if task_flags.words and not untrained:
+        raise ValueError("--labels NAME=WORD says what a prompt calls a label; without --zero-shot there is none")
     task, dataset = cli.task_and_dataset(task_flags)
-    with_labels = isinstance(task, LabelledTask)
-    if not with_labels and (arguments.predictions or arguments.show_errors):
-        raise ValueError(f"--predictions and --show-errors are about labels; --task {task_flags.task} has none")
-    data = dataset(arguments.data)
+    if isinstance(task, TextGenerationTask) and (arguments.predictions or arguments.show_errors):
+        raise ValueError(f"--predictions and --show-errors are about answers; --task {task_flags.task} has none")
+    if untrained:
+        examples = few(dataset(arguments.examples), arguments.few_shot, arguments.seed) if arguments.few_shot else []
+        shot = ZeroShot(task, examples, words=task_flags.words, request=task_flags.request,
+                        chat_format=task_flags.chat_format or None)
+    data = some(dataset(arguments.data), arguments.limit, arguments.seed)
+    task.check(data)
     model = cli.load(cli.from_flags(cli.ModelFlags, arguments), purpose="evaluate")
-    cli.check_model(task_flags, model)
-    task.adopt(model)
-    samples = task.samples(data, model.tokenizer)
-    totals = add_up(Plain(model, task), samples, model.tokenizer, batch_size=arguments.batch_size)
-    scores = task.score(totals)
-    results = task.results(totals) if with_labels else []
-    details, text = task.details(results) if with_labels else ({}, "")
+    if untrained:
+        results = shot.results(model, data, max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)
+        scores = task.judge(results)
+    else:
+        cli.check_model(task_flags, model)
+        scores, results = judge(Plain(model, task), data, batch_size=arguments.batch_size,
+                                max_new_tokens=arguments.max_new_tokens)
+    details, text = task.details(results) if results else ({}, "")
     if arguments.predictions:
         write_predictions(arguments.predictions, results)
     print(json.dumps(scores | details, ensure_ascii=False) if arguments.json else "\n\n".join(
         filter(None, [table(scores), text])))
-    if arguments.show_errors:
+    if arguments.show_errors and all("gold" in result for result in results):
         print(errors(results, arguments.show_errors), file=sys.stderr if arguments.json else sys.stdout)
 
 
-def write_predictions(path: str | Path, results: Sequence[dict[str, Any]]) -> None:
-    """What was found in each example, a line of JSON each; the file is written whole or not at all."""
-    with whole_file(Path(path)) as file:
-        for result in results:
-            file.write((json.dumps({name: _named(value) for name, value in result.items()}, ensure_ascii=False)
-                        + "\n").encode())
+def some(dataset: Any, most: int, seed: int) -> Any:
+    """At most so many examples, drawn at random, in their order; 0 for all."""
+    if most < 0:
+        raise ValueError(f"--limit is {most}; it must be 0 (all) or more")
+    if not 0 < most < len(dataset):
+        return dataset
+    return dataset.part(sorted(random.Random(seed).sample(range(len(dataset)), most)))
 
 
-def _named(value: Any) -> Any:
-    """Entities as objects with names, not as rows."""
-    if isinstance(value, list):
-        return [each._asdict() if isinstance(each, tuple) else each for each in value]
-    return value
-
-
-def errors(results: Sequence[dict[str, Any]], most: int) -> str:
-    """The first `most` examples in which something else was found than what is right, to look at."""
-    wrong = [result for result in results if not result["correct"]]
-    lines = [f"{len(wrong):,} of {len(results):,} are not right" + (f"; the first {most}" if len(wrong) > most else "")]
-    for result in wrong[:most]:
-        lines += ["", f"{result['place']}  {shortened(result['text'])}", f"  right      {_shown(result['gold'])}",
-                  f"  predicted  {_shown(result['predicted'])}"]
-    return "\n".join(lines)
-
-
-def shortened(text: str, most: int = 200) -> str:
-    """In one line, without what a terminal would obey."""
-    text = "".join(sign if sign.isprintable() else " " for sign in text)
-    return text if len(text) <= most else f"{text[:most]} …"
-
-
-def _shown(found: Any) -> str:
-    """A label, words or entities, each between quotation marks."""
-    if isinstance(found, str):
-        return f"«{shortened(found)}»"
-    return " ".join(f"«{shortened(each[0])}» {each[1]}" if isinstance(each, tuple) else f"«{shortened(each)}»"
-                    for each in found) or "nothing"
-
-
-def table(scores: dict[str, float]) -> str:
-    """A score a line."""
-    return "\n".join(f"{name:<20}{value:.4f}" for name, value in scores.items())
+def few(dataset: Any, count: int, seed: int) -> list[dict[str, Any]]:
+    """So many examples for a prompt, drawn at random; of labels as many of one as of another, as far as that goes."""
+    if count > len(dataset):
+        raise ValueError(f"--few-shot {count}: the files of --examples hold {len(dataset)}; give more, or take fewer")
+    order = random.Random(seed).sample(range(len(dataset)), len(dataset))
+    seen: dict[str, int] = {}
+    turn = {}
+    for i in order:
+        label = str(dataset[i].get("label", dataset[i].get("labels", "")))
+        turn[i] = seen[label] = seen.get(label, 0) + 1
+    return [dataset[i] for i in sorted(order, key=turn.__getitem__)[:count]]         # sorted keeps the order of equals
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ class Plain(nn.Module):
             loss = chunked_cross_entropy(hidden, targets, head, self.task.loss)
         return loss, self.task.count(targets)
 
+    def scores(self, batch: Batch) -> Tensor:
+        """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
+        return self.task.scores(self.model, batch)
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -21,7 +21,7 @@ class TrainConfig:
     epochs: Annotated[int, "times through the data"] = 1
     max_steps: Annotated[int, "stop after so many updates; 0 for no limit"] = 0
     minutes: Annotated[float, "stop after so many minutes; 0 for no limit"] = 0.0
-    batch_size: Annotated[int, "samples that go through the model at once"] = 8
+    batch_size: Annotated[int, "samples that go through the model at once, in each process"] = 8
     accumulate: Annotated[int, "micro-batches that make one update"] = 1
     lr: Annotated[float, "peak learning rate"] = 2e-4
     schedule: Annotated[Literal["cosine", "linear", "constant"], "course of the learning rate"] = "cosine"
@@ -37,6 +37,7 @@ class TrainConfig:
     pack: Annotated[Literal["auto", "on", "off"], "lay samples end to end instead of padding them, each seeing only "
                     "itself; auto: on the CPU"] = "auto"
     compile: Annotated[bool, "compile the blocks: half a minute at the start, then faster steps"] = False
+    parallel: Annotated[Literal["ddp", "fsdp"], "of torchrun's processes each has the whole model, or a shard"] = "ddp"
     seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama.generation import Decoder, evaluating
+from llama.generation import Reader, evaluating
 from llama.model import Llama
 
 PIECE = 32              # ids of a continuation at a time: the logits of 16 rows and 50,000 ids take 100 MB then
@@ -23,10 +23,12 @@ PIECE = 32              # ids of a continuation at a time: the logits of 16 rows
 
 @torch.inference_mode()
 def score(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[int]], *, tokenizer: Any,
-          batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None) -> list[Tensor]:
+          batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
+          reader: Reader | None = None) -> list[Tensor]:
     """The log-probability of every id of every continuation.
 
     prefix, continuations  ids, none of them empty
+    reader                 of the same model: what the prefixes of several calls begin with is read once
     ->                     for each continuation a tensor of its length, float32 on the CPU
 
     Raises ValueError if one of them is empty, or where they exceed the model's context together.
@@ -40,14 +42,15 @@ def score(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[
                          "length); shorten the prefix")
     scores = []
     with evaluating(model):
-        first = Decoder(model, [0], len(prefix), vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
-        logits = first.prefill(torch.tensor([list(prefix)], device=model.device), prefill_chunk)        # (1, V)
+        reader = reader or Reader(model, slots=len(prefix), chunk=prefill_chunk, vocab_size=tokenizer.vocab_size,
+                                  cache_dtype=cache_dtype)
+        logits = reader.read(prefix)                                # (1, V)
         for start in range(0, len(continuations), batch_size):
             rows = [list(ids) for ids in continuations[start : start + batch_size]]
             longest = max(map(len, rows))
             ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
             found = [_chosen(logits[:, None].expand(len(rows), -1, -1), ids[:, :1])]
-            decoder = first.spread([0] * len(rows), len(prefix) + longest)
+            decoder = reader.decoder.spread([0] * len(rows), len(prefix) + longest)
             for piece, following in zip(ids[:, :-1].split(PIECE, 1), ids[:, 1:].split(PIECE, 1), strict=True):
                 if piece.shape[1]:
                     found.append(_chosen(decoder.read(piece, piece.shape[1]), following))

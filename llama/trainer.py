@@ -25,8 +25,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from llama import distributed
 from llama.by_hand import quicken, slow_down
-from llama.checkpoint import read_whole, save_model, write_whole
+from llama.checkpoint import save_model
 from llama.checks import examine
 from llama.compile_blocks import compilations, compile_blocks, uncompile_blocks
 from llama.evaluate import evaluate
@@ -36,8 +37,16 @@ from llama.objectives import Plain
 from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
 from llama.packing import laid_out, micro_batches, packs
 from llama.proof import prove_saved
+from llama.sharded import gathered, outline, shard, whole
 from llama.tasks.task import Batch, Sample, Task, to_device
 from llama.terminal import Progress
+from llama.training_state import (
+    forget_state,
+    random_state,
+    read_state,
+    set_random_state,
+    write_state,
+)
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
@@ -74,7 +83,12 @@ class Trainer:
         self.output = Path(output) if output else None
         self.objective = Plain(model, task)
         self.settings = self._settings(optimizer, dtype)
-        self.masters = Masters(model, dtype)
+        self.outline = None                                         # of a model that is sharded
+        if self.config.parallel == "fsdp":
+            self.outline = outline(model)
+            shard(self.objective, dtype=dtype)
+        self.masters = Masters(model, None if self.outline else dtype)
+        self.parallel = self.objective if self.outline else distributed.replicated(self.objective)
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
                                         weight_decay=self.config.weight_decay)
         self.packs = packs(model, task, self.config.pack)
@@ -86,8 +100,8 @@ class Trainer:
         if self.config.compile:
             compile_blocks(model)
 
-        per_step = self.config.batch_size * self.config.accumulate
-        self.steps_per_epoch = math.ceil(len(self.samples) / per_step)
+        self.per_step = self.config.batch_size * self.config.accumulate * distributed.size()
+        self.steps_per_epoch = math.ceil(len(self.samples) / self.per_step)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         if self.config.max_steps:
             self.total_steps = min(self.total_steps, self.config.max_steps)
@@ -109,7 +123,7 @@ class Trainer:
         """
         config, model = self.config, self.model
         if self.step == 0:
-            torch.manual_seed(config.seed)
+            torch.manual_seed(config.seed + distributed.rank())     # dropout differs between processes
         progress = Progress(self.total_steps, "step")
         before = self.seconds
         started = time.monotonic()
@@ -123,7 +137,7 @@ class Trainer:
                 loss, targets, norm = self._update(self._samples_of_step(self.step))
                 self.step += 1
                 self.loss = loss / targets
-                self.seconds = before + time.monotonic() - started
+                self.seconds, stop = distributed.most(before + time.monotonic() - started, len(interruptions))
                 self._report(progress, rate, norm)
 
                 at_epoch = self.step % self.steps_per_epoch == 0
@@ -133,7 +147,7 @@ class Trainer:
                     self._save_state()
                 if self.output and config.save_epochs and at_epoch:
                     self._save_result(Path(f"{self.output}_epoch{self.step // self.steps_per_epoch}"))
-                if interruptions:
+                if stop:
                     self._stop(progress)
         progress.clear()
         return self._finish()
@@ -158,20 +172,29 @@ class Trainer:
                            "lower --lr")
 
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
-        """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm."""
-        device = self.model.device
-        batches = [to_device(self._batch(some), device)
-                   for some in micro_batches([self.samples[i] for i in indices], self.config.batch_size)]
-        targets = sum(self.task.count(self.task.targets(batch)) for batch in batches) or 1     # 0 if masked is allowed
+        """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm.
+
+        A process with fewer micro-batches than another, at the end of an epoch, reads one sample more: the others wait
+        for its gradients.
+        """
+        mine = micro_batches([self.samples[i] for i in distributed.part(indices)], self.config.batch_size)
+        rounds = math.ceil(distributed.longest_part(indices) / self.config.batch_size)
+        batches = [to_device(self._batch(some), self.model.device)
+                   for some in mine + [[self.samples[indices[0]]]] * (rounds - len(mine))]
+        targets = sum(self.task.count(self.task.targets(batch)) for batch in batches[: len(mine)])
+        targets = int(distributed.total(targets)[0]) or 1           # 0 if masked is allowed
         total = 0.0
-        for batch in batches:
-            loss, _ = self.objective(batch)
-            (loss / targets).backward()                             # by targets: k small batches equal a large one
+        for number, batch in enumerate(batches, start=1):
+            weight = distributed.size() if number <= len(mine) else 0                   # the mean is taken, not the sum
+            with distributed.gradients_stay(self.parallel, stay=number < rounds and not self.masters.copies):
+                loss, _ = self.parallel(batch)
+                (loss * weight / targets).backward()                # by targets: k small batches equal a large one
             self.masters.collect()
-            total += loss.item()
+            total += loss.item() * (weight > 0)
+        total = distributed.total(total)[0]
         self.tokens += sum(self.samples[i].reads for i in indices)
         learned = list(self.masters.learned.values())
-        norm = torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf)).item()
         if not math.isfinite(total) or not math.isfinite(norm):
             self._fail(indices, f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}")
         self.optimizer.step()
@@ -187,9 +210,8 @@ class Trainer:
         epoch, part = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.samples), generator=generator)
-        per_step = self.config.batch_size * self.config.accumulate
-        return self.order[part * per_step : (part + 1) * per_step].tolist()
+            self.epoch, self.order = epoch, self.task.order(self.samples, self.per_step, generator)
+        return self.order[part * self.per_step : (part + 1) * self.per_step].tolist()
 
     def _fraction_done(self) -> float:
         """Part of the run that will lie behind after this step, by steps or by the clock, whichever ends it first."""
@@ -215,8 +237,8 @@ class Trainer:
         if self.scores["loss"] < self.best:
             self.best, self.best_step, self.worse = self.scores["loss"], self.step, 0
             if self.output:
-                write_whole(self._beside("best.pt"), {"step": self.step, "scores": self.scores,
-                                                      "learned": self._learned()})
+                write_state(self._beside("best.pt"), {"step": self.step, "scores": self.scores}, self._learned(),
+                            self.objective)
             else:
                 self.kept = {"scores": self.scores, "learned": {n: p.clone() for n, p in self._learned().items()}}
         else:
@@ -234,10 +256,15 @@ class Trainer:
             print(f"step {self.step}/{self.total_steps} {text} · lr {rate:.2e}", file=sys.stderr)
 
     def _finish(self) -> dict[str, Any]:
-        peak = peak_memory(self.model.device)                       # of training, not of the proof
+        peak = int(distributed.most(peak_memory(self.model.device))[0])     # of training, not of the proof
         if 0 < self.best_step < self.step:
-            best = read_whole(self._beside("best.pt"), "training state") if self.output else self.kept
-            self._set_learned(best["learned"])
+            best = self.kept
+            if self.output:
+                best = read_state(self._beside("best.pt"), self._learned(), self.objective)
+            else:
+                for name, parameter in self._learned().items():
+                    parameter.copy_(best["learned"][name])
+            self.masters.spread()
             self.scores = best["scores"]
             print(f"the result is that of step {self.best_step}, which evaluated best", file=sys.stderr)
         if self.output:
@@ -256,42 +283,45 @@ class Trainer:
 
     def _save_result(self, folder: Path) -> None:
         self.masters.restore()                                      # saved as they are, not as they compute
-        save = save_adapter if has_lora(self.model) else save_model
-        save(self.model, folder)
-        prove_saved(self.model, folder)
+        if (model := self.whole()) is not None and distributed.first():
+            save = save_adapter if has_lora(model) else save_model
+            save(model, folder)
+            prove_saved(model, folder)
         self.masters.lower()
+        distributed.wait()
+
+    def whole(self) -> Llama | None:
+        """The model, in one piece. Of a sharded one rank 0 gets a copy, the others None; all must ask."""
+        return gathered(self.model, self.outline) if self.outline else self.model
 
     # What --resume needs: learned parameters, optimiser, random states, and the step, which says the data's position.
 
     def _save_state(self) -> None:
-        write_whole(self._beside("last.pt"), {
+        write_state(self._beside("last.pt"), {
             "settings": self.settings,
             "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
-            "learned": self._learned(), "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        })
+            "random": distributed.of_all(random_state(self.model.device)),
+        }, self._learned(), self.objective, self.optimizer)
 
     def _load_state(self) -> None:
         path = self._beside("last.pt")
         if not path.exists():
             raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
-        state = read_whole(path, "training state")
-        before = state.get("settings", {})
-        if changed := [name for name, value in self.settings.items() if before.get(name) != value]:
-            were = [f"{name} = {before[name]}" for name in changed if not isinstance(before.get(name), bytes | None)]
-            raise ValueError(f"{path} is of a run with another {', '.join(changed)}; resume with "
-                             f"{', '.join(were) or 'the same'}, or start anew with --overwrite")
-        self._set_learned(state["learned"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        state = read_state(path, self._learned(), self.objective, self.optimizer, self._check_settings)
+        self.masters.spread()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best, self.best_step, self.worse = state["best"]
         self.scores, self.loss = state["scores"], state["loss"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
+
+    def _check_settings(self, state: dict[str, Any]) -> None:
+        before = state.get("settings", {})
+        if changed := [name for name, value in self.settings.items() if before.get(name) != value]:
+            were = [f"{name} = {before[name]}" for name in changed if not isinstance(before.get(name), bytes | None)]
+            raise ValueError(f"{self._beside('last.pt')} is of a run with another {', '.join(changed)}; resume with "
+                             f"{', '.join(were) or 'the same'}, or start anew with --overwrite")
 
     def _settings(self, optimizer: str, dtype: torch.dtype | None) -> dict[str, Any]:
         """What a resumed run must have in common with the one before, for the state does not hold it.
@@ -307,31 +337,26 @@ class Trainer:
                 base.update(name.encode() + start.numpy().tobytes())
         changing = {name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE}
         return changing | {
-            "optimizer": optimizer, "dtype": str(dtype), "number of samples": len(self.samples),
-            "data": data.digest(), "shape of the model": str(self.model.config).encode(),
+            "processes": distributed.size(), "optimizer": optimizer, "dtype": str(dtype),
+            "number of samples": len(self.samples), "data": data.digest(),
+            "shape of the model": str(self.model.config).encode(),
             "frozen part of the model": base.digest(), "adapter": str(adapter_configs(self.model)).encode(),
         }
 
     def _learned(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach() for name, parameter in self.masters.learned.items()}
 
-    @torch.no_grad()
-    def _set_learned(self, tensors: dict[str, torch.Tensor]) -> None:
-        shapes = {name: parameter.shape for name, parameter in self.masters.learned.items()}
-        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-            raise ValueError(f"{self.output}.training holds the state of another choice of learned parameters")
-        for name, parameter in self.masters.learned.items():
-            parameter.copy_(tensors[name])
-        self.masters.spread()
-
     def _beside(self, name: str) -> Path:
         return Path(f"{self.output}.training") / name
 
     def _forget_after(self, last: int) -> None:
         """Drop the metrics of steps after `last`, which come again; with 0, all of an older run under this name."""
+        distributed.wait()                                          # all have read their state
+        if not distributed.first():
+            return
         for name in ("last.pt", "best.pt"):
             if last == 0:
-                self._beside(name).unlink(missing_ok=True)
+                forget_state(self._beside(name))
         path = self._beside("metrics.jsonl")
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -339,7 +364,7 @@ class Trainer:
                             encoding="utf-8")
 
     def _log(self, line: dict[str, Any]) -> None:
-        if self.output:
+        if self.output and distributed.first():
             path = self._beside("metrics.jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
@@ -357,7 +382,8 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
 
     def wait(number: int, frame: Any) -> None:
         caught.append(number)
-        signal.signal(signal.SIGINT, before)
+        if not distributed.launched():                              # torchrun passes on what the terminal sent already
+            signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, wait)
     try:

@@ -1,5 +1,7 @@
 """What several test files share: a tiny model with a tokenizer, trained on the spot. Nothing is downloaded."""
 
+import signal
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from llama.model import Llama
 from tokenizer import bpe
 
 torch.set_num_threads(1)                                          # tiny tensors: a second thread only gets in the way
+signal.signal(signal.SIGINT, signal.default_int_handler)          # a background job starts, and hands on, deaf to it
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps, and the fox goes home.",

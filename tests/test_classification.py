@@ -11,16 +11,17 @@ from llama.checkpoint import load_model
 from llama.checks import examine
 from llama.config import preset
 from llama.datasets.records import RecordDataset
-from llama.evaluate import add_up, errors, evaluate, write_predictions
+from llama.evaluate import add_up, evaluate
 from llama.evaluate import main as evaluate_main
 from llama.heads import HeadConfig, add_head
 from llama.inspect import show_sample
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama
 from llama.objectives import Plain
+from llama.results import errors, write_predictions
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
-from llama.tasks.labelled import windows
+from llama.tasks.labelled import Labelled, windows
 from llama.trainer import TrainConfig, Trainer
 
 TEXTS = ["天气很好。", "The lazy dog sleeps, and the fox goes home.", "x", "你好，世界！今天天气很好。"]
@@ -237,3 +238,15 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
     add_head(tokens, HeadConfig(("O", "B-PER"), "tokens"))
     with pytest.raises(ValueError, match="the model's head is of kind tokens"):
         ClassificationTask().adopt(tokens)
+
+
+def test_property_an_epoch_visits_every_text_once_and_like_lengths_together():
+    lengths = torch.randint(1, 200, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
+    samples = [Labelled([0] * n, [True] * n) for n in lengths]
+    order = ClassificationTask().order(samples, 8, torch.Generator().manual_seed(1))
+    assert sorted(order.tolist()) == list(range(1000)) and order.tolist() != list(range(1000))
+    again = ClassificationTask().order(samples, 8, torch.Generator().manual_seed(1))
+    assert torch.equal(order, again) and not torch.equal(order, ClassificationTask().order(
+        samples, 8, torch.Generator().manual_seed(2)))
+    padded = sum(8 * max(lengths[i] for i in step) for step in order[:1000].view(-1, 8).tolist())
+    assert sum(lengths) > 0.85 * padded                             # at random, it is near one half

@@ -131,3 +131,15 @@ def test_refusal_an_output_that_exists(tmp_path):
                            (("model", {"resume": True, "overwrite": True}), "give one of them")):
         with pytest.raises(ValueError, match=words):
             check(options[0], **options[1])
+
+
+def test_refusal_of_flags_that_are_another_tasks():
+    for flags, words in (({"task": "ner", "overlap": 8}, "--overlap 8: only the text of --task generation"),
+                         ({"task": "opinion", "labels": ("a", "a=b")}, "--labels a,a=b: give each label once"),
+                         ({"task": "translation", "labels": ("a",)}, "--task translation has no labels"),
+                         ({"task": "summarization", "attention": "full"}, "whoever learns to write must not see"),
+                         ({"task": "opinion", "multi_label": True}, "has no several labels")):
+        with pytest.raises(ValueError, match=words):
+            cli.TaskFlags(**flags)
+    flags = cli.TaskFlags(task="sentiment", labels=("good=好评", "bad"))
+    assert flags.names == ("good", "bad") and flags.words == {"good": "好评"}

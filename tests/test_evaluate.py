@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from llama.evaluate import evaluate, table
+from llama.evaluate import evaluate
 from llama.objectives import Plain
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
@@ -46,7 +46,3 @@ def test_property_the_model_is_left_in_the_mode_it_was_in(tiny_model):
         objective.train(mode)
         evaluate(objective, task.samples(EXAMPLES, tiny_model.tokenizer), tiny_model.tokenizer, batch_size=4)
         assert tiny_model.training is mode
-
-
-def test_worked_example_table():
-    assert table({"loss": 1.0, "perplexity": 2.71828}) == "loss                1.0000\nperplexity          2.7183"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_lora import bits, same, stir
 
+import finetune
 from llama import merge
 from llama.checkpoint import load_model, save_model
 from llama.lora import LoRAConfig, add_lora, has_lora, merge_lora, save_adapter, unmerge_lora
@@ -65,3 +66,16 @@ def test_worked_example_the_command(tiny_model, tmp_path, monkeypatch, capsys):
     assert same(bits(merged), bits(model)) and not merged.config.tie_word_embeddings
     with pytest.raises(ValueError, match="exists already; give --overwrite"):
         merge.main()
+
+
+def test_property_merging_at_once_keeps_the_dtype_of_the_base_as_merging_later_does(tiny_model, tmp_path, monkeypatch):
+    """While it is tuned, the base of LoRA computes in bfloat16."""
+    save_model(tiny_model, tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text('{"instruction": "Hi", "output": "Hello!"}\n', encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--model", str(tmp_path / "base"), "--lora", "--merge", "--dtype",
+                                      "bfloat16", "--data", str(tmp_path / "data.jsonl"), "--chat-format", "chatml",
+                                      "--max-length", "64", "--output", str(tmp_path / "adapter")])
+    finetune.main()
+    merged = load_model(tmp_path / "adapter-merged")
+    assert merged.dtype == torch.float32
+    assert torch.equal(merged.embed_tokens.weight, tiny_model.embed_tokens.weight)

@@ -51,20 +51,21 @@ def test_property_padding_changes_no_loss(tiny_model):
 
 
 def test_worked_example_scores():
-    scores = Task().score(Totals(loss=math.log(2) * 24, targets=8, bytes=6))        # 24 bits
-    assert scores == pytest.approx({"loss": 3 * math.log(2), "perplexity": 8, "bits_per_byte": 4})
+    scores = Task().score(Totals(loss=math.log(2) * 24, targets=8, bytes=6, characters=2))              # 24 bits
+    assert scores == pytest.approx({"loss": 3 * math.log(2), "perplexity": 8, "bits_per_byte": 4,
+                                    "bits_per_character": 12})
     assert Task().score(Totals(loss=1e6, targets=1)).keys() == {"loss", "perplexity"}
     with pytest.raises(ValueError, match="the data holds no target"):
         Task().score(Totals())
 
 
-def test_two_ways_bytes_of_targets_are_the_bytes_of_the_text(tiny_tokenizer):
+def test_two_ways_sizes_of_targets_are_those_of_the_text(tiny_tokenizer):
     text = "The dog 今天👩‍👩‍👧 sleeps."
     ids = [tiny_tokenizer.special_ids["<|im_start|>"], *document_ids(text, tiny_tokenizer)]
     targets = torch.tensor([[*ids, IGNORED], [IGNORED, *ids]])
     task = Task()
-    assert task.bytes_of(targets, tiny_tokenizer) == 2 * len(text.encode())
-    assert task.bytes_of(targets[:1], tiny_tokenizer) == len(text.encode())
+    assert task.sizes_of(targets, tiny_tokenizer) == {"bytes": 2 * len(text.encode()), "characters": 2 * len(text)}
+    assert task.sizes_of(targets[:1], tiny_tokenizer) == {"bytes": len(text.encode()), "characters": len(text)}
 
 
 # generation.py
@@ -110,7 +111,7 @@ def test_property_overlap_changes_what_is_seen_not_what_is_counted(tmp_path, tin
         task = TextGenerationTask()
         samples = task.samples(_text(tmp_path, block_size=8, overlap=overlap), tiny_model.tokenizer)
         batch = task.collate(samples)
-        totals.append((len(task.rows(batch)[0]), task.bytes_of(batch["targets"], tiny_model.tokenizer)))
+        totals.append((len(task.rows(batch)[0]), task.sizes_of(batch["targets"], tiny_model.tokenizer)))
     assert totals[0] == totals[1]
 
 

@@ -100,19 +100,25 @@ print("left")
 """
 
 
+# The terminal becomes that of the program, so that Ctrl-C on it is a signal. Not by preexec_fn: between fork and exec a
+# process that has had threads may wait for ever.
+TAKE_TERMINAL = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+                 "os.execv(sys.argv[1], sys.argv[1:])")
+
+
 class Typist:
     """A program on a pseudo-terminal, and somebody who types and reads."""
 
     def __init__(self, *command):
         self.screen, terminal_end = os.openpty()
-        self.process = subprocess.Popen(command, stdin=terminal_end, stdout=terminal_end, stderr=terminal_end,
-                                        start_new_session=True, preexec_fn=_own_terminal, cwd=HOME,
+        self.process = subprocess.Popen([sys.executable, "-c", TAKE_TERMINAL, *command], stdin=terminal_end,
+                                        stdout=terminal_end, stderr=terminal_end, start_new_session=True, cwd=HOME,
                                         env=os.environ | {"TERM": "xterm", "PYTHONUTF8": "1"})
         os.close(terminal_end)
         self.seen = ""
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def wait_for(self, words, seconds=300):
+    def wait_for(self, words, seconds=100):
         """Read until `words` come; returns everything up to them, which is then read."""
         end = time.monotonic() + seconds
         while words not in self.seen:
@@ -127,12 +133,6 @@ class Typist:
 
     def type(self, keys):
         os.write(self.screen, keys.encode())
-
-
-def _own_terminal():
-    import fcntl
-    import termios
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)                            # so that Ctrl-C on it becomes a signal
 
 
 def test_worked_example_a_chat_on_a_real_terminal():

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama import trainer as trainer_module
-from llama.checkpoint import load_model
+from llama.checkpoint import load_model, read_whole
 from llama.lora import LoRAConfig, add_lora, remove_lora
 from llama.objectives import Plain
 from llama.tasks.instruction import InstructionTask
@@ -172,7 +172,7 @@ def test_property_what_was_learned_before_a_loss_that_is_not_finite_is_kept(tiny
     monkeypatch.setattr(trainer, "_update", update_until_it_bursts)
     with pytest.raises(RuntimeError, match=r"step 3: .* \(the state after step 2 is kept in .*last.pt\); look at them"):
         trainer.train()
-    state = trainer_module.read_whole(tmp_path / "x.training" / "last.pt", "state")
+    state = read_whole(tmp_path / "x.training" / "last.pt", "state")
     assert state["step"] == 2 and all(torch.equal(kept[name], tensor) for name, tensor in state["learned"].items())
 
 

@@ -3,8 +3,10 @@
     task.py         what all tasks share: Sample, Batch, Totals, Task
     generation.py   text: every token is learned, in blocks
     instruction.py  conversations: what the assistant says is learned
+    pairs.py        a text for a text: summaries, translations
     labelled.py     what tasks with a head of labels share: Labelled, LabelledTask, windows
     classification.py      a label for a text, or several: sentiment, topics
+    opinion.py             the same for texts with dates: which share holds which opinion, and how that changes
     tagging.py             a tag for every token: entities, words; viterbi.py, the best legal row
     question_answering.py  the piece of a text that answers a question, or none
 

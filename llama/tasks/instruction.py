@@ -1,5 +1,8 @@
 """Instruction tuning: learn what the assistant says, and that it then stops, given everything said before.
 
+Beside the loss, which asks how likely what was written is, the answers themselves are judged: the model writes in place
+of the last thing that the assistant says in each conversation, and what comes is compared.
+
 The same chat format (tokenizer/chat.py) lays out conversations here and in generation: a model that is tuned on one
 and asked in another answers worse, and often never stops.
 
@@ -11,12 +14,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from llama.metrics.overlap import chrf, rouge_scores
 from llama.tasks.task import Sample, Task
 from tokenizer.chat import FORMATS, ChatFormat, recognise
 
 log = logging.getLogger(__name__)
 
 PLAIN = "alpaca"                                                    # for base models, which have no format of their own
+ANSWER = 128                                                        # ids of an answer that is judged, at most
+
+Messages = list[dict[str, str]]
+Result = dict[str, Any]
 
 
 class InstructionTask(Task):
@@ -27,6 +35,7 @@ class InstructionTask(Task):
     """
 
     checks = (*Task.checks, "eos", "eos-cut", "pad-is-eos", "prompt-prefix", "template")
+    name = "instruction"
 
     def __init__(self, chat_format: str | None = None, max_length: int = 512):
         if chat_format and chat_format not in FORMATS:
@@ -43,6 +52,10 @@ class InstructionTask(Task):
         if not self.chat_format and tokenizer.chat_template:
             return recognise(tokenizer.chat_template)
         return FORMATS[self.chat_format or PLAIN]
+
+    def messages(self, example: dict[str, Any], tokenizer: Any) -> Messages:
+        """An example as a conversation."""
+        return example["messages"]
 
     def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> list[Sample]:
         """All conversations; says how many were cut, and by which format they are laid out if the model does not."""
@@ -61,14 +74,14 @@ class InstructionTask(Task):
     def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
         place = example.get("place", "")
         try:
-            ids, learned = self.format(tokenizer).encode(example["messages"], tokenizer)
+            ids, learned = self.format(tokenizer).encode(self.messages(example, tokenizer), tokenizer)
         except ValueError as error:
             raise ValueError(f"{place}: {error}" if place else str(error)) from None
         cut = max(0, len(ids) - self.max_length)
         return Sample(ids[cut:], learned[cut:], place, cut)
 
     def prompts(self, example: dict[str, Any], tokenizer: Any) -> Iterator[list[int]]:
-        messages = example["messages"]
+        messages = self.messages(example, tokenizer)
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 yield self.format(tokenizer).encode(messages[:turn], tokenizer, reply=True)[0]
@@ -86,3 +99,47 @@ class InstructionTask(Task):
     def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:
         """The answers to questions; they also end where the chat format ends them."""
         return super().predict(model, inputs, chat_format=self.format(model.tokenizer), **options)
+
+    # What the model writes, beside what was written
+
+    def answered(self, model: Any, dataset: Sequence[dict[str, Any]], *, before: Messages = (), batch_size: int = 16,
+                 max_new_tokens: int = ANSWER) -> list[Result]:
+        """The likeliest answer to each conversation in place of its last: "text", "predicted", "gold", "correct".
+
+        before  turns that come in front of every conversation without a system message, as examples
+        """
+        from llama.generation import generate
+        from llama.sampling import SamplingConfig
+
+        self.adopt(model)
+        tokenizer, chat_format = model.tokenizer, self.format(model.tokenizer)
+        talks = [self.messages(example, tokenizer) for example in dataset]
+        prompts = [chat_format.encode(_behind(before, talk[:-1]), tokenizer, reply=True)[0] for talk in talks]
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))             # little padding
+        completions = generate(model, [prompts[i] for i in order], tokenizer=tokenizer, chat_format=chat_format,
+                               sampling=SamplingConfig(temperature=0), max_new_tokens=max_new_tokens,
+                               batch_size=batch_size)
+        written = dict(zip(order, (completion.text.strip() for completion in completions), strict=True))
+        return [{"place": example.get("place", ""), "text": self.given(example), "predicted": written[i],
+                 "gold": (gold := talk[-1]["content"].strip()), "correct": written[i].split() == gold.split()}
+                for i, (example, talk) in enumerate(zip(dataset, talks, strict=True))]
+
+    def given(self, example: dict[str, Any]) -> str:
+        """What an example asks, for people."""
+        return example["messages"][-2]["content"]
+
+    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+        """`exact_match` (blanks aside), `chrf` and `rouge_l` of answers."""
+        predicted, gold = ([result[key] for result in results] for key in ("predicted", "gold"))
+        return {"exact_match": sum(result["correct"] for result in results) / len(results),
+                "chrf": chrf(predicted, gold), "rouge_l": rouge_scores(predicted, gold)["rouge_l"]}
+
+    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        """More than a number each: for JSON, and as a text to print."""
+        return {}, ""
+
+
+def _behind(before: Messages, talk: Messages) -> Messages:
+    """The turns of `talk` with others in front, but behind the system's."""
+    system = [message for message in talk[:1] if message["role"] == "system"]
+    return [*system, *before, *talk[len(system) :]]

@@ -27,6 +27,8 @@ from llama.terminal import padded
 
 log = logging.getLogger(__name__)
 
+LIKE = 32               # steps whose texts are sorted by length
+
 Example = dict[str, Any]
 Result = dict[str, Any]
 
@@ -135,15 +137,19 @@ class LabelledTask(Task):
         """Whether a text may have any number of labels."""
         return False
 
+    def check(self, dataset: Sequence[Example]) -> None:
+        """Raise ValueError for an example that does not say what is right, before anything runs."""
+        if (example := next((each for each in dataset if not self.is_labelled(each)), None)) is not None:
+            raise ValueError(f"{example.get('place', 'an example')}: it has {', '.join(example)}, and nothing that "
+                             f"says what is right in a task of {self.name}; see llama/datasets for the fields")
+
     def prepare(self, model: Any, dataset: Any, *, seed: int = 0) -> None:
         """Give the model a new head, unless it has one, which is then learned further.
 
         Raises ValueError for a head that is another task's, if the data names no two labels, and for an example of it
         that does not say what is right.
         """
-        if (example := next((each for each in dataset if not self.is_labelled(each)), None)) is not None:
-            raise ValueError(f"{example.get('place', 'an example')}: it has {', '.join(example)}, and nothing that "
-                             f"says what is right in a task of {self.name}; see llama/datasets for the fields")
+        LabelledTask.check(self, dataset)
         if head_config(model) is None:
             labels = self.labels or tuple(self.labels_of(dataset))
             if len(labels) < 2 and not self.several():
@@ -164,6 +170,18 @@ class LabelledTask(Task):
             log.warning("%d of %d samples were longer than %d tokens and lost their end; --max-length sets this", cut,
                         len(samples), self.max_length)
         return samples
+
+    def order(self, samples: Sequence[Labelled], together: int, generator: torch.Generator) -> Tensor:
+        """At random, but of some steps in a row each gets texts of like length: rows are padded to the longest of
+        their batch, and of texts as they come, more than half of a batch is padding.
+        """
+        steps, order = [], torch.randperm(len(samples), generator=generator)
+        for some in order.split(LIKE * together):
+            alike = sorted(some.tolist(), key=lambda i: len(samples[i].ids))
+            steps += [alike[start : start + together] for start in range(0, len(alike), together)]
+        whole = [step for step in steps if len(step) == together]
+        steps = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()] + steps[len(whole) :]
+        return torch.tensor([i for step in steps for i in step], dtype=torch.int64)
 
     def collate(self, samples: Sequence[Labelled]) -> Batch:
         """"tokens" (B, T) and which of them are "learned"; "targets" of those, in their order; with full "mask".
@@ -198,15 +216,19 @@ class LabelledTask(Task):
     def tally(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
               tokenizer: Any) -> None:
         batch = to_device(self.collate([samples[i] for i in some]), objective.model.device)
-        scores, targets = self.scores(objective.model, batch), self.targets(batch)
+        scores, targets = objective.scores(batch), self.targets(batch)
         totals.loss += self.loss(scores, targets).item()
         totals.targets += self.count(targets)
         totals.found |= _by_sample(samples, some, scores)
+        totals.results = None
 
     def results(self, totals: Totals) -> list[Result]:
         """What was found in each example, in the order of the examples; windows of one are brought together."""
-        found = [pair for _, pair in sorted(totals.found.items(), key=lambda item: item[0])]
-        return [self.decode(*zip(*pairs, strict=True)) for _, pairs in groupby(found, lambda pair: pair[0].number)]
+        if totals.results is None:
+            found = [pair for _, pair in sorted(totals.found.items(), key=lambda item: item[0])]
+            pairs_of = groupby(found, lambda pair: pair[0].number)
+            totals.results = [self.decode(*zip(*pairs, strict=True)) for _, pairs in pairs_of]
+        return totals.results
 
     def score(self, totals: Totals) -> dict[str, float]:
         results = self.results(totals)

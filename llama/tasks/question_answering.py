@@ -27,6 +27,7 @@ from torch.nn import functional
 from llama.generation import encode_prompt
 from llama.heads import SPAN
 from llama.metrics.answers import answer_scores
+from llama.metrics.language import is_chinese
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, windows
 from llama.tasks.task import Batch, Totals
 from tokenizer.offsets import Offsets, encode_with_offsets
@@ -179,11 +180,9 @@ class QuestionAnsweringTask(LabelledTask):
                              language=self._language(results))
 
     def _language(self, results: Sequence[Result]) -> str:
-        """Chinese, if more than half of the letters in right answers are ideographs; in questions, if none is right."""
-        text = "".join(answer for result in results for answer in result["gold"])
-        letters = list(filter(str.isalpha, text or "".join(result["text"] for result in results)))
-        ideographs = sum("\u3400" <= letter <= "\u9fff" for letter in letters)
-        return self.language or ("zh" if 2 * ideographs > len(letters) else "en")
+        """That of the right answers; of the questions, if none is right."""
+        right = [answer for result in results for answer in result["gold"]]
+        return self.language or ("zh" if is_chinese(right or [result["text"] for result in results]) else "en")
 
     def predict(self, model: Any, inputs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[str]:
         """The answers to pairs of a question and a text; "" where the text holds none."""

@@ -67,7 +67,9 @@ class Totals:
     loss: float = 0.0           # nats
     targets: int = 0
     bytes: int = 0              # of UTF-8 that the targets stand for
+    characters: int = 0         # that begin in those bytes
     found: dict[int, tuple[Sample, Tensor]] = field(default_factory=dict)   # by number: with a head of labels, (N, C)
+    results: list[dict[str, Any]] | None = None                             # and what that says, once it was decoded
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
@@ -109,9 +111,16 @@ class Task:
         """Fit model and task to each other, and to the data that is to be learned. Before LoRA, if there is to be."""
         self.adopt(model)
 
+    def check(self, dataset: Sequence[dict[str, Any]]) -> None:
+        """Raise ValueError for data that cannot be judged, before anything runs."""
+
     def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> Sequence[Sample]:
         """Everything that there is to learn in a data set."""
         return [self.encode(example, tokenizer) for example in dataset]
+
+    def order(self, samples: Sequence[Sample], together: int, generator: torch.Generator) -> Tensor:
+        """In which order an epoch learns its samples, `together` of them a step."""
+        return torch.randperm(len(samples), generator=generator)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """{"tokens", "targets"}, both (B, T) int64, T from the longest sample, rows padded on their right.
@@ -161,23 +170,28 @@ class Task:
         loss, targets = objective(to_device(batch, objective.model.device))
         totals.loss += loss.item()
         totals.targets += targets
-        totals.bytes += self.bytes_of(batch["targets"], tokenizer)
+        for name, size in self.sizes_of(batch["targets"], tokenizer).items():
+            setattr(totals, name, getattr(totals, name) + size)
 
-    def bytes_of(self, targets: Tensor, tokenizer: Any) -> int:
-        """How many bytes of text these targets stand for, ignored ones left out; special tokens stand for none.
+    def sizes_of(self, targets: Tensor, tokenizer: Any) -> dict[str, int]:
+        """How many "bytes" and "characters" these targets stand for; ignored ones and special tokens stand for none.
 
-        Where a vocabulary spells a space before each text (SentencePiece), that byte counts too, one a document.
+        A character counts where its first byte is, for an id may hold a part of one. Where a vocabulary spells a space
+        before each text (SentencePiece), that counts too, one a document.
         """
         if getattr(self, "_sized", None) is not tokenizer:
             special = set(tokenizer.special_ids.values())
-            sizes = [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
-            self._sized, self._sizes = tokenizer, torch.tensor(sizes)
-        return int(self._sizes[targets[targets != IGNORED].cpu()].sum())
+            spelled = [b"" if i in special else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+            first = [sum(byte & 0xC0 != 0x80 for byte in some) for some in spelled]     # 0b10…… goes on
+            self._sized, self._sizes = tokenizer, torch.tensor([[len(some) for some in spelled], first])
+        sizes = self._sizes[:, targets[targets != IGNORED].cpu()].sum(1).tolist()
+        return dict(zip(("bytes", "characters"), sizes, strict=True))
 
     def score(self, totals: Totals) -> dict[str, float]:
         """`loss` in nats a target, `perplexity` = e^loss, and `bits_per_byte`, which tokenizers cannot flatter.
 
-        A tokenizer of fewer, longer tokens has a higher loss on the same text; divided by bytes they compare.
+        A tokenizer of fewer, longer tokens has a higher loss on the same text; divided by bytes they compare, and by
+        characters (`bits_per_character`) with what is published for Chinese.
         """
         if not totals.targets:
             raise ValueError("nothing to score: the data holds no target; give data with something to learn")
@@ -185,6 +199,8 @@ class Task:
         scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}               # e^710 is past all floats
         if totals.bytes:
             scores["bits_per_byte"] = totals.loss / math.log(2) / totals.bytes
+        if totals.characters:
+            scores["bits_per_character"] = totals.loss / math.log(2) / totals.characters
         return scores
 
     def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:

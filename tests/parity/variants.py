@@ -32,6 +32,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures" / "peft"
 SHAPE = LlamaConfig(vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)
 IDS = [(7 * i * i + 3) % 48 for i in range(24)]
+BOUND = 5e-5            # of logits that reach tens: sums over a head that was drawn anew differ by 1.4e-5 at times
 
 VARIANTS = {
     "plain": {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]},
@@ -95,7 +96,7 @@ def checks(judges: Judges) -> Iterator[Check]:
         model = load_model(base)
         load_adapter(model, folder)
         worst = compare(model, theirs, name)
-        yield Check(f"adapter, {name}: theirs here, merged too", "peft", positions, f"Δ {worst:.1e}", worst < 1e-5)
+        yield Check(f"adapter, {name}: theirs here, merged too", "peft", positions, f"Δ {worst:.1e}", worst < BOUND)
 
         model = load_model(base)
         load_adapter(model, folder)
@@ -104,7 +105,7 @@ def checks(judges: Judges) -> Iterator[Check]:
         save_adapter(model, again)
         theirs = judges.ask("judge_adapters.py", what="merged", folder=str(base), adapter=str(again), ids=IDS)
         worst = compare(model, theirs, name)
-        yield Check(f"adapter, {name}: ours there, merged too", "peft", positions, f"Δ {worst:.1e}", worst < 1e-5)
+        yield Check(f"adapter, {name}: ours there, merged too", "peft", positions, f"Δ {worst:.1e}", worst < BOUND)
 
     theirs = judges.ask("judge_adapters.py", what="targets", folder=str(base), options=RULES)
     differ = [rule for rule, modules in zip(RULES, theirs, strict=True) if chosen_here(rule) != modules]

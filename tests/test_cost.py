@@ -1,0 +1,153 @@
+import argparse
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import finetune
+import train
+from llama import cli, cost
+from llama.checkpoint import save_model
+from llama.config import preset
+from llama.cost import Layer, kept_a_token, layers_of, training_memory
+from llama.freeze import freeze
+from llama.lora import LoRAConfig, add_lora, save_adapter
+from llama.model import Llama
+from llama.objectives import Plain
+from llama.optimizer import Masters
+from llama.tasks.generation import TextGenerationTask
+from llama.trainer import TrainConfig, Trainer
+from tests.together import TALK, InstructionTask
+
+SIZES = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2,
+         "vocab_size": 64}
+
+
+def test_worked_example_what_a_block_keeps_of_a_token():
+    block = Layer(D=96, H=6, G=2, K=16, F=256, size=2, learned=True, adapted={})
+    assert kept_a_token(block) == {
+        "norms": 2 * (96 * 4 + 4) + 2 * 96 * 2, "inputs of products": 2 * 96 * 2,
+        "attention": (96 + 32 + 32 + 96) * 2 + 6 * 4, "SwiGLU": 4 * 256 * 2, "adapters": 0}
+    adapted = replace(block, learned=False, adapted={"q_proj": (96, 8), "o_proj": (96, 8)}, dropout=True)
+    assert kept_a_token(adapted) == {
+        "norms": 2 * (96 * 4 + 4), "inputs of products": 96 * 2, "attention": 256 * 2 + 24, "SwiGLU": 3 * 256 * 2,
+        "adapters": 2 * 8 * 2, "dropout": 2 * 96 * 3}
+
+
+def test_worked_example_the_terms_of_a_step():
+    model = Llama(preset("test", **SIZES, num_hidden_layers=2, tie_word_embeddings=True))
+    numbers = 64 * 96 + 2 * (2 * 96 * 96 + 2 * 96 * 32 + 3 * 96 * 256 + 2 * 96) + 96
+    tokens = 1000
+    ends = tokens * (4 * 96 + 4 + 2 * 2 * 96)
+    block = 4128                                                    # of a token, as above
+    terms = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, program=10**6)
+    assert terms == {
+        "program": 10**6 + cost.KERNELS, "weights": 2 * numbers, "float32 masters": 4 * numbers,
+        "optimiser": 8 * numbers, "kept for backward": 2 * tokens * block + ends,
+        "holes between": round(cost.HOLES["full"] * (2 * tokens * block + ends)), "scores": 900 * 64 * 20,
+        "gradients beyond": 0}
+    frugal = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed=True, optimizer="sgd")
+    assert frugal["kept for backward"] == 2 * tokens * 2 * 96 + tokens * block + ends and frugal["optimiser"] == 0
+    few = training_memory(model, tokens=1, rows=1, dtype=None)
+    assert sum(few.values()) - few["program"] == numbers * (4 + 8 + 4)  # gradients outweigh one token
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("learns", ["full", "lora"])
+def test_two_ways_kept_for_backward(learns, dtype):
+    """A third block more: what autograd then keeps more, counted by storage, is what the formula says of a block."""
+    kept, B, T = [], 2, 128
+    for L in (2, 3):
+        torch.manual_seed(0)
+        model = Llama(preset("test", **SIZES, num_hidden_layers=L))
+        if learns == "lora":
+            model.to(dtype)
+            add_lora(model, LoRAConfig(rank=8))
+        else:
+            Masters(model, dtype)
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        seen: dict[int, int] = {}
+
+        def see(tensor, own=own, seen=seen):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        tokens = torch.randint(0, 64, (B, T))
+        with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+            loss, _ = Plain(model, TextGenerationTask()).train()({"tokens": tokens, "targets": tokens})
+        kept.append(sum(seen.values()))
+        size, layers = dtype.itemsize, layers_of(model, size=dtype.itemsize)
+    expected = B * T * sum(kept_a_token(layers[-1]).values())
+    casts = sum(size * p.numel() for n, p in model.layers[0].named_parameters() if "lora_" in n) * (size < 4)
+    assert kept[1] - kept[0] == pytest.approx(expected + casts, rel=0.001)
+
+
+def test_property_blocks_below_the_lowest_that_learns_keep_nothing():
+    model = Llama(preset("test", **SIZES, num_hidden_layers=4))
+    assert len(layers_of(model, size=4)) == 4
+    freeze(model, layers=3, embeddings=True)
+    assert [layer.learned for layer in layers_of(model, size=4)] == [True]
+    model = Llama(preset("test", **SIZES, num_hidden_layers=4))
+    add_lora(model, LoRAConfig(rank=2, layers=(2,), targets=("q_proj",)))
+    assert [layer.adapted for layer in layers_of(model, size=4)] == [{"q_proj": (96, 2)}, {}]
+
+
+def _trainer(model, **config):
+    return Trainer(model, InstructionTask(chat_format="chatml"), TALK, config=TrainConfig(**config))
+
+
+def test_worked_example_the_largest_batch_and_a_limit_in_minutes(tiny_model):
+    trainer = _trainer(tiny_model, batch_size=8, epochs=3, minutes=1e-6)
+    assert cost.largest_batch(trainer) == (8 * max(s.reads for s in trainer.samples),
+                                           sum(s.targets for s in trainer.samples))
+    found = cost.probe(trainer)
+    assert found["steps"] == 3 and found["seconds"] == pytest.approx(6e-5) and found["seconds_a_step"] > 0
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "model"])
+def test_two_ways_what_is_written_is_as_large_as_was_said(lora, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if lora:
+        add_lora(tiny_model, LoRAConfig(rank=64))
+    cost.dry_run(_trainer(tiny_model, batch_size=4), optimizer="adamw", dtype=None, program=0, as_json=True)
+    said = json.loads(capsys.readouterr().out)["dry_run"]
+    assert not list(tmp_path.iterdir())
+    (save_adapter if lora else save_model)(tiny_model, tmp_path / "x")
+    assert next((tmp_path / "x").glob("*.safetensors")).stat().st_size == pytest.approx(said["artefact"], rel=0.05)
+    assert said["parameters"] == sum(p.numel() for p in tiny_model.parameters())
+    assert said["memory"]["peak"] == max(said["memory"].values()) >= sum(said["terms"].values())
+
+
+def test_worked_example_a_row_of_the_comparison():
+    row = {"run": "LoRA", "predicted": 90 * cost.MB, "measured": 100 * cost.MB, "training_predicted": 120 * cost.MB,
+           "training_measured": 100 * cost.MB}
+    assert cost.line(row).split() == ["LoRA", "training", "120", "MB", "100", "MB", "+20.0%", "with", "saving", "90.0",
+                                      "MB", "100", "MB", "-10.0%", "beyond", "15", "%"]
+
+
+def test_refusal_a_dry_run_of_many_or_of_half_a_run(monkeypatch):
+    asked = argparse.Namespace(dry_run=True, inspect=None, resume=True)
+    with pytest.raises(ValueError, match="--dry-run is about a run that has not begun; leave --resume out"):
+        cli.check_alone(asked)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match="look at one process; leave torchrun out"):
+        cli.check_alone(asked)
+
+
+@pytest.mark.parametrize("door", ["finetune.py", "train.py"])
+def test_property_a_dry_run_of_a_door_writes_nothing(door, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, tmp_path / "model")
+    (tmp_path / "a.txt").write_text("The quick brown fox. " * 40, encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    flags = (["--model", "model", "--task", "generation", "--lora", "--max-length", "32"] if door == "finetune.py" else
+             ["--tokenizer", "model", "--hidden-size", "48", "--num-hidden-layers", "1", "--block-size", "32"])
+    monkeypatch.setattr("sys.argv", [door, *flags, "--data", "a.txt", "--output", "out", "--dry-run", "--json"])
+    (finetune if door == "finetune.py" else train).main()
+    said = json.loads(capsys.readouterr().out)["dry_run"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said["steps"] > 1 and said["seconds"] > 0 and said["memory"]["peak"] > said["terms"]["program"]

@@ -1,0 +1,81 @@
+"""Methods of old on tasks, and the table that sets them beside ours: tests/benchmarks."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import __main__ as comparison
+from tests.benchmarks.baselines import NAMES, dictionary, first, scores_of, window
+from tests.benchmarks.sets import examples_of, files_of, texts_of
+
+
+def test_worked_example_the_window_around_the_questions_rare_characters():
+    text = "小驼的书的字的画的纸的色的光的影。天气很好。白龙住在北京三年。"
+    train = [{"answers": [{"text": "北京", "start": 0}]}]
+    [answer] = window(train, [{"context": text, "question": "白龙的家呢？"}])
+    assert len(answer) == 2 and answer in text[text.index("。") :]
+
+
+def test_worked_example_a_dictionary_from_pairs():
+    train = [{"source": source, "target": target} for source, target in (
+        ("I see a dog", "我看見狗"), ("the dog sleeps", "狗睡了"), ("I sleep", "我睡"), ("a red dog", "紅狗"))]
+    assert dictionary(train, [{"source": "Dog!"}]) == ["狗"]
+    assert dictionary(train, [{"source": "nothing known"}]) == [""]
+
+
+def test_worked_example_first_sentence_and_scores():
+    assert first([], [{"source": "天气很好。我们去公园。"}]) == ["天气很好"]
+    assert scores_of("summarization", [{"target": "天气很好"}], ["天气很好"])["rouge_l"] == 1
+    assert scores_of("classification", [{"label": "a"}, {"label": "b"}], ["a", "a"])["accuracy"] == 0.5
+    assert scores_of("translation", [{"target": "天气很好"}], ["天气很好"])["bleu"] == pytest.approx(100)
+    assert scores_of("qa", [{"answers": [{"text": "小驼"}]}], ["小驼"])["f1"] == 1
+    sentence = [{"tokens": list("小驼在"), "tags": ["B", "E", "S"]}]
+    assert scores_of("segmentation", sentence, [["S", "S", "S"]])["precision"] == pytest.approx(1 / 3)
+    assert scores_of("ner", [{"tags": ["B-PER", "O"]}], [["B-PER", "O"]])["f1"] == 1
+
+
+def test_property_divided_files_are_made_once_and_nothing_is_on_two_sides(tmp_path):
+    lines = [f"Sentence {n * 7919} about {chr(97 + n % 26) * 9} and {n}\t"
+             f"第{n * 7919}句话关于{chr(0x4E00 + 7 * n) * 6}" for n in range(60)]
+    (tmp_path / "tatoeba_en_zh.txt").write_text("\n".join(lines), encoding="utf-8")
+    files = files_of("sentences", tmp_path, tmp_path / "work")
+    parts = [[example["source"] for example in examples_of("sentences", file)] for file in files.values()]
+    assert sorted(sum(parts, [])) == sorted(line.split("\t")[0] for line in lines) and all(parts)
+    before = files["train"].stat().st_mtime_ns
+    assert files_of("sentences", tmp_path, tmp_path / "work")["train"].stat().st_mtime_ns == before
+    assert len(texts_of("sentences", files["train"])) == 2 * len(parts[0])
+    with pytest.raises(ValueError, match="is not here; say with --samples"):
+        files_of("titles", tmp_path, tmp_path / "work")
+
+
+def test_property_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, capsys):
+    """What is there is not run again; what fails is left out and said, and the exit code tells."""
+    ran = []
+
+    def fake(command):
+        ran.append(command)
+        if "finetune.py" in command:
+            raise RuntimeError("no luck")
+        return {"scores": {"accuracy": 0.5}, "minutes": 0.1, "memory": 1e9}
+
+    monkeypatch.setattr(comparison, "run", fake)
+    monkeypatch.setattr(comparison, "files_of", lambda *a: {part: Path(part) for part in ("train", "dev", "test")})
+    argv = ["x", "--only", "poets", "--programs", "baselines", "default", "--output", str(tmp_path / "r.json"),
+            "--work", str(tmp_path)]
+    for times in (2, 3):
+        monkeypatch.setattr("sys.argv", argv)
+        with pytest.raises(SystemExit) as left:
+            comparison.main()
+        out = capsys.readouterr()
+        assert left.value.code == 1 and "no luck" in out.err and len(ran) == times
+        assert "TF-IDF, logistic regression" in out.out and "0.500" in out.out and "←" in out.out
+    assert json.loads((tmp_path / "r.json").read_text())["poets"].keys() == {NAMES["tfidf"]}
+
+
+def test_refusal_a_missing_package_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "positive"}\n', encoding="utf-8")
+    file = str(tmp_path / "t.jsonl")
+    with pytest.raises(RuntimeError, match="ended with 2: the baseline bayes needs the package snownlp; pip install"):
+        comparison.run([sys.executable, "-m", "tests.benchmarks.baselines", "bayes", "sentiment-reviews", file, file])

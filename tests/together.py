@@ -1,0 +1,148 @@
+"""What tests/test_distributed.py lets one process do alone, and two processes together: small runs, and their results.
+
+    torchrun --nproc-per-node 2 tests/together.py FOLDER
+
+writes FOLDER/rank-0.pt and rank-1.pt; then, in one more run, rank 1 fails at its second step while rank 0 waits for it.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from llama import cli, distributed  # noqa: E402
+from llama.config import preset  # noqa: E402
+from llama.evaluate import evaluate  # noqa: E402
+from llama.lora import LoRAConfig, add_lora  # noqa: E402
+from llama.model import Llama  # noqa: E402
+from llama.quantize import quantize  # noqa: E402
+from llama.sharded import whole  # noqa: E402
+from llama.tasks.classification import ClassificationTask  # noqa: E402
+from llama.tasks.instruction import InstructionTask  # noqa: E402
+from llama.trainer import TrainConfig, Trainer  # noqa: E402
+from tokenizer import bpe  # noqa: E402
+
+TURNS = [("Hi", "Hello!"), ("你是谁？", "我是小驼。"), ("Count", "one two three four five six"), ("Bye", "Bye."),
+         ("Add 1 and 2", "3"), ("天气", "今天天气很好。"), ("Be still", "."), ("And more", "of the same, and longer")]
+TALK = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "place": f"here:{i}"}
+        for i, (q, a) in enumerate(TURNS)]
+LABELS = [{"text": q, "label": "short" if len(a) < 7 else "long", "place": f"here:{i}"}
+          for i, (q, a) in enumerate(TURNS)]
+TOKENIZER = bpe.train([q + a for q, a in TURNS] * 4, 300, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+
+
+def fresh(kind: str) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(preset("test", vocab_size=TOKENIZER.vocab_size, tie_word_embeddings=kind != "untied")).eval()
+    model.tokenizer = TOKENIZER
+    if kind == "int8":
+        quantize(model, bits=8, report=False)
+    if kind in ("lora", "int8"):
+        add_lora(model, LoRAConfig(rank=2), generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda trainer: None, dtype=None,
+        resume: bool = False, **more) -> dict:
+    """Ten steps over 7 samples, the last of each epoch smaller than others, and what there is to compare."""
+    labels = kind == "labels"
+    settings = {"epochs": 10, "max_steps": 10, "batch_size": 6 // distributed.size(), "lr": 1e-2, "eval_every": 10,
+                "save_every": 5, "schedule": "constant", "warmup": 0.0, "clip": 0.5, "parallel": parallel}
+    trainer = Trainer(fresh(kind), ClassificationTask() if labels else InstructionTask(chat_format="chatml"),
+                      (LABELS if labels else TALK)[:7], (LABELS if labels else TALK)[:5],
+                      config=TrainConfig(**settings | more), output=output, dtype=dtype, resume=resume)
+    found: dict = {"norms": [], "seed": torch.initial_seed()}
+    step, report = trainer.optimizer.step, trainer._report
+
+    def spy() -> None:
+        if "gradients" not in found:
+            found["gradients"] = {name: whole(p.grad).clone() for name, p in trainer.masters.learned.items()}
+        step()
+
+    trainer.optimizer.step = spy
+    trainer._report = lambda progress, rate, norm: (found["norms"].append(norm), report(progress, rate, norm))
+    attention = trainer.model.layers[0].self_attn
+    attention.register_forward_pre_hook(lambda module, inputs: found.update(rotary=inputs[1].dtype))
+    change(trainer)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        try:
+            found["train"] = trainer.train()
+            found["eval"] = evaluate(trainer.objective, trainer.eval_samples, TOKENIZER, batch_size=2)
+            model = trainer.whole()
+            found["trained"] = {n: p.detach().clone() for n, p in model.named_parameters()} if model else {}
+        except (KeyboardInterrupt, RuntimeError) as error:
+            found["stopped"] = f"{type(error).__name__} after step {trainer.step}: {error}"
+    return found | {"seed": torch.initial_seed()}
+
+
+def alone() -> dict[str, dict]:
+    return {"full": run("full", "ddp"), "lora": run("lora", "ddp"), "labels": run("labels", "ddp"),
+            "int8": run("int8", "ddp"), "bfloat16": run("full", "ddp", dtype=torch.bfloat16)}
+
+
+def together(folder: Path) -> dict[str, dict]:
+    half = {"max_steps": 5, "save_every": 5}
+    results = {
+        "full ddp": run("full", "ddp"),
+        "full ddp, accumulated": run("full", "ddp", batch_size=1, accumulate=3),
+        "full fsdp": run("full", "fsdp", output=folder / "full"),
+        "lora ddp": run("lora", "ddp", output=folder / "lora"),
+        "lora fsdp, checkpointed": run("lora", "fsdp", checkpoint_activations=True),
+        "labels ddp": run("labels", "ddp"),
+        "labels fsdp": run("labels", "fsdp"),
+        "int8 ddp": run("int8", "ddp"),
+        "bfloat16 ddp": run("full", "ddp", dtype=torch.bfloat16),
+        "bfloat16 fsdp": run("full", "fsdp", dtype=torch.bfloat16),
+        "interrupted": run("lora", "ddp", output=folder / "interrupted", change=interrupt_rank_1),
+        "burst": run("full", "fsdp", output=folder / "burst", change=burst_on_rank_1),
+    }
+    run("full", "fsdp", output=folder / "half-full", **half)
+    results["full fsdp, resumed"] = run("full", "fsdp", output=folder / "half-full", resume=True)
+    run("lora", "ddp", output=folder / "half-lora", **half)
+    results["lora ddp, resumed"] = run("lora", "ddp", output=folder / "half-lora", resume=True)
+    return results
+
+
+def at_step(trainer: Trainer, step: int, act) -> None:
+    update = trainer._update
+
+    def updating(indices):
+        if trainer.step == step and distributed.rank() == 1:
+            act()
+        return update(indices)
+
+    trainer._update = updating
+
+
+def interrupt_rank_1(trainer: Trainer) -> None:
+    at_step(trainer, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def burst_on_rank_1(trainer: Trainer) -> None:
+    forward = trainer.objective.forward
+    at_step(trainer, 3, lambda: setattr(trainer.objective, "forward",
+                                        lambda batch: (forward(batch)[0] * math.nan, 1)))
+
+
+def fail_on_rank_1(trainer: Trainer) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "data/gone.txt")
+
+    at_step(trainer, 1, fail)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    distributed.join(torch.device("cpu"))
+    torch.save(together(Path(sys.argv[1])), Path(sys.argv[1], f"rank-{distributed.rank()}.pt"))
+    run("full", "ddp", change=fail_on_rank_1)
+
+
+if __name__ == "__main__":
+    cli.run(main)
