@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.model import Llama
+from llama.packing import mask_of
 from llama.tasks.task import Batch, Task, cross_entropy
+from llama.token_loss import knows, token_loss
 
 LOGITS_AT_ONCE = 2**24                                              # numbers: 64 MB in float32, 341 rows of SmolLM2's
 
@@ -30,10 +32,14 @@ class Plain(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss in nats summed over targets, float32, and the number of targets."""
-        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=batch.get("mask"))
+        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
         states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
         head = self.task.head(self.model)
-        return chunked_cross_entropy(states, targets, head, self.task.loss), self.task.count(targets)
+        if type(self.task).loss is Task.loss and knows(head):
+            loss = token_loss(states, targets, head)
+        else:
+            loss = chunked_cross_entropy(states, targets, head, self.task.loss)
+        return loss, self.task.count(targets)
 
     def scores(self, batch: Batch) -> Tensor:
         """What a head of labels says of the rows that count; through the objective, as it may be sharded."""

@@ -18,6 +18,7 @@ from llama.inspect import show_sample
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama
 from llama.objectives import Plain
+from llama.packing import pack
 from llama.results import errors, write_predictions
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
@@ -63,11 +64,12 @@ def test_worked_example_the_mean_of_all_rows_is_scored(tiny_model, tmp_path):
     for sample, row in zip(samples, task.scores(tiny_model, batch), strict=True):
         torch.testing.assert_close(tiny_model(torch.tensor([sample.ids]))[0].mean(0), row, atol=1e-5, rtol=1e-5)
     losses = [Plain(tiny_model, task)(batch)[0], task.loss(task.scores(tiny_model, batch), batch["targets"])]
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    losses.append(Plain(tiny_model, task)(pack(task, samples))[0])
+    assert [loss.item() for loss in losses] == pytest.approx([losses[0].item()] * 3, rel=1e-5)
     tiny_model.save(tmp_path / "mean")
     loaded, same = load_model(tmp_path / "mean"), ClassificationTask()
     assert same.classified(loaded, TEXTS) == task.classified(tiny_model, TEXTS) and same.pooling == "mean"
-    with pytest.raises(ValueError, match="mean row, for neg, pos; this task asks for sequence, causal, last"):
+    with pytest.raises(ValueError, match="pooling mean, for neg, pos; this task asks .* causal, pooling last"):
         ClassificationTask(pooling="last").predict(loaded, TEXTS)
 
 
@@ -235,9 +237,9 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
     task = prepared(tiny_model)
     with pytest.raises(ValueError, match="r:9: the label 'meh' is none of those that are learned .neg, pos."):
         task.samples([{"text": "a", "label": "meh", "place": "r:9"}], tiny_tokenizer)
-    with pytest.raises(ValueError, match="this task asks for sequence, causal, last, for a, b"):
+    with pytest.raises(ValueError, match="this task asks for sequence, causal, for a, b"):
         ClassificationTask(("a", "b")).predict(tiny_model, ["a"])
-    with pytest.raises(ValueError, match="causal attention, last row, for neg, pos; this task asks for sequence, full"):
+    with pytest.raises(ValueError, match="causal attention, for neg, pos; this task asks for sequence, full"):
         ClassificationTask(attention="full").predict(tiny_model, ["a"])
     assert ClassificationTask(("pos", "neg")).predict(tiny_model, ["x"])[0] in ("pos", "neg")
     with pytest.raises(ValueError, match="so it writes no text"):

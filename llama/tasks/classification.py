@@ -73,9 +73,12 @@ class ClassificationTask(LabelledTask):
     def states(self, hidden: Tensor, batch: Batch) -> Tensor:
         if self.pooling != "mean":
             return super().states(hidden, batch)
-        lengths = batch["lengths"][:, None]                         # (B, 1)
-        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths
-        return (hidden.float() * real[..., None]).sum(1).div(lengths).to(hidden.dtype)  # (B, D)
+        sizes = batch["sizes"].tolist()
+        if "positions" in batch:                                    # packed: all texts in one row
+            texts = hidden[0].split(sizes)
+        else:
+            texts = [row[:size] for row, size in zip(hidden, sizes, strict=True)]
+        return torch.stack([text.float().mean(0) for text in texts]).to(hidden.dtype)   # (B, D)
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         if self.multi_label:

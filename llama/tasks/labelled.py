@@ -123,10 +123,13 @@ class LabelledTask(Task):
         asked = self.asked(head.labels)
         if head != HeadConfig(asked, self.kind, self.attention or head.attention, self.several(), head.about,
                               self.pooling or head.pooling):
-            raise ValueError(f"the model's head is of kind {head.kind}, {head.attention} attention, {head.pooling} "
-                             f"row, for {', '.join(head.labels):.60}; this task asks for {self.kind}, "
-                             f"{self.attention or head.attention}, {self.pooling or head.pooling}, for "
-                             f"{', '.join(asked):.60}; give what the model was tuned for, or tune the model below it")
+            pooling = self.pooling or head.pooling
+            differ = pooling != head.pooling
+            raise ValueError(f"the model's head is of kind {head.kind}, {head.attention} attention, "
+                             f"{f'pooling {head.pooling}, ' * differ}for {', '.join(head.labels):.60}; this task asks "
+                             f"for {self.kind}, {self.attention or head.attention}, "
+                             f"{f'pooling {pooling}, ' * differ}for {', '.join(asked):.60}; give what the model was "
+                             "tuned for, or tune the model below it")
         self.labels, self.attention, self.pooling = head.labels, head.attention, head.pooling
         self.max_length = min(self.max_length, model.config.context)
         self.remember(head.about)
@@ -186,7 +189,7 @@ class LabelledTask(Task):
         return torch.tensor([i for step in steps for i in step], dtype=torch.int64)
 
     def collate(self, samples: Sequence[Labelled]) -> Batch:
-        """"tokens" (B, T), "lengths" (B,), which are "learned"; "targets" of those, in their order; with full "mask".
+        """"tokens" (B, T), "sizes" (B,), which are "learned"; "targets" of those, in their order; with full "mask".
 
         Rows are padded on the right: causal attention never looks there, and full attention is told by a mask.
         """
@@ -197,9 +200,13 @@ class LabelledTask(Task):
         for sample, row, marks in zip(samples, tokens, learned, strict=True):
             row[: len(sample.ids)] = torch.tensor(sample.ids)
             marks[: len(sample.ids)] = torch.tensor(sample.learned)
-        batch = {"tokens": tokens, "learned": learned, "lengths": lengths,
+        batch = {"tokens": tokens, "learned": learned, "sizes": lengths,
                  "targets": torch.tensor([goal for sample in samples for goal in sample.goals])}
         return batch | ({"mask": full_mask(lengths, T)} if self.attention == "full" else {})
+
+    def joined(self, batches: Sequence[Batch]) -> Batch:
+        rows = super().joined([{name: batch[name] for name in ("tokens", "learned", "sizes")} for batch in batches])
+        return rows | {"targets": torch.cat([batch["targets"] for batch in batches])}
 
     def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch["learned"].nonzero(as_tuple=True)
