@@ -49,15 +49,12 @@ _WHOLE = ("--attention", "full", "--batch-size", "32", "--lr", "2e-3", "--dtype"
 _MEAN = (*_WHOLE, "--pooling", "mean", "--max-length", "128")
 _FEW = (*_MEAN, "--word-dropout", "0.35", "--weight-decay", "1")
 _SHORT = ("--max-length", "128")
-_WRITES = ("--preset", "tiny-1m", "--hidden-size", "192", "--intermediate-size", "512", "--num-attention-heads", "6",
-           "--num-hidden-layers", "2", "--vocab-size", "8192", "--batch-size", "16", "--lr", "3e-3",
-           "--dtype", "float32", "--word-dropout", "0.1", "--eval-every", "0")
 
 WAYS = {
-    "sentiment-reviews": Way(40, 0.6, _WRITES, (*_FEW, "--lr", "1e-3", "--epochs", "6"), _SHORT),
+    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), _SHORT),
     "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "8"), _SHORT),
     "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _SHORT),
-    "disciplines": Way(5, 0, _BAG, (*_FEW, "--epochs", "10"), _SHORT),
+    "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _SHORT),
     "entities": Way(8, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _SHORT),
     "words": Way(8, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _SHORT),
     "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full")),
