@@ -52,7 +52,7 @@ _SHORT = ("--max-length", "128")
 
 WAYS = {
     "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), _SHORT),
-    "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "8"), _SHORT),
+    "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), _SHORT),
     "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _SHORT),
     "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _SHORT),
     "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _SHORT),
