@@ -21,6 +21,8 @@ from torch.nn import functional
 from llama.model import Block, LayerCache, Llama, RMSNorm, attention
 from llama.quantize import Quantized
 
+FEW_ROWS = 8                                                        # beyond, turning the result around takes too long
+
 
 class Product:
     """A linear layer, or several on the same input with their outputs behind each other, and what follows at once."""
@@ -58,9 +60,13 @@ class FastLinear(nn.Linear):
     added, silu, times = Product.added, Product.silu, Product.times
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() != self.in_features:
+        rows = x.numel() // self.in_features
+        if rows > FEW_ROWS:
             return functional.linear(x, self.weight, self.bias)
-        y = torch.mv(self.weight, x.reshape(-1))
+        if rows == 1:
+            y = torch.mv(self.weight, x.reshape(-1))
+        else:                                                       # the large matrix first: it is read where it lies
+            y = (self.weight @ x.reshape(rows, -1).t()).t().contiguous()
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
     def restore(self) -> None:
