@@ -10,7 +10,8 @@ is asked for.
 
 What is gained where, and what failed, is in docs/experiments.md.
 
-Try: give `_gradients` delta instead of -delta in its rows; tests/test_by_hand.py (test_two_ways_gradients_equal_autograd) fails.
+Try: give the rows of `_gradients` delta instead of -delta; tests/test_by_hand.py
+(test_two_ways_gradients_equal_autograd) fails.
 """
 
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class _Attention(torch.autograd.Function):
 
     With q scaled by 1/√K (as its tables are), P = softmax(q kᵀ) and y = P v:  dv = Pᵀ dy,  dS = P ⊙ (dy vᵀ - delta),
     delta = sum(dy ⊙ y) of a query,  dq = dS k,  dk = dSᵀ q. The H/G queries that share a key are rows of one product.
-    Everything (T, T) is in the dtype of q: rounded once a pass, as torch's own kernel rounds P and dS for its products.
+    All that is (T, T) is in the dtype of q: rounded once a pass, as in torch's own kernel before its products.
     """
 
     @staticmethod
