@@ -36,7 +36,7 @@ class Plain(nn.Module):
         hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
         targets = self.task.targets(batch)                          # (N, …)
         head, hidden = self.task.head(self.model), hidden[rows]    # (N, D)
-        if type(self.task).loss is Task.loss and knows(head):
+        if has_token_loss(self.task, self.model):
             loss = token_loss(hidden, targets, head)
         else:
             loss = chunked_cross_entropy(hidden, targets, head, self.task.loss)
@@ -45,6 +45,11 @@ class Plain(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
         return self.task.scores(self.model, batch)
+
+
+def has_token_loss(task: Task, model: Llama) -> bool:
+    """Whether the loss is that of the next token, through a head that `token_loss` knows."""
+    return type(task).loss is Task.loss and knows(task.head(model))
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
