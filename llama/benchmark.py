@@ -82,8 +82,24 @@ def main() -> None:
     parser.add_argument("--output", metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw bytes a token against tokens a second, as .png or .svg")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--training", action="store_true", help="measure training instead")
+    parser.add_argument("--works", default="", metavar="A;B",
+                        help="with --training: what to measure, by names or their beginnings")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help="with --training: instructions to learn")
     cli.add_flags(parser, Work)
     arguments = parser.parse_args()
+    if arguments.training:
+        from llama import benchmark_training
+
+        repeats = 3 if arguments.repeats == Work.repeats else arguments.repeats
+        python = peers_python(arguments.peers) if arguments.peers else ""
+        results = benchmark_training.run(arguments.model, arguments.works, data=cli.data_files(arguments.data or []),
+                                         repeats=repeats, python=python)
+        write_results(arguments.output, results)
+        print(json.dumps(results) if arguments.json else benchmark_training.tables(results))
+        return
+    if arguments.works or arguments.data:
+        raise ValueError("--works and --data are for --training; add it, or leave them out")
     work = cli.from_flags(Work, arguments)
     modes = chosen_modes(arguments.modes)
     if arguments.plot:
@@ -94,13 +110,17 @@ def main() -> None:
     ids = text_ids(model, work, arguments.text)
     results = run(model, modes, work, ids, python=python)
     results["work"]["text"] = list(arguments.text or TEXTS)
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(arguments.output, results)
     if arguments.plot:
         Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
         write_plot(arguments.plot, results)
     print(json.dumps(results) if arguments.json else tables(results))
+
+
+def write_results(path: str | None, results: Mapping[str, Any]) -> None:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------

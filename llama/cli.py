@@ -132,7 +132,8 @@ def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str,
         if kind is bool:
             group.add_argument(flag, action="store_true", default=default, help=text)
         elif typing.get_origin(kind) is Literal:
-            group.add_argument(flag, choices=typing.get_args(kind), default=default, help=text)
+            alone = {"nargs": "?", "const": "on"} if "on" in typing.get_args(kind) else {}      # --pack is --pack on
+            group.add_argument(flag, choices=typing.get_args(kind), default=default, help=text, **alone)
         elif kind in _LISTS:
             read, metavar = _LISTS[kind]
             group.add_argument(flag, type=read, default=default, help=text, metavar=metavar)

@@ -142,6 +142,15 @@ def full_mask(lengths: Tensor, T: int) -> Tensor:
     return (torch.arange(T, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
+def document_mask(lengths: Tensor) -> Tensor:
+    """Causal mask of texts that lie behind each other in one row: each position sees its own text, up to itself.
+
+    lengths  (n,) int64, of the texts;  ->  (T, T) bool with T their sum
+    """
+    text = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    return (text[:, None] == text).tril()
+
+
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √K) v (arXiv:1706.03762, eq. 1) with H/G query heads to a key-value head (arXiv:2305.13245).
 
@@ -354,4 +363,19 @@ def checkpoint_activations(model: Llama) -> None:
     Non-reentrant, because the reentrant kind gives LoRA no gradient, silently, when the embeddings are frozen.
     """
     for layer in model.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        _checkpoint(layer)
+
+
+def checkpoint_mlps(model: Llama) -> None:
+    """The same for the feed-forward parts alone: they keep the most, for half of the work."""
+    for layer in model.layers:
+        _checkpoint(layer.mlp)
+
+
+def _checkpoint(module: nn.Module) -> None:
+    readable = partial(_forward, module)                            # not module.forward, which may be wrapped already
+    module.forward = partial(checkpoint, readable, use_reentrant=False)
+
+
+def _forward(module: nn.Module, *inputs: Any) -> Any:
+    return type(module).forward(module, *inputs)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.model import Llama
+from llama.packing import mask_of
 from llama.tasks.task import Batch, Task, cross_entropy
+from llama.token_loss import knows, token_loss
 
 LOGITS_AT_ONCE = 2**24                                              # numbers: 64 MB in float32, 341 rows of SmolLM2's
 
@@ -31,14 +33,23 @@ class Plain(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss in nats summed over targets, float32, and the number of targets."""
         rows = self.task.rows(batch)
-        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=batch.get("mask"))
+        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
         targets = self.task.targets(batch)                          # (N, …)
-        head = self.task.head(self.model)
-        return chunked_cross_entropy(hidden[rows], targets, head, self.task.loss), self.task.count(targets)
+        head, hidden = self.task.head(self.model), hidden[rows]    # (N, D)
+        if has_token_loss(self.task, self.model):
+            loss = token_loss(hidden, targets, head)
+        else:
+            loss = chunked_cross_entropy(hidden, targets, head, self.task.loss)
+        return loss, self.task.count(targets)
 
     def scores(self, batch: Batch) -> Tensor:
         """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
         return self.task.scores(self.model, batch)
+
+
+def has_token_loss(task: Task, model: Llama) -> bool:
+    """Whether the loss is that of the next token, through a head that `token_loss` knows."""
+    return type(task).loss is Task.loss and knows(task.head(model))
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]

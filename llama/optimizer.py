@@ -33,6 +33,10 @@ class TrainConfig:
     save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch"] = 0
     save_epochs: Annotated[bool, "keep the result of every epoch, as OUTPUT_epoch1 and so on"] = False
     checkpoint_activations: Annotated[bool, "recompute blocks in the backward pass: less memory, more time"] = False
+    checkpoint_mlps: Annotated[bool, "recompute the feed-forward parts only: half of that, for less time"] = False
+    pack: Annotated[Literal["auto", "on", "off"], "lay samples end to end instead of padding them, each seeing only "
+                    "itself; auto: on the CPU"] = "auto"
+    compile: Annotated[bool, "compile the blocks: half a minute at the start, then faster steps"] = False
     parallel: Annotated[Literal["ddp", "fsdp"], "of torchrun's processes each has the whole model, or a shard"] = "ddp"
     seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
 

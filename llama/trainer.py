@@ -26,16 +26,19 @@ from typing import Any, NoReturn
 import torch
 
 from llama import distributed
+from llama.by_hand import quicken, slow_down
 from llama.checkpoint import save_model
 from llama.checks import examine
+from llama.compile_blocks import compilations, compile_blocks, uncompile_blocks
 from llama.evaluate import evaluate
 from llama.lora import adapter_configs, has_lora, save_adapter
-from llama.model import Llama, checkpoint_activations
+from llama.model import Llama, checkpoint_activations, checkpoint_mlps
 from llama.objectives import Plain
 from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
+from llama.packing import laid_out, micro_batches, packs
 from llama.proof import prove_saved
 from llama.sharded import gathered, outline, shard, whole
-from llama.tasks.task import Task, to_device
+from llama.tasks.task import Batch, Sample, Task, to_device
 from llama.terminal import Progress
 from llama.training_state import (
     forget_state,
@@ -47,7 +50,8 @@ from llama.training_state import (
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-              "checkpoint_activations")
+              "checkpoint_activations", "checkpoint_mlps", "pack",
+              "compile")
 
 
 class Trainer:
@@ -87,8 +91,14 @@ class Trainer:
         self.parallel = self.objective if self.outline else distributed.replicated(self.objective)
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
                                         weight_decay=self.config.weight_decay)
+        self.packs = packs(model, task, self.config.pack)
+        quicken(model)                                              # until `train` ends
         if self.config.checkpoint_activations:
             checkpoint_activations(model)
+        elif self.config.checkpoint_mlps:
+            checkpoint_mlps(model)
+        if self.config.compile:
+            compile_blocks(model)
 
         self.per_step = self.config.batch_size * self.config.accumulate * distributed.size()
         self.steps_per_epoch = math.ceil(len(self.samples) / self.per_step)
@@ -164,12 +174,13 @@ class Trainer:
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm.
 
-        A process without a sample, at the end of an epoch, reads one all the same: the others wait for its gradients.
+        A process with fewer micro-batches than another, at the end of an epoch, reads one sample more: the others wait
+        for its gradients.
         """
-        mine = list(_pieces(distributed.part(indices), self.config.batch_size))
+        mine = micro_batches([self.samples[i] for i in distributed.part(indices)], self.config.batch_size)
         rounds = math.ceil(distributed.longest_part(indices) / self.config.batch_size)
-        batches = [to_device(self.task.collate([self.samples[i] for i in some]), self.model.device)
-                   for some in mine + [indices[:1]] * (rounds - len(mine))]
+        batches = [to_device(self._batch(some), self.model.device)
+                   for some in mine + [[self.samples[indices[0]]]] * (rounds - len(mine))]
         targets = sum(self.task.count(self.task.targets(batch)) for batch in batches[: len(mine)])
         targets = int(distributed.total(targets)[0]) or 1           # 0 if masked is allowed
         total = 0.0
@@ -190,6 +201,9 @@ class Trainer:
         self.optimizer.zero_grad()
         self.masters.spread()
         return total, targets, norm
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        return laid_out(self.task, samples, self.model.config.context) if self.packs else self.task.collate(samples)
 
     def _samples_of_step(self, step: int) -> list[int]:
         """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
@@ -256,10 +270,15 @@ class Trainer:
         if self.output:
             self._save_result(self.output)
         self.masters.restore()
+        slow_down(self.model)
+        uncompile_blocks(self.model)
         self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
                  "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
                  "peak_memory": peak}
+        if self.config.compile:
+            train["compilations"] = compilations()
+            print(f"torch compiled {train['compilations']} pieces of code", file=sys.stderr)
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
@@ -371,10 +390,6 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
         yield caught
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,0 +1,42 @@
+import pytest
+
+from llama.benchmark_training import ROWS, WORKS, losses, operations, order, run, tables
+
+
+def test_worked_example_operations():
+    config = {"num_hidden_layers": 2, "hidden_size": 3}
+    assert operations(config, 100, lora=False, T=3) == 600 + 3 * 2 * 2 * 2 * 3 * 2
+    assert operations(config, 100, lora=True, T=3) == 400 + 3 * 2 * 2 * 2 * 3 * 2
+
+
+def test_property_steps_visit_every_sample_before_any_comes_again():
+    steps = order(6, 2, 4)
+    assert sorted(steps[0] + steps[1] + steps[2]) == list(range(6)) and steps[3] == steps[0] and order(6, 2, 4) == steps
+
+
+def test_worked_example_tables():
+    engine = {"memory": 1_000_000_000, "utilisation": 0.25, "losses": [2.0, 1.0]}
+    engines = {"default": engine | {"speeds": [900.0, 1000.0]},
+               "transformers": engine | {"speeds": [500.0, 400.0], "losses": [2.0, 1.5]}}
+    machine = {"cpu": "c", "threads": 2, "cores": 2, "torch": "t"}
+    results = {"model": "m", "date": "d", "machine": machine, "data": ["x"],
+               "matrix_peak": 1e12, "repeats": 2, "refused": {"7B": "too large"},
+               "rows": [{"name": ROWS[1].name, "engines": engines, "aims": {"default": (1.15, 1.4)}}],
+               "memory": [{"name": "int8", "floor": 0.5, "stretch": 0.35, "shape": "", "theirs": 2_000_000_000,
+                           "ours": {"memory": 900_000_000, "tokens_per_second": 12.0}},
+                          {"name": "1.1B", "floor": 4.0, "stretch": None, "shape": "x", "theirs": None,
+                           "ours": {"memory": 4_100_000_000, "tokens_per_second": 12.0}}]}
+    shown = tables(results)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()]
+    assert ["LoRA, dense", "default", "950", "25%", "1,000", "2.15 × (1.80–2.50)", "1.15", "1.40", "stretch",
+            "1.5000, 1.7500 (0.5000)"] in cells
+    assert ["int8", "900", "0.45 × of 2,000", "0.5", "0.35", "floor", "12", ""] in cells
+    assert ["1.1B", "4,100", "4.10 GB", "4", "", "no", "12", ""] in cells and "7B: too large" in shown
+    with pytest.raises(ValueError):
+        losses([1.0], [1.0, 2.0])
+
+
+def test_refusal_of_unknown_works():
+    with pytest.raises(ValueError, match="--works nothing: no work is called so; there are LoRA, ragged; "):
+        run("none", "nothing", data=[], repeats=1, python="")
+    assert len(set(WORKS)) == len(WORKS)

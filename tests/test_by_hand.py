@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from llama import by_hand
+from llama.config import preset
+from llama.lora import LoRAConfig, add_lora
+from llama.model import Llama, checkpoint_activations, checkpoint_mlps, document_mask
+
+
+def _gradients(model, tokens, **options):
+    model.zero_grad()
+    hidden = model.hidden(tokens, **options)
+    (hidden.float() * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+    return hidden.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _same(found, expected):
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    assert found[1].keys() == expected[1].keys() and expected[1]
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def _lora(model):
+    add_lora(model, LoRAConfig(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_two_ways_gradients_equal_autograd(lora, tiny_model, monkeypatch):
+    monkeypatch.setattr(by_hand, "ROWS", 4)                         # several pieces of queries
+    if lora:
+        _lora(tiny_model)
+    tokens = torch.arange(22).view(2, 11)
+    expected = _gradients(tiny_model, tokens)
+    by_hand.quicken(tiny_model)
+    assert by_hand.is_quick(tiny_model)
+    _same(_gradients(tiny_model, tokens), expected)
+    by_hand.slow_down(tiny_model)
+    assert not by_hand.is_quick(tiny_model)
+    assert not any(type(module) in by_hand.PLAIN for module in tiny_model.modules())
+
+
+def test_two_ways_documents_equal_their_mask(tiny_model):
+    tokens, lengths = torch.arange(12)[None], (5, 1, 6)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    expected = _gradients(tiny_model, tokens, positions=positions, mask=document_mask(torch.tensor(lengths)))
+    by_hand.quicken(tiny_model)
+    _same(_gradients(tiny_model, tokens, positions=positions, mask=by_hand.Documents(lengths)), expected)
+
+
+@pytest.mark.parametrize("recompute", [checkpoint_activations, checkpoint_mlps])
+def test_two_ways_recomputed_activations_twice_asked_for_equal_kept_ones(recompute, tiny_model):
+    _lora(tiny_model)
+    tokens = torch.arange(10)[None]
+    expected = _gradients(tiny_model, tokens)
+    by_hand.quicken(tiny_model)
+    for _ in range(2):                                              # asked for twice, wrapped once
+        recompute(tiny_model)
+    runs = []
+    tiny_model.layers[0].mlp.gate_proj.register_forward_hook(lambda *_: runs.append(1))
+    _same(_gradients(tiny_model, tokens), expected)
+    assert len(runs) == 2
+
+
+def test_property_without_gradients_the_readable_path_runs(tiny_model):
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        expected = tiny_model(tokens)
+        by_hand.quicken(tiny_model)
+        assert torch.equal(tiny_model(tokens), expected)
+
+
+def test_property_nothing_below_the_lowest_learning_layer_is_kept(tiny_model):
+    """What needs no gradient: the embedding's output, and all blocks below the first that learns."""
+    tiny_model.embed_tokens.requires_grad_(False)
+    tiny_model.layers[0].requires_grad_(False)
+    by_hand.quicken(tiny_model)
+    outputs = []
+    for layer in tiny_model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output.requires_grad))
+    tiny_model.hidden(torch.arange(5)[None])
+    assert outputs == [False, True]
+
+
+def test_property_windows_and_other_devices_keep_torch_s_attention(tiny_tokenizer):
+    window = Llama(preset("test", sliding_window=4))
+    by_hand.quicken(window)
+    assert not by_hand.is_quick(window)
+    with torch.device("meta"):
+        elsewhere = Llama(preset("test"))
+    by_hand.quicken(elsewhere)
+    assert not any(type(module) in by_hand.PLAIN for module in elsewhere.modules())

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from llama import by_hand
+from llama.config import preset
+from llama.lora import LoRAConfig, add_lora
+from llama.model import Llama, document_mask
+from llama.objectives import Plain
+from llama.packing import laid_out, micro_batches, pack, packs
+from llama.tasks.classification import ClassificationTask
+from llama.tasks.task import Sample, Task
+
+SAMPLES = [Sample([1, 2, 3, 4, 5], [False, False, True, True, True]), Sample([6, 7, 8], [False, True, True]),
+           Sample([9, 10], [False, True])]
+
+
+def test_worked_example_a_packed_row():
+    batch = pack(Task(), SAMPLES)
+    assert batch["tokens"].tolist() == [[1, 2, 3, 4, 6, 7, 9]]
+    assert batch["targets"].tolist() == [[-100, 3, 4, 5, 7, 8, 10]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 0]] and batch["lengths"].tolist() == [4, 2, 1]
+    assert document_mask(torch.tensor([2, 1])).tolist() == [[True, False, False], [True, True, False],
+                                                            [False, False, True]]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_two_ways_packed_equals_padded(quick, lora, tiny_model):
+    if lora:
+        add_lora(tiny_model, LoRAConfig(rank=2))
+    objective, results = Plain(tiny_model, Task()), []
+    for batch in (Task().collate(SAMPLES), pack(Task(), SAMPLES)):
+        if quick and "lengths" in batch:
+            by_hand.quicken(tiny_model)
+        tiny_model.zero_grad()
+        loss, targets = objective(batch)
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in tiny_model.named_parameters() if p.grad is not None}))
+        assert targets == 6
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_property_micro_batches_hold_neighbours_in_length_and_every_sample_once():
+    samples = [Sample([0] * n, [False] + [True] * (n - 1)) for n in (3, 9, 4, 8, 2)]
+    found = micro_batches(samples, 2)
+    assert [[len(sample.ids) for sample in some] for some in found] == [[9, 8], [4, 3], [2]]
+
+
+def test_property_no_row_beyond_the_context_and_no_packing_without_need():
+    assert "lengths" in laid_out(Task(), SAMPLES, room=7)
+    assert laid_out(Task(), SAMPLES, room=6)["tokens"].shape == (3, 4)
+    assert laid_out(Task(), SAMPLES[:1] * 2, room=100)["tokens"].shape == (2, 4)
+
+
+def test_refusal_where_packing_would_compute_something_else(tiny_model):
+    assert [packs(tiny_model, Task(), wish) for wish in ("auto", "on", "off")] == [True, True, False]
+    task = ClassificationTask()
+    task.attention = "full"
+    assert not packs(tiny_model, task, "auto")
+    with pytest.raises(ValueError, match="--pack: this task looks through whole texts"):
+        packs(tiny_model, task, "on")
+    assert not packs(Llama(preset("test", sliding_window=4)), Task(), "auto")
