@@ -56,6 +56,12 @@ def to_int4(weight: Tensor, *, rounds: int = ROUNDS) -> Packed:
     return _by_rows(weight, lambda rows: _rows_to_int4(rows, rounds))
 
 
+def to_int4_nearest(weight: Tensor) -> Packed:
+    """What `to_int4` is better than: the range of each group in 15 steps, and the nearest of them."""
+    return _by_rows(weight, lambda rows: _packed(_nearest(groups := rows.reshape(-1, GROUP), *_starts(groups)[0]),
+                                                 len(rows)))
+
+
 def _by_rows(weight: Tensor, rounded: Callable[[Tensor], Packed]) -> Packed:
     _check_range(weight)
     pieces = [rounded(rows.float()).tensors() for rows in weight.split(max(1, PIECE // weight.shape[1]))]
@@ -144,10 +150,11 @@ class Fit(NamedTuple):
 
 
 def _rows_to_int4(weight: Tensor, rounds: int) -> Packed:
-    groups = weight.reshape(-1, GROUP)
-    best = _search(groups, rounds)
-    R = weight.shape[0]
-    return Packed(two_a_byte(best.q.view(R, -1, GROUP)), best.scale.view(R, -1), best.minimum.view(R, -1))
+    return _packed(_search(weight.reshape(-1, GROUP), rounds), weight.shape[0])
+
+
+def _packed(fit: Fit, R: int) -> Packed:
+    return Packed(two_a_byte(fit.q.view(R, -1, GROUP)), fit.scale.view(R, -1), fit.minimum.view(R, -1))
 
 
 def _search(groups: Tensor, rounds: int) -> Fit:
