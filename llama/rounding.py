@@ -10,8 +10,8 @@ Squared errors fall by a fifth. Weights that came from 4 bits are found again wi
 the last of these are the grids that llama.cpp rounds to.
 
 Where it is known what a matrix is multiplied with, its output can be kept instead of its weights: what one column lost
-is made up for by the columns after it, as far as their inputs go together (GPTQ, arXiv:2210.17323). calibrate.py
-measures that.
+is made up for by the columns after it, as far as their inputs go together (GPTQ, arXiv:2210.17323); then lines and q
+take turns again, now by what comes out. calibrate.py measures the inputs, rounding_loss.py what each rule costs.
 
 Try: leave the last start out of `_starts`; tests/test_rounding.py (test_property_what_came_from_4_bits_is_found_again)
 fails for Q4_0.

@@ -141,3 +141,12 @@ def test_worked_example_the_command_with_a_text(tiny_model, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", [*command, "--bits", "8", "--overwrite"])
     with pytest.raises(ValueError, match="--data is for --bits 4"):
         quantize.main()
+    lengths = []
+    monkeypatch.setattr(calibrate, "quantize_for", lambda model, ids, *, length: lengths.append(length) or quantize_for(
+        model, ids, length=length))
+    monkeypatch.setattr(sys, "argv", [*command, "--bits", "4", "--overwrite", "--block-size", "64"])
+    quantize.main()
+    assert lengths == [64]
+    monkeypatch.setattr(sys, "argv", [*command[:3], *command[5:-1], "--bits", "4", "--overwrite", "--block-size", "64"])
+    with pytest.raises(ValueError, match="--block-size 64 divides a text: it is above 0, and beside --data"):
+        quantize.main()
