@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llama.by_hand import QuickAttention
 from llama.model import Llama
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -29,6 +30,8 @@ def compile_blocks(model: Llama, *, backend: str = "inductor") -> None:
         raise ValueError("--compile needs a C++ compiler, and none is here (g++ or clang++); install one, or leave it "
                          "out")
     for layer in model.layers:
+        if isinstance(layer.self_attn, QuickAttention):
+            layer.self_attn.attend = torch.compiler.disable(QuickAttention.attend)
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
@@ -36,6 +39,7 @@ def uncompile_blocks(model: Llama) -> None:
     """The inverse. What `checkpoint_activations` has put there goes as well."""
     for layer in model.layers:
         layer.__dict__.pop("forward", None)
+        layer.self_attn.__dict__.pop("attend", None)
 
 
 def compilations() -> int:

@@ -12,6 +12,7 @@ held against what autograd keeps.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,11 +30,16 @@ with quiet_start(__name__):
     from torch import nn
 
     from llama import cli
+    from llama.by_hand import QuickMLP
     from llama.engine import peak_memory
     from llama.lora import has_lora
     from llama.low_rank import LoRALinear, LowRank
-    from llama.objectives import LOGITS_AT_ONCE
+    from llama.objectives import LOGITS_AT_ONCE as CHUNK
+    from llama.objectives import has_token_loss
+    from llama.packing import in_one_row, micro_batches
+    from llama.quantize import Quantized
     from llama.terminal import duration
+    from llama.token_loss import FLOATS_AT_ONCE, LOGITS_AT_ONCE
 
 MB = 10**6
 KERNELS = 184 * MB                                                  # what the optimiser imports; libraries of products
@@ -49,6 +55,7 @@ class Layer:
     size     bytes of a number in the dtype to compute in
     learned  its own matrices and norms get gradients
     adapted  (in, rank) of each LoRA part, by the name of the linear layer
+    quick    its parts have gradients by hand (by_hand.py), which keep less
     """
 
     D: int
@@ -60,6 +67,7 @@ class Layer:
     learned: bool
     adapted: dict[str, tuple[int, int]]
     dropout: bool = False
+    quick: bool = False
 
 
 def kept_a_token(layer: Layer) -> dict[str, int]:
@@ -67,11 +75,14 @@ def kept_a_token(layer: Layer) -> dict[str, int]:
     D, H, G, K, F, size = layer.D, layer.H, layer.G, layer.K, layer.F, layer.size
     reads = {"q": ("q_proj", "k_proj", "v_proj"), "gate": ("gate_proj", "up_proj"), "down": ("down_proj",)}
     asked = {name: layer.learned or bool(layer.adapted.keys() & set(linears)) for name, linears in reads.items()}
+    readable = not layer.quick
+    # Readable norms keep float32, 1/rms, and what is scaled for the gain's gradient; attention its softmax's sums;
+    # SwiGLU silu(gate), too. By hand, all that is computed again.
     terms = {
-        "norms": 2 * (4 * D + 4) + 2 * size * D * layer.learned,    # float32, 1/rms; scaled, for the gain's gradient
+        "norms": 2 * (4 * D + 4) + 2 * size * D * layer.learned if readable else 2 * (size * D + 4),
         "inputs of products": size * D * (asked["q"] + asked["gate"]),
-        "attention": size * K * (2 * H + 2 * G) + 4 * H,            # q, k, v, what comes out; its softmax's sums
-        "SwiGLU": 3 * size * F + size * F * asked["down"],          # gate, silu(gate), up; their product
+        "attention": size * K * (2 * H + 2 * G) + 4 * H * readable,                     # q, k, v, what comes out
+        "SwiGLU": (2 + readable) * size * F + size * F * asked["down"],                 # gate, up; their product
         "adapters": sum(size * rank for _, rank in layer.adapted.values()),
     }
     if layer.dropout:
@@ -89,7 +100,8 @@ def layers_of(model: Any, *, size: int) -> list[Layer]:
         found.append(Layer(config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
                            config.intermediate_size, size, learned,
                            {name: (part.lora_A.shape[1], part.lora_A.shape[0]) for name, part in adapters.items()},
-                           dropout=any(part.dropout.p > 0 for part in adapters.values())))
+                           dropout=any(part.dropout.p > 0 for part in adapters.values()),
+                           quick=type(block.mlp) is QuickMLP))
     if any(parameter.requires_grad for parameter in model.embed_tokens.parameters()):
         return found
     lowest = next((i for i, layer in enumerate(found) if layer.learned or layer.adapted), len(found))
@@ -102,24 +114,31 @@ def _adapted(block: nn.Module) -> dict[str, LowRank]:
 
 
 def training_memory(model: Any, *, tokens: int, rows: int, dtype: torch.dtype | None, optimizer: str = "adamw",
-                    checkpointed: bool = False, program: int = 0) -> dict[str, int]:
+                    checkpointed: str = "", quick_loss: bool = True, program: int = 0) -> dict[str, int]:
     """Bytes at the peak of a training step, by what they are for.
 
-    tokens   that go through the model at once, padding included;  rows  of them on which the loss is taken, at most
-    dtype    to compute in, over float32 masters; None: the parameters' own
-    program  what the process holds before it loads a model
+    tokens        that go through the model at once, padding included;  rows  of them on which the loss is taken
+    dtype         to compute in, over float32 masters; None: the parameters' own
+    checkpointed  "blocks", "mlps", or "" for neither
+    quick_loss    by token_loss.py, not by chunks that are computed again
+    program       what the process holds before it loads a model
     """
     parameters = list(model.parameters())
     numbers = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     size, D = (dtype or model.dtype).itemsize, model.config.hidden_size
     layers = layers_of(model, size=size)
     kept = [tokens * sum(kept_a_token(layer).values()) for layer in layers]
-    if checkpointed:                                                # a block's input each, and one block at a time
+    if checkpointed == "blocks":                                    # a block's input each, and one block at a time
         kept = [tokens * size * D for _ in layers] + kept[-1:]
+    elif checkpointed:
+        mlps = [tokens * kept_a_token(layer)["SwiGLU"] for layer in layers]
+        inputs = [tokens * size * D * (not (layer.learned or layer.adapted.keys() & {"gate_proj", "up_proj"}))
+                  for layer in layers]
+        kept = [each - mlp + read for each, mlp, read in zip(kept, mlps, inputs, strict=True)] + mlps[-1:]
     backward = sum(kept) + tokens * (4 * D + 4 + 2 * size * D)      # the last norm, and its rows for the head
     on_cpu = model.device.type == "cpu"
     holes = round(backward * HOLES["lora" if any(layer.adapted for layer in layers) else "full"]) * on_cpu
-    scores = _scores(model, rows) * (16 + (2 * size if size < 4 else 0))    # with log-softmax and two gradients
+    scores = _scores(model, rows, size=size, quick=quick_loss)
     gradients = (4 + (size if size < 4 else 0)) * numbers
     return {
         "program": (program + KERNELS) * on_cpu,
@@ -133,10 +152,16 @@ def training_memory(model: Any, *, tokens: int, rows: int, dtype: torch.dtype | 
     }
 
 
-def _scores(model: Any, rows: int) -> int:
-    """How many scores the loss holds at once."""
-    width = model.head.weight.shape[0]
-    return width * min(rows, max(1, LOGITS_AT_ONCE // width))
+def _scores(model: Any, rows: int, *, size: int, quick: bool) -> int:
+    """What the loss holds at once."""
+    head = model.head
+    width, D = head.weight.shape[0], model.config.hidden_size
+    if not quick:                                                   # with log-softmax and two gradients
+        return width * min(rows, max(1, CHUNK // width)) * (16 + (2 * size if size < 4 else 0))
+    at_once = -(-rows // max(1, -(-rows * width // LOGITS_AT_ONCE)))
+    floats = 2 * 4 * min(at_once * width, FLOATS_AT_ONCE)
+    learned = any(parameter.requires_grad for parameter in head.parameters())
+    return at_once * width * size + floats + 2 * size * D * rows + 2 * size * D * width * learned
 
 
 # ---- a run that is about to start ------------------------------------------------------------------------------------
@@ -154,14 +179,25 @@ def resident() -> int:
 def largest_batch(trainer: Any) -> tuple[int, int]:
     """Tokens, padding included, and rows with a target, of the largest micro-batch; of a long run a part is looked at.
     """
-    size, found = trainer.config.batch_size, (0, 0)
+    found, room = (0, 0), trainer.model.config.context
     for step in range(0, trainer.steps_per_epoch, max(1, trainer.steps_per_epoch // LOOKED_AT)):
-        indices = trainer._samples_of_step(step)
-        for start in range(0, len(indices), size):
-            samples = [trainer.samples[i] for i in indices[start : start + size]]
-            tokens = len(samples) * max(sample.reads for sample in samples)
+        taken = [trainer.samples[i] for i in trainer._samples_of_step(step)]
+        for samples in micro_batches(taken, trainer.config.batch_size):
+            lengths = [sample.reads for sample in samples]
+            packed = trainer.packs and in_one_row(samples, room)
+            tokens = sum(lengths) if packed else len(lengths) * max(lengths)
             found = max(found, (tokens, sum(sample.targets for sample in samples)))
     return found
+
+
+def count(model: Any) -> int:
+    """The numbers that a model consists of, however many bits each has; tied ones once."""
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    for module in model.modules():
+        if isinstance(module, Quantized):
+            sizes |= {id(each): 0 for each in module.packed.tensors().values()}
+            sizes[id(module.weight)] = math.prod(module.packed.shape)
+    return sum(sizes.values())
 
 
 def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program: int, loading: int) -> dict[str, Any]:
@@ -172,14 +208,16 @@ def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program:
     model, config = trainer.model, trainer.config
     tokens, rows = largest_batch(trainer)
     terms = training_memory(model, tokens=tokens, rows=rows, dtype=dtype, optimizer=optimizer,
-                            checkpointed=config.checkpoint_activations, program=program)
+                            checkpointed="blocks" if config.checkpoint_activations else
+                            "mlps" if config.checkpoint_mlps else "",
+                            quick_loss=has_token_loss(trainer.task, model), program=program)
     parameters, training = list(model.parameters()), sum(terms.values())
     learned = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Masters and optimiser stay; what was saved is read back beside them, a tensor at a time.
     saving = training - terms["scores"] + 2 * max(parameter.nbytes for parameter in parameters)
     saved = [parameter for parameter in parameters if parameter.requires_grad or not has_lora(model)]
     artefact = sum(parameter.numel() * (4 if dtype else parameter.element_size()) for parameter in saved)
-    numbers = {"parameters": sum(parameter.numel() for parameter in parameters), "learned": learned}
+    numbers = {"parameters": count(model), "learned": learned}
     memory = {"loading": loading, "training": training, "saving": saving, "peak": max(loading, training, saving)}
     return numbers | {"memory": memory, "terms": terms, "artefact": round(artefact * SAVED)}
 

@@ -35,7 +35,7 @@ class Plain(nn.Module):
         hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
         states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
         head = self.task.head(self.model)
-        if type(self.task).loss is Task.loss and knows(head):
+        if has_token_loss(self.task, self.model):
             loss = token_loss(states, targets, head)
         else:
             loss = chunked_cross_entropy(states, targets, head, self.task.loss)
@@ -44,6 +44,11 @@ class Plain(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
         return self.task.scores(self.model, batch)
+
+
+def has_token_loss(task: Task, model: Llama) -> bool:
+    """Whether the loss is that of the next token, through a head that `token_loss` knows."""
+    return type(task).loss is Task.loss and knows(task.head(model))
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]

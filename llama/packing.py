@@ -50,8 +50,13 @@ def laid_out(task: Task, samples: Sequence[Sample], room: int) -> Batch:
 
     Always one batch, whatever the lengths: of several processes each must make as many.
     """
+    return pack(task, samples) if in_one_row(samples, room) else task.collate(samples)
+
+
+def in_one_row(samples: Sequence[Sample], room: int) -> bool:
+    """Whether packing gains something, and does not exceed `room` positions."""
     lengths = [sample.reads for sample in samples]
-    return task.collate(samples) if len(set(lengths)) == 1 or sum(lengths) > room else pack(task, samples)
+    return len(set(lengths)) > 1 and sum(lengths) <= room
 
 
 def pack(task: Task, samples: Sequence[Sample]) -> Batch:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 LOGITS_AT_ONCE = 2**25                                              # 682 rows of SmolLM2's; 64 MB in bfloat16
-FLOATS_AT_ONCE = 2**21                                              # 8 MB: of them, a few passes stay in the caches
+FLOATS_AT_ONCE = 2**19                                              # 2 MB: a few passes over them stay in the cache
 
 
 def token_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import finetune
 import train
 from llama import cli, cost
+from llama.by_hand import quicken
 from llama.checkpoint import save_model
 from llama.config import preset
 from llama.cost import Layer, kept_a_token, layers_of, training_memory
@@ -16,6 +17,7 @@ from llama.lora import LoRAConfig, add_lora, save_adapter
 from llama.model import Llama
 from llama.objectives import Plain
 from llama.optimizer import Masters
+from llama.quantize import quantize
 from llama.tasks.generation import TextGenerationTask
 from llama.trainer import TrainConfig, Trainer
 from tests.together import TALK, InstructionTask
@@ -33,6 +35,9 @@ def test_worked_example_what_a_block_keeps_of_a_token():
     assert kept_a_token(adapted) == {
         "norms": 2 * (96 * 4 + 4), "inputs of products": 96 * 2, "attention": 256 * 2 + 24, "SwiGLU": 3 * 256 * 2,
         "adapters": 2 * 8 * 2, "dropout": 2 * 96 * 3}
+    assert kept_a_token(replace(block, quick=True)) == {
+        "norms": 2 * (96 * 2 + 4), "inputs of products": 2 * 96 * 2, "attention": 256 * 2, "SwiGLU": 3 * 256 * 2,
+        "adapters": 0}
 
 
 def test_worked_example_the_terms_of_a_step():
@@ -45,17 +50,23 @@ def test_worked_example_the_terms_of_a_step():
     assert terms == {
         "program": 10**6 + cost.KERNELS, "weights": 2 * numbers, "float32 masters": 4 * numbers,
         "optimiser": 8 * numbers, "kept for backward": 2 * tokens * block + ends,
-        "holes between": round(cost.HOLES["full"] * (2 * tokens * block + ends)), "scores": 900 * 64 * 20,
+        "holes between": round(cost.HOLES["full"] * (2 * tokens * block + ends)),
+        "scores": 900 * 64 * 2 + 2 * 900 * 64 * 4 + 2 * 2 * 96 * (900 + 64),            # logits, float32, gradients
         "gradients beyond": 0}
-    frugal = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed=True, optimizer="sgd")
+    frugal = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed="blocks",
+                             optimizer="sgd", quick_loss=False)
     assert frugal["kept for backward"] == 2 * tokens * 2 * 96 + tokens * block + ends and frugal["optimiser"] == 0
+    assert frugal["scores"] == 900 * 64 * 20
+    mlps = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed="mlps")
+    assert terms["kept for backward"] - mlps["kept for backward"] == tokens * 4 * 256 * 2
     few = training_memory(model, tokens=1, rows=1, dtype=None)
     assert sum(few.values()) - few["program"] == numbers * (4 + 8 + 4)  # gradients outweigh one token
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("learns", ["full", "lora"])
-def test_two_ways_kept_for_backward(learns, dtype):
+@pytest.mark.parametrize("quick", [True, False], ids=["by hand", "readable"])
+def test_two_ways_kept_for_backward(quick, learns, dtype):
     """A third block more: what autograd then keeps more, counted by storage, is what the formula says of a block."""
     kept, B, T = [], 2, 128
     for L in (2, 3):
@@ -66,6 +77,8 @@ def test_two_ways_kept_for_backward(learns, dtype):
             add_lora(model, LoRAConfig(rank=8))
         else:
             Masters(model, dtype)
+        if quick:
+            quicken(model)
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         seen: dict[int, int] = {}
 
@@ -81,7 +94,8 @@ def test_two_ways_kept_for_backward(learns, dtype):
         kept.append(sum(seen.values()))
         size, layers = dtype.itemsize, layers_of(model, size=dtype.itemsize)
     expected = B * T * sum(kept_a_token(layers[-1]).values())
-    casts = sum(size * p.numel() for n, p in model.layers[0].named_parameters() if "lora_" in n) * (size < 4)
+    casts = sum(size * p.numel() for n, p in model.layers[0].named_parameters() if "lora_" in n
+                and (size < 4 or quick and "lora_B" in n))         # by hand, B is kept with its scale
     assert kept[1] - kept[0] == pytest.approx(expected + casts, rel=0.001)
 
 
@@ -100,9 +114,11 @@ def _trainer(model, **config):
 
 
 def test_worked_example_the_largest_batch_and_a_limit_in_minutes(tiny_model):
-    trainer = _trainer(tiny_model, batch_size=8, epochs=3, minutes=1e-6)
-    assert cost.largest_batch(trainer) == (8 * max(s.reads for s in trainer.samples),
-                                           sum(s.targets for s in trainer.samples))
+    trainer = _trainer(tiny_model, batch_size=8, epochs=3, minutes=1e-6, pack="off")
+    targets = sum(s.targets for s in trainer.samples)
+    assert cost.largest_batch(trainer) == (8 * max(s.reads for s in trainer.samples), targets)
+    trainer.packs = True
+    assert cost.largest_batch(trainer) == (sum(s.reads for s in trainer.samples), targets)
     found = cost.probe(trainer)
     assert found["steps"] == 3 and found["seconds"] == pytest.approx(6e-5) and found["seconds_a_step"] > 0
 
@@ -119,6 +135,14 @@ def test_two_ways_what_is_written_is_as_large_as_was_said(lora, tiny_model, tmp_
     assert next((tmp_path / "x").glob("*.safetensors")).stat().st_size == pytest.approx(said["artefact"], rel=0.05)
     assert said["parameters"] == sum(p.numel() for p in tiny_model.parameters())
     assert said["memory"]["peak"] == max(said["memory"].values()) >= sum(said["terms"].values())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_two_ways_a_model_of_few_bits_has_as_many_parameters(bits, tiny_model):
+    expected = sum(p.numel() for p in tiny_model.parameters())
+    assert cost.count(tiny_model) == expected
+    quantize(tiny_model, bits=bits)
+    assert cost.count(tiny_model) == expected
 
 
 def test_worked_example_a_row_of_the_comparison():
