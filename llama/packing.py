@@ -63,7 +63,7 @@ def pack(task: Task, samples: Sequence[Sample]) -> Batch:
     """One row (1, N) of all samples, as `collate` makes it of each, with "positions" and "lengths" (n,) int64."""
     batches = [task.collate([sample]) for sample in samples]
     lengths = [batch["tokens"].shape[1] for batch in batches]
-    whole = {name: torch.cat([batch[name] for batch in batches], dim=-1) for name in batches[0]}
+    whole = task.joined(batches)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     return whole | {"positions": positions, "lengths": torch.tensor(lengths)}
 
