@@ -106,6 +106,18 @@ def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
     assert programs.WAYS.keys() == SETS.keys()
 
 
+def test_property_ctrl_c_is_told_in_a_sentence(tmp_path, monkeypatch, capsys):
+    def interrupted(*a, **k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "files_of", lambda *a: {})
+    monkeypatch.setattr(comparison, "measured", interrupted)
+    monkeypatch.setattr("sys.argv", ["x", "--only", "poets", "--output", str(tmp_path / "r.json")])
+    with pytest.raises(SystemExit) as left:
+        comparison.main()
+    assert left.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
 def test_refusal_a_missing_package_is_told_in_a_sentence(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "positive"}\n', encoding="utf-8")
     file = str(tmp_path / "t.jsonl")

@@ -41,6 +41,10 @@ def main() -> None:
             found = measured(name, program, files, work=arguments.work, minutes=arguments.minutes,
                              limit=arguments.limit, judges=arguments.judges, iterations=arguments.iterations,
                              again=arguments.again)
+        except KeyboardInterrupt:
+            print(f"interrupted; {arguments.output} keeps what is done, and the same command goes on with the rest",
+                  file=sys.stderr)
+            sys.exit(130)
         except (ValueError, RuntimeError) as error:
             print(f"{name}: {program}: left out: {error}", file=sys.stderr)
             failed = True

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.baselines import METHODS, NAMES
 from tests.benchmarks.sets import SETS, texts_of
+from weights import paths
 
 SMALL, DEFAULT = "a small model, trained here", "smollm2-135m-instruct, LoRA"
 
@@ -56,7 +57,7 @@ WAYS = {
     "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _SHORT),
     "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _SHORT),
     "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _SHORT),
-    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "2", "--max-length", "256"), _SHORT),
+    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), _SHORT),
     "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full")),
     "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10")),
     "sentences": Way(5, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "5"), _SHORT),
@@ -85,10 +86,11 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
 
     Raises RuntimeError.
     """
+    train, test = (paths.shown(files[part]) for part in ("train", "test"))
     if program not in (SMALL, DEFAULT):
         method = next(key for key, shown in NAMES.items() if shown == program)
-        command = [judges, "-m", "tests.benchmarks.baselines", method, name, str(files["train"]), str(files["test"]),
-                   "--iterations", str(iterations)]
+        command = [judges, "-m", "tests.benchmarks.baselines", method, name, train, test, "--iterations",
+                   str(iterations)]
         return run(command, work / name / f"{method}.log") | {"commands": [shown(command)]}
     way, place, small = WAYS[name], work / name, program == SMALL
     minutes, seconds, memory, commands = minutes or way.minutes, 0.0, 0, []
@@ -115,10 +117,10 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
         trained(["train.py", "--data", str(texts), *way.shape, *steps], place / "small", minutes * (way.writes or 1))
     output, task = place / ("small-tuned" if small else "lora"), SETS[name].task
     how = ["--model", str(place / "small"), *way.small] if small else ["--lora", *way.default]
-    trained(["finetune.py", "--task", task, "--data", str(files["train"]), *how], output, minutes - seconds / 60)
+    trained(["finetune.py", "--task", task, "--data", train, *how], output, minutes - seconds / 60)
     length = how[how.index("--max-length") :][:2] if "--max-length" in how else []
     command = ["-m", "llama.evaluate", "--task", task, "--model" if small else "--adapter", str(output), "--data",
-               str(files["test"]), "--batch-size", "32", "--json", *length]
+               test, "--batch-size", "32", "--json", *length]
     if task in ("summarization", "translation"):
         command += ["--max-new-tokens", "48", *(["--limit", str(limit)] if limit else [])]
     commands.append(shown(command))
