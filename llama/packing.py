@@ -30,14 +30,15 @@ def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
 def packs(model: Llama, task: Task, wish: str) -> bool:
     """Whether the samples of this task are to be packed: "on", "off", or "auto", which does so on the CPU.
 
-    On a GPU a mask of documents takes its fastest attention away, so there it has to be asked for.
+    On a GPU a mask of documents takes its fastest attention away, so there it has to be asked for. Tasks with a head of
+    labels read whole rows: some through full attention, some by softmax over a row's positions.
 
     Raises ValueError for "on" where a packed row would compute something else.
     """
     scaling = model.config.rope_scaling
     why = ""
-    if getattr(task, "attention", "causal") == "full":
-        why = "this task looks through whole texts (--attention full)"
+    if type(task).collate is not Task.collate:
+        why = "this task has a head of labels, whose targets count rows; its steps hold texts of like length anyway"
     elif scaling and scaling.kind == "dynamic":
         why = "dynamic scaling turns a row's positions by the longest text in it"
     if wish == "on" and why:

@@ -2,12 +2,14 @@ import pytest
 import torch
 
 from llama import by_hand
-from llama.config import preset
+from llama.config import RopeScaling, preset
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama, document_mask
 from llama.objectives import Plain
 from llama.packing import laid_out, micro_batches, pack, packs
 from llama.tasks.classification import ClassificationTask
+from llama.tasks.question_answering import QuestionAnsweringTask
+from llama.tasks.tagging import TaggingTask
 from llama.tasks.task import Sample, Task
 
 SAMPLES = [Sample([1, 2, 3, 4, 5], [False, False, True, True, True]), Sample([6, 7, 8], [False, True, True]),
@@ -56,9 +58,11 @@ def test_property_no_row_beyond_the_context_and_no_packing_without_need():
 
 def test_refusal_where_packing_would_compute_something_else(tiny_model):
     assert [packs(tiny_model, Task(), wish) for wish in ("auto", "on", "off")] == [True, True, False]
-    task = ClassificationTask()
-    task.attention = "full"
-    assert not packs(tiny_model, task, "auto")
-    with pytest.raises(ValueError, match="--pack: this task looks through whole texts"):
-        packs(tiny_model, task, "on")
+    for task in (ClassificationTask(), TaggingTask(), QuestionAnsweringTask()):
+        assert not packs(tiny_model, task, "auto")
+        with pytest.raises(ValueError, match="--pack: this task has a head of labels"):
+            packs(tiny_model, task, "on")
     assert not packs(Llama(preset("test", sliding_window=4)), Task(), "auto")
+    scaled = Llama(preset("test", rope_scaling=RopeScaling("dynamic", 2.0)))
+    with pytest.raises(ValueError, match="--pack: dynamic scaling turns a row's positions by the longest text"):
+        packs(scaled, Task(), "on")
