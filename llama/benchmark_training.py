@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from llama import cost
 from llama.aims import met, ratio, table
 from llama.benchmark import SETTLE, machine, model_path
 from llama.checkpoint import save_model
@@ -91,7 +92,8 @@ MEMORY = (
     Memory("1.1B, int4 base, 1 × 512", 4, 3.0, None, "tinyllama-1.1b"),
     Memory("7B, int4 base, 1 × 512", 4, 10.0, 8.0, "llama-2-7b"),
 )
-WORKS = [row.name for row in (*ROWS, *MEMORY)]
+COSTS = "predicted memory"
+WORKS = [*(row.name for row in (*ROWS, *MEMORY)), COSTS]
 
 
 def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: str) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
     os.environ["OMP_NUM_THREADS"] = str(threads)
     results = {"date": datetime.date.today().isoformat(), "model": folder.name, "machine": machine(),
                "data": list(data or DATA), "repeats": repeats, "matrix_peak": measure_matrix_peak(), "rows": [],
-               "memory": []}
+               "memory": [], "costs": []}
     with tempfile.TemporaryDirectory(prefix="llama-benchmark-") as temporary:
         place = Place(folder, Path(temporary), python, threads)
         place.prepare(data)
@@ -113,7 +115,10 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
             progress.show(number, name)
             row = next((row for row in ROWS if row.name == name), None)
             try:
-                if row:
+                if name == COSTS:
+                    results["costs"] = [{"run": run} | cost.compared(command, str(folder.absolute()))
+                                        for run, command in cost.RUNS.items()]
+                elif row:
                     results["rows"].append(speeds(row, place, repeats, peak=results["matrix_peak"]))
                 else:
                     limit = next(limit for limit in MEMORY if limit.name == name)
@@ -210,6 +215,8 @@ def speeds(row: Row, place: Place, repeats: int, *, peak: float) -> dict[str, An
         engines = {name: stack.enter_context(Engine(name, place.engine(row, name))) for name in names}
         for engine in engines.values():
             engine.ask("train", steps=steps[:1])
+        if COMPILED in engines:
+            found[COMPILED]["compiled at first"] = engines[COMPILED].ask("compilations")["compilations"]
         for turn in range(repeats):
             for name, engine in engines.items():
                 time.sleep(SETTLE)
@@ -281,7 +288,9 @@ def tables(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         peer = row["engines"].get(PEER)
         for name, found in row["engines"].items():
-            cells = [row["name"], name, f"{statistics.median(found['speeds']):,.0f}", f"{found['utilisation']:.0%}",
+            again = found.get("compilations", 0) - found.get("compiled at first", 0)
+            cells = [row["name"], f"{name} ({again} recompilations)" if name == COMPILED else name,
+                     f"{statistics.median(found['speeds']):,.0f}", f"{found['utilisation']:.0%}",
                      f"{found['memory'] / 1e6:,.0f}"]
             bounds = row["aims"].get(name)
             if peer and bounds:
@@ -297,6 +306,8 @@ def tables(results: Mapping[str, Any]) -> str:
                          "stretch", "met", "mean loss (largest difference)"], rows)]
     if limits := [_limit(each) for each in results["memory"]]:
         lines += ["", table(["memory", "peak MB", "value", "floor", "stretch", "met", "tokens/s", "notes"], limits)]
+    if results["costs"]:
+        lines += ["", *map(cost.line, results["costs"])]
     return "\n".join(lines + [f"{name}: {why}" for name, why in results.get("refused", {}).items()])
 
 
