@@ -39,7 +39,7 @@ with quiet_start(__name__):
     from llama.packing import in_one_row, micro_batches
     from llama.quantize import Quantized
     from llama.terminal import duration
-    from llama.token_loss import FLOATS_AT_ONCE, LOGITS_AT_ONCE
+    from llama.token_loss import LOGITS_AT_ONCE, floats_at_once
 
 MB = 10**6
 KERNELS = 184 * MB                                                  # what the optimiser imports; libraries of products
@@ -159,7 +159,7 @@ def _scores(model: Any, rows: int, *, size: int, quick: bool) -> int:
     if not quick:                                                   # with log-softmax and two gradients
         return width * min(rows, max(1, CHUNK // width)) * (16 + (2 * size if size < 4 else 0))
     at_once = -(-rows // max(1, -(-rows * width // LOGITS_AT_ONCE)))
-    floats = 2 * 4 * min(at_once * width, FLOATS_AT_ONCE)
+    floats = 2 * 4 * min(at_once * width, floats_at_once(model.device))
     learned = any(parameter.requires_grad for parameter in head.parameters())
     return at_once * width * size + floats + 2 * size * D * rows + 2 * size * D * width * learned
 

@@ -87,11 +87,14 @@ class QuantizedLinear(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            y = _Frozen.apply(x, self)
-        elif self._has_kernel(x):
-            y = self._by_kernel(x)
-        else:
-            y = self.product(x)
+            return self._biased(_Frozen.apply(x, self))
+        return self._biased(self._by_kernel(x)) if self._has_kernel(x) else self.definition(x)
+
+    def definition(self, x: Tensor) -> Tensor:
+        """As `forward`, without a kernel, which keeps a second copy of the weights."""
+        return self._biased(self.product(x))
+
+    def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def product(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama, checkpoint_activations, checkpoint_mlps, document_mask, full_mask
 from llama.optimizer import TrainConfig
-from llama.quantize import quantize
+from llama.quantize import QuantizedLinear, quantize
 from llama.tasks.classification import ClassificationTask
 
 
@@ -103,6 +103,9 @@ def test_two_ways_lora_over_a_base_of_few_bits(bits):
     by_hand.quicken(model)
     assert any(type(module) is by_hand.QuickLoRALinear for module in model.modules())
     _same(_gradients(model, tokens), expected)
+    model.to(torch.bfloat16)
+    _gradients(model, tokens[:1, :5])
+    assert all(module._prepared is None for module in model.modules() if isinstance(module, QuantizedLinear))
 
 
 def test_property_gradients_in_bfloat16_are_as_near_to_float32_as_autograd_s():
