@@ -34,6 +34,7 @@ with quiet_start(__name__):
         SpeculativeCompletion,
         check_draft,
         generate_speculatively,
+        success,
     )
     from llama.tasks.instruction import InstructionTask
 
@@ -184,9 +185,7 @@ def summary(completions: list[Completion], seconds: float) -> str:
     cut = sum(completion.finish_reason == "length" for completion in completions)
     line = f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} a second)"
     if guessed := [completion for completion in completions if isinstance(completion, SpeculativeCompletion)]:
-        kept = sum(completion.acceptance for completion in guessed) / len(guessed)
-        steps = sum(len(completion.token_ids) / completion.tokens_per_step for completion in guessed)
-        line += f"; {kept:.0%} of the guesses kept, {tokens / steps:.2f} tokens a step"
+        line += f"; {success(guessed)}"
     return line + (f"; {cut} of {len(completions)} texts cut off, see --max-new-tokens" if cut else "")
 
 

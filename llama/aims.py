@@ -57,6 +57,8 @@ RATIOS = (
     Aim("batch 8", "default", TRANSFORMERS, 1.5, 2.5),
     Aim("batch 32", "default", TRANSFORMERS, 1.5, 2.5),
     Aim("edit", "lookup", "default", 1.5, None),
+    Aim("edit", "int8-lookup", "int8", 1.5, None),
+    Aim("edit", "int8-compile-lookup", "int8-compile", None, 1.5),  # eight tokens cost it three times what one does
 )
 
 
@@ -77,7 +79,10 @@ LIMITS = (
     Limit("start", "int8-saved-compile", 6.0, 4.0),
     Limit("perplexity", "bf16", 0.2, None, base="float32"),
     Limit("perplexity", "int8", 0.5, 0.15, base="float32"),
+    Limit("perplexity", "int8-compile", 0.5, 0.15, base="float32"),
     Limit("perplexity", "int8-compile", 0.1, None, base="llama.cpp Q8_0"),
+    Limit("perplexity", "int4", 8, 4, base="float32"),
+    Limit("perplexity", "int4-compile", 8, 4, base="float32"),
 )
 
 
@@ -88,6 +93,16 @@ def met(value: float, floor: float | None, stretch: float | None, *, smaller: bo
         if bound is not None and sign * value >= sign * bound:
             return name
     return "no"
+
+
+def limits_met(mode: str, figure: str, value: float) -> tuple[list[str], str]:
+    """Floor and stretch of a figure against float32, as they are shown, and which of them a value reaches."""
+    limit = next(limit for limit in LIMITS if (limit.mode, limit.figure, limit.base) == (mode, figure, "float32"))
+    return _shown(limit), met(value, limit.floor, limit.stretch, smaller=True)
+
+
+def _shown(limit: Limit) -> list[str]:
+    return ["" if bound is None else f"{bound:g}" for bound in (limit.floor, limit.stretch)]
 
 
 def best(engines: Mapping[str, Mapping[str, Any]], work: str, modes: Sequence[str]) -> str:
@@ -143,8 +158,7 @@ def limit_table(engines: Mapping[str, Mapping[str, Any]]) -> str:
         value = _figure(engines, limit)
         if value is not None:
             unit = {"memory": "MB", "start": "s", "perplexity": f"% over {limit.base}"}[limit.figure]
-            bounds = ["" if bound is None else f"{bound:g}" for bound in (limit.floor, limit.stretch)]
-            rows.append([limit.figure, limit.mode, f"{value:.{0 if unit == 'MB' else 2}f} {unit}", *bounds,
+            rows.append([limit.figure, limit.mode, f"{value:.{0 if unit == 'MB' else 2}f} {unit}", *_shown(limit),
                          met(value, limit.floor, limit.stretch, smaller=True)])
     return table(["figure", "mode", "value", "floor", "stretch", "met"], rows)
 

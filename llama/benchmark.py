@@ -35,10 +35,12 @@ with quiet_start(__name__):
     from llama.aims import RATIOS, Aim, best, engine_table, limit_table, ratio_table
     from llama.bandwidth import measure_bandwidth
     from llama.config import LlamaConfig
+    from llama.datasets.lines import json_records
     from llama.engine import Engine
     from llama.modes import MODES, chosen_modes, generate_command, mode_commands, starts
     from llama.peers import PARITY, gguf_of, peer_commands, peers_python
     from llama.plot import need_matplotlib, write_plot
+    from llama.speculative import Success
     from llama.tasks.instruction import InstructionTask
     from llama.terminal import Progress
     from weights.fetch import CATALOGUE, MODELS, fetch
@@ -47,7 +49,8 @@ with quiet_start(__name__):
 
 TEXTS = ("examples/neutral.txt", "data/three-kingdoms/text.txt")    # English whole, then Chinese from its beginning
 BLOCK = 512                                                         # tokens of a block, for perplexity
-EDIT = 80                                                           # tokens around a text to edit, at most
+QUESTIONS = "examples/repeat.jsonl"                                 # three texts to copy or correct, one to sum up
+ANSWER = 160                                                        # tokens of an answer to one of them, at most
 SETTLE = 0.5                                                        # s; some libraries' threads wait for work awake
 
 
@@ -142,7 +145,7 @@ def text_ids(model: Path, work: Work, files: Sequence[str] | None) -> list[int]:
     if source.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so there is no text to measure with; give a model folder")
     context = LlamaConfig.from_dict(source.config).context
-    for flags, tokens in (("--prompt-tokens and --new-tokens", work.prompt_tokens + work.new_tokens + EDIT),
+    for flags, tokens in (("--prompt-tokens and --new-tokens", work.prompt_tokens + work.new_tokens),
                           ("--prefill", work.prefill + 1)):
         if tokens > context:
             raise ValueError(f"{flags} need a context of {tokens} tokens, and this model's is {context}; give less")
@@ -172,7 +175,7 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
                "work": dataclasses.asdict(work), "bandwidth": measure_bandwidth(), "engines": engines, "turns": []}
     tokenizer = open_source(model).tokenizer
     prompt = tokenizer.decode(ids[: work.prompt_tokens])
-    pieces = requests(work, ids) | {"edit": edit_request(work, prompt, tokenizer)}
+    pieces = requests(work, ids) | edit_request(tokenizer, LlamaConfig.from_dict(open_source(model).config).context)
     with tempfile.TemporaryDirectory(prefix="llama-benchmark-") as folder:
         commands = mode_commands(model, modes, Path(folder))
         if python:
@@ -197,14 +200,16 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
             if ours not in names or len(names) < 2:
                 continue                                            # one that refused
             try:
-                speeds = in_turn({name: commands[name] for name in names}, pieces[piece], work.repeats)
+                answers = in_turn({name: commands[name] for name in names}, pieces[piece], work.repeats)
             except (ValueError, RuntimeError) as failure:
                 tell(progress, f"{piece} in turn: {failure}")
                 continue
+            speeds = {name: [speed(answer) for answer in found] for name, found in answers.items()}
             for aim in aims:
                 if aim.against in speeds:
                     results["turns"].append(dataclasses.asdict(aim) | {"mode": ours, "ours": speeds[ours],
-                                                                       "theirs": speeds[aim.against]})
+                                                                       "theirs": speeds[aim.against],
+                                                                       "guesses": answers[ours][-1].get("guesses")})
             tell(progress, f"{piece} in turn: {', '.join(names)}")
     return results
 
@@ -228,12 +233,13 @@ def requests(work: Work, ids: list[int]) -> dict[str, dict[str, Any]]:
     return asked
 
 
-def edit_request(work: Work, passage: str, tokenizer: Any) -> dict[str, Any]:
-    """The work of a text that is to be repeated with small changes, where looking it up should help."""
-    question = f"Repeat this text word for word, and correct its spelling:\n\n{passage}"
+def edit_request(tokenizer: Any, context: int) -> dict[str, dict[str, Any]]:
+    """Questions whose answers repeat much of them, where looking up should help; {} where the context is too short."""
     chat_format = InstructionTask().format(tokenizer)
-    prompt, _ = chat_format.encode([{"role": "user", "content": question}], tokenizer, reply=True)
-    return {"work": "decode", "prompt": prompt, "new": work.new_tokens}
+    prompts = [chat_format.encode([{"role": "user", "content": record["prompt"]}], tokenizer, reply=True)[0]
+               for _, record in json_records(resolve(QUESTIONS, "examples"))]
+    fit = max(map(len, prompts)) + ANSWER <= context
+    return {"edit": {"work": "answers", "prompts": prompts, "new": ANSWER}} if fit else {}
 
 
 def ragged(ids: list[int], count: int, longest: int) -> list[list[int]]:
@@ -269,9 +275,10 @@ def perplexity(process: Engine, work: Work, ids: list[int]) -> dict[str, float]:
     return process.ask("perplexity", ids=ids[: work.text_tokens], block=BLOCK) if work.text_tokens else {}
 
 
-def in_turn(commands: Mapping[str, list[str]], request: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Speeds of several engines at one piece of work, one after the other, again and again."""
-    speeds: dict[str, list[float]] = {name: [] for name in commands}
+def in_turn(commands: Mapping[str, list[str]], request: dict[str, Any], repeats: int) -> \
+        dict[str, list[dict[str, Any]]]:
+    """What several engines answer to one piece of work, one after the other, again and again."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     with ExitStack() as stack:
         engines = {name: stack.enter_context(Engine(name, command)) for name, command in commands.items()}
         for process in engines.values():
@@ -279,8 +286,8 @@ def in_turn(commands: Mapping[str, list[str]], request: dict[str, Any], repeats:
         for _ in range(repeats):
             for name, process in engines.items():
                 time.sleep(SETTLE)
-                speeds[name].append(speed(process.ask(**request)))
-    return speeds
+                answers[name].append(process.ask(**request))
+    return answers
 
 
 def warm_up(process: Engine, request: dict[str, Any]) -> None:
@@ -330,6 +337,8 @@ def tables(results: Mapping[str, Any]) -> str:
              "", engine_table(engines, batches=work["batch"], bandwidth=results["bandwidth"])]
     if results["turns"]:
         lines += ["", f"In turn, {work['repeats']} pairs each:", "", ratio_table(results["turns"])]
+    lines += [f"\n{turn['mode']}, {turn['work']}: {Success(**turn['guesses'])}" for turn in results["turns"]
+              if turn.get("guesses")]
     lines += ["", limit_table(engines)]
     return "\n".join(lines)
 

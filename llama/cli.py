@@ -375,7 +375,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         distributed.leave()
         code = 0
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)                # torchrun passes on what the terminal sent already
+        if distributed.launched():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)            # torchrun passes on what the terminal sent already
         print("", file=sys.stderr)
         code = 130
     except BrokenPipeError:

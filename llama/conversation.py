@@ -84,11 +84,11 @@ class Conversation:
             del self.turns[:forgotten]
         try:
             with evaluating(self.model):
-                write(row, self.reader, self.guesser, self.sampling, draft_tokens=self.draft_tokens)
+                tally = write(row, self.reader, self.guesser, self.sampling, draft_tokens=self.draft_tokens)
         finally:
             if row.text or row.finish_reason:
                 self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
-        return row.completion(question)
+        return row.completion(question, first=tally.first)
 
     def _fit(self, question: str) -> tuple[list[int], int]:
         """The ids of the conversation up to the next answer, and how many of the oldest turns must go for that."""

@@ -1,9 +1,9 @@
-"""Fewer and faster calls while generating: q, k and v as one product, gate and up as one, single rows by `torch.mv`.
+"""Fewer and faster calls while generating: whole blocks with less between the products, and faster products.
 
 With one token at a time the arithmetic is nothing; the time goes into reading weights, and into the calls themselves.
 torch's general product reads bfloat16 at little more than half the speed of its matrix-vector product, and every call
 costs some microseconds, whatever it does. With many tokens, oneDNN multiplies a quarter faster by weights that it laid
-out for itself («packed»), which serve single tokens as well.
+out for itself («packed»), which serve single tokens as well, and adds, multiplies or bends what comes out on the way.
 
     fuse(model)                          # for generating; no weight is there twice
     unfuse(model)                        # the readable modules again, with the same numbers
@@ -18,7 +18,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llama.model import MLP, Attention, LayerCache, Llama, apply_rotary, attention
+from llama.model import Block, LayerCache, Llama, RMSNorm, attention
+from llama.quantize import Quantized
+
+FEW_ROWS = 8                                                        # beyond, turning the result around takes too long
+
+
+class Product:
+    """A linear layer, or several on the same input with their outputs behind each other, and what follows at once."""
+
+    def __init__(self, *plain: nn.Module):
+        self.plain = plain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.plain[0](x) if len(self.plain) == 1 else torch.cat([layer(x) for layer in self.plain], dim=-1)
+
+    def added(self, x: Tensor, *, to: Tensor) -> Tensor:
+        return to + self(x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return functional.silu(self(x))
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return self(x) * factor
 
 
 class FastLinear(nn.Linear):
@@ -35,10 +57,16 @@ class FastLinear(nn.Linear):
         self.weight = weight
         self._hand_out(weight)
 
+    added, silu, times = Product.added, Product.silu, Product.times
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() != self.in_features:
+        rows = x.numel() // self.in_features
+        if rows > FEW_ROWS:
             return functional.linear(x, self.weight, self.bias)
-        y = torch.mv(self.weight, x.reshape(-1))
+        if rows == 1:
+            y = torch.mv(self.weight, x.reshape(-1))
+        else:                                                       # the large matrix first: it is read where it lies
+            y = (self.weight @ x.reshape(rows, -1).t()).t().contiguous()
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
     def restore(self) -> None:
@@ -61,66 +89,86 @@ class PackedLinear(FastLinear):
             layer.weight.data = weight.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return self._then(x, "none")
+
+    def silu(self, x: Tensor) -> Tensor:
+        return self._then(x, "swish")
+
+    def added(self, x: Tensor, *, to: Tensor) -> Tensor:
+        if x.numel() == self.in_features:                           # of a single row, less than oneDNN's preparations
+            return to + self._then(x, "none")
+        return self._with(x, to, "add")
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return self._with(x, factor, "mul")
 
     def restore(self) -> None:
         self._hand_out(self.packed.to_dense())
 
+    def _then(self, x: Tensor, function: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, function, [], "")
 
-def _fast(*plain: nn.Linear) -> FastLinear:
+    def _with(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, operation)
+
+
+def _fast(*plain: nn.Module) -> Product | FastLinear:
     weight = plain[0].weight
+    if isinstance(plain[0], Quantized):
+        return Product(*plain)
     packs = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     return (PackedLinear if packs and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") else FastLinear)(*plain)
 
 
-class FusedAttention(Attention):
-    """`Attention` with one product for q, k and v, and one rotation for q and k."""
+class FusedBlock(Block):
+    """`Block` with one product for q, k and v, one rotation for q and k, and what follows a product left to it."""
 
-    def __init__(self, plain: Attention):
+    def __init__(self, plain: Block):
         nn.Module.__init__(self)
-        self.head_dim = plain.head_dim
-        self.q_proj, self.k_proj, self.v_proj = plain.q_proj, plain.k_proj, plain.v_proj
-        self.o_proj = _fast(plain.o_proj)
-        self.heads = plain.q_proj.out_features // plain.head_dim    # H
+        self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn       # names stay what they were
+        self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
         self.plain = (plain,)
-        self.qkv = (_fast(plain.q_proj, plain.k_proj, plain.v_proj),)
+        attn, mlp = plain.self_attn, plain.mlp
+        self.K, self.H = attn.head_dim, attn.q_proj.out_features // attn.head_dim
+        self.products = (_fast(attn.q_proj, attn.k_proj, attn.v_proj), _fast(attn.o_proj), _fast(mlp.gate_proj),
+                         _fast(mlp.up_proj), _fast(mlp.down_proj))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
-        qkv = self._heads(self.qkv[0](x))                           # (B, H + 2 G, T, K)
-        H, G = self.heads, (qkv.shape[1] - self.heads) // 2
-        turned = apply_rotary(qkv[:, : H + G], cos, sin)
+        qkv_proj, o_proj, gate_proj, up_proj, down_proj = self.products
+        qkv = qkv_proj(_normed(x, self.input_layernorm)).unflatten(-1, (-1, self.K)).transpose(1, 2)
+        H, G = self.H, (qkv.shape[1] - self.H) // 2                 # qkv (B, H + 2 G, T, K)
+        turned = _rotated(qkv[:, : H + G], cos, sin)
         q, k, v = turned[:, :H], turned[:, H:], qkv[:, H + G :]
         if cache is not None:
             k, v = cache.append(k, v)                               # (B, G, S, K)
-        return self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        x = o_proj.added(attention(q, k, v, mask).transpose(1, 2).flatten(2), to=x)
+        normed = _normed(x, self.post_attention_layernorm)
+        return down_proj.added(up_proj.times(normed, gate_proj.silu(normed)), to=x)
 
 
-class FusedMLP(MLP):
-    """`MLP` with one product for gate and up."""
+def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
 
-    def __init__(self, plain: MLP):
-        nn.Module.__init__(self)
-        self.gate_proj, self.up_proj = plain.gate_proj, plain.up_proj
-        self.down_proj = _fast(plain.down_proj)
-        self.plain = (plain,)
-        self.gate_up = (_fast(plain.gate_proj, plain.up_proj),)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up[0](x).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate).mul_(up))
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`apply_rotary` without the copies that turning the pairs takes."""
+    x32 = x.float()
+    half = x32.shape[-1] // 2
+    turned = x32 * cos
+    turned[..., :half].addcmul_(x32[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x32[..., :half], sin[..., half:])
+    return turned.to(x.dtype)
 
 
 @torch.no_grad()
 def fuse(model: Llama) -> None:
-    """Swap parts of the model for faster ones, in place. For generating alone: no gradient reaches the parameters.
+    """Swap the blocks and the head for faster ones, in place. For generating alone: no gradient reaches the parameters.
 
-    A part with layers other than `nn.Linear` (under LoRA, or quantised) stays as it is.
+    Blocks under LoRA stay as they are: merge first.
     """
-    for layer in model.layers:
-        if _all_linear(layer.self_attn):
-            layer.self_attn = FusedAttention(layer.self_attn)
-        if _all_linear(layer.mlp):
-            layer.mlp = FusedMLP(layer.mlp)
+    for i, layer in enumerate(model.layers):
+        if all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules() if not _has_parts(part)):
+            model.layers[i] = FusedBlock(layer)
     if type(model.lm_head) is nn.Linear:
         model.lm_head = FastLinear(model.lm_head)
 
@@ -129,25 +177,18 @@ def unfuse(model: Llama) -> None:
     """The inverse of `fuse`."""
     for linear in joined(model):
         linear.restore()
-    for layer in model.layers:
-        if isinstance(layer.self_attn, FusedAttention):
-            layer.self_attn = layer.self_attn.plain[0]
-        if isinstance(layer.mlp, FusedMLP):
-            layer.mlp = layer.mlp.plain[0]
+    for i, layer in enumerate(model.layers):
+        if isinstance(layer, FusedBlock):
+            model.layers[i] = layer.plain[0]
     if isinstance(model.lm_head, FastLinear):
         model.lm_head = model.lm_head.plain[0]
 
 
 def joined(model: Llama) -> list[FastLinear]:
     """The layers that compute in place of the plain ones, where `fuse` put any."""
-    found = [model.lm_head]
-    for layer in model.layers:
-        if isinstance(layer.self_attn, FusedAttention):
-            found += [layer.self_attn.qkv[0], layer.self_attn.o_proj]
-        if isinstance(layer.mlp, FusedMLP):
-            found += [layer.mlp.gate_up[0], layer.mlp.down_proj]
-    return [linear for linear in found if isinstance(linear, FastLinear)]
+    blocks = [product for layer in model.layers if isinstance(layer, FusedBlock) for product in layer.products]
+    return [linear for linear in (model.lm_head, *blocks) if isinstance(linear, FastLinear)]
 
 
-def _all_linear(part: nn.Module) -> bool:
-    return all(type(child) is nn.Linear for child in part.children())
+def _has_parts(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None

@@ -108,9 +108,10 @@ class Row:
     def stopped_by_text(self) -> bool:
         return self._stops.found
 
-    def completion(self, prompt: str) -> Completion:
-        seconds = self.times[-1] - self.times[0]
-        speed = (len(self.times) - 1) / seconds if seconds else 0.0
+    def completion(self, prompt: str, *, first: int = 1) -> Completion:
+        """What has come of it; `first` of its ids came of reading the prompt, and tell nothing of decoding."""
+        seconds = self.times[-1] - self.times[first - 1]
+        speed = (len(self.times) - first) / seconds if seconds else 0.0
         return Completion(prompt, self.text, self.token_ids, self.finish_reason, len(self.prompt), round(speed, 2))
 
     def _finish(self, reason: str) -> None:

@@ -8,12 +8,14 @@ text. Speeds are tokens and seconds, so that whoever asks divides.
     decode      tokens behind the first, with a growing context
     prefill     from the call to the first token
     batch       prompts of any lengths at once, reading them included
+    answers     whole answers to their own end, one after the other, reading the questions included
     perplexity  of a text in blocks; where a compiled step is used, through that step
     traffic     bytes that one more token needs from memory: all weights once, and the cache of what stands before
 
 Try: count the first token in `decode` as well; tests/test_measure.py (test_worked_example_decode_counts) fails.
 """
 
+import dataclasses
 import itertools
 import math
 import time
@@ -34,7 +36,7 @@ with quiet_start(__name__):
     from llama.generation import Decoder, generate
     from llama.model import Llama
     from llama.sampling import SamplingConfig
-    from llama.speculative import LookUp, SpeculationConfig, generate_speculatively
+    from llama.speculative import LookUp, SpeculationConfig, generate_speculatively, success
 
 GREEDY = SamplingConfig(temperature=0)
 STEP = 8                                                            # tokens a call of a compiled step, at most
@@ -61,6 +63,13 @@ def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool 
         seconds = time.perf_counter() - started
         return {"tokens": sum(len(completion.token_ids) for completion in completions), "seconds": seconds}
 
+    def answers(prompts: list[list[int]], new: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        found = [write(model, [prompt], max_new_tokens=new, **options | {"ignore_eos": False})[0] for prompt in prompts]
+        seconds = time.perf_counter() - started
+        answer = {"tokens": sum(len(each.token_ids) for each in found), "seconds": seconds}
+        return answer | ({"guesses": dataclasses.asdict(success(found))} if lookup else {})
+
     def perplexity(ids: list[int], block: int) -> dict[str, Any]:
         loss = mean_loss(model, ids, block=block, cache_dtype=cache_dtype)
         return {"perplexity": math.exp(loss), "tokens": len(ids) - 1}
@@ -68,7 +77,8 @@ def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool 
     def traffic(context: int) -> dict[str, Any]:
         return {"bytes": bytes_a_token(model, context, cache_dtype=cache_dtype)}
 
-    return {"decode": decode, "prefill": prefill, "batch": batch, "perplexity": perplexity, "traffic": traffic}
+    return {"decode": decode, "prefill": prefill, "batch": batch, "answers": answers, "perplexity": perplexity,
+            "traffic": traffic}
 
 
 @torch.inference_mode()

@@ -173,11 +173,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     torch's `is_causal` aligns the triangle to the upper left corner, ours is aligned to the lower right: they agree
     for T = S only, and a single query sees everything. Taking one for the other breaks chunked prefill alone.
     """
-    T, S = q.shape[2], k.shape[2]
+    B, H, T, K = q.shape
+    G, S = k.shape[1:3]
+    if T == 1:          # query heads of one key-value head become its queries: its keys are read once, not H/G times
+        return functional.scaled_dot_product_attention(q.view(B, G, H // G, K), k, v, attn_mask=mask).view(B, H, 1, K)
     if mask is None and 1 < T < S:
         mask = causal_mask(T, S, q.device)
-    causal = mask is None and T > 1
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
 
 
 class Attention(nn.Module):

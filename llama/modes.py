@@ -37,6 +37,8 @@ MODES = {
     "int8-saved-compile": Mode(("--compile",), saved=True),
     "int8-cache": Mode(("--cache-dtype", "int8")),
     "lookup": Mode(("--lookup",)),
+    "int8-lookup": Mode(("--quantize", "int8", "--lookup")),
+    "int8-compile-lookup": Mode(("--quantize", "int8", "--compile", "--lookup")),
 }
 
 

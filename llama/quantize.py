@@ -211,27 +211,30 @@ def works(kind: type[QuantizedLinear]) -> bool:
 
 
 @torch.no_grad()
-def quantize(model: Llama, *, bits: int, report: bool = True) -> dict[str, float]:
+def quantize(model: Llama, *, bits: int, report: bool = True, to_int4: Callable[[Tensor], Packed] = to_int4) -> \
+        dict[str, float]:
     """Swap every linear layer, and the embedding, for one of 8 or 4 bits; layers under LoRA too. In place.
 
     With 4 bits, embedding and head are in 8, in groups of 32. A layer at a time, so that there is never a second model.
 
-    ->  with `report`, the relative error ‖W - Ŵ‖ / ‖W‖ of each layer by its name
+    to_int4  which 4 bits
+    ->       with `report`, the relative error ‖W - Ŵ‖ / ‖W‖ of each layer by its name
 
     Raises ValueError for other bits, a model that is quantised, and for 4 bits on columns no multiple of 32.
     """
     check_floats(model)
-    return round_floats(model, bits=bits, report=report)
+    return round_floats(model, bits=bits, report=report, to_int4=to_int4)
 
 
-def round_floats(model: Llama, *, bits: int, report: bool = True) -> dict[str, float]:
+def round_floats(model: Llama, *, bits: int, report: bool = True,
+                 to_int4: Callable[[Tensor], Packed] = to_int4) -> dict[str, float]:
     """`quantize` for the layers that still hold floats."""
     errors: dict[str, float] = {}
     made: dict[int, Quantized] = {}                                 # by weight, so that tied layers stay tied
     for path in _paths(model, nn.Linear | nn.Embedding):
         weight = model.get_submodule(path).weight
         tied = made.get(id(weight))
-        packed = tied.packed if tied else rounded(path, weight.detach(), bits)
+        packed = tied.packed if tied else rounded(path, weight.detach(), bits, to_int4)
         if report and not tied:
             errors[path] = relative_error(weight, packed)
         made[id(weight)] = install(model, path, packed, weight.dtype)
@@ -277,7 +280,7 @@ def bits_of(model: nn.Module) -> int:
     return min((module.packed.bits for module in model.modules() if isinstance(module, Quantized)), default=0)
 
 
-def rounded(path: str, weight: Tensor, bits: int) -> Packed:
+def rounded(path: str, weight: Tensor, bits: int, to_int4: Callable[[Tensor], Packed] = to_int4) -> Packed:
     """The matrix of the layer at `path`, in 8 or 4 bits. Raises ValueError as `quantize` does."""
     if bits not in (8, 4):
         raise ValueError(f"bits is {bits}; weights are quantised to 8 or 4")
@@ -358,6 +361,8 @@ def main() -> None:
     parser.add_argument("--bits", type=int, choices=(8, 4), required=True, help="of a weight")
     parser.add_argument("--data", nargs="+", metavar="FILE",
                         help="text, for 4 bits: round so that what the model makes of it changes least")
+    parser.add_argument("--block-size", type=int, default=0, metavar="N",
+                        help="tokens of --data that see each other, best as in training (default: 512)")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the quantised model goes")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--json", action="store_true", help="print the error of every layer as JSON on stdout")
@@ -367,10 +372,12 @@ def main() -> None:
     cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=False)
     if arguments.data and arguments.bits == 8:
         raise ValueError("--data is for --bits 4; with 8 there is too little to lose for a text to matter")
+    if arguments.block_size < 0 or (arguments.block_size and not arguments.data):
+        raise ValueError(f"--block-size {arguments.block_size} divides a text: it is above 0, and beside --data")
     errors: dict[str, float] = {}
     if arguments.data:
         model = get_model(arguments.model)
-        errors = quantize_for(model, read_ids(model, cli.data_files(arguments.data)))
+        errors = quantize_for(model, read_ids(model, cli.data_files(arguments.data)), length=arguments.block_size)
     else:
         model = get_model(arguments.model, bits=arguments.bits, errors=errors)
     save_model(model, output)

@@ -13,6 +13,7 @@ Try: in `keep`, draw from p instead of from what is left of it when a guess fail
 (test_worked_example_the_rule_gives_the_models_own_distribution) fails, while every text still reads well.
 """
 
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from llama.model import Llama
 from llama.sampling import SamplingConfig, check_finite, probabilities
 from tokenizer.chat import ChatFormat
 
+TIMED = 3               # steps behind a text, to tell what it would have taken without guesses
 FIRST, MOST = 4, 7      # guesses in the first step, and at most: with the token before, what a compiled step takes
 
 
@@ -54,8 +56,33 @@ class SpeculationConfig:
 class SpeculativeCompletion(Completion):
     """A completion and how well the guessing went."""
 
-    acceptance: float           # of the guessed tokens, how many were kept; 0 if none were guessed
-    tokens_per_step: float      # tokens for each pass of the model, 1 without guesses
+    steps: int                  # passes of the model
+    guessed: int                # tokens
+    acceptance: float           # of these, how many were kept; 0 if none were guessed
+    tokens_per_step: float      # 1 without guesses
+    speed_up: float             # of decoding, over a token a pass, timed behind the text; 0 if nobody timed that
+
+
+@dataclass(frozen=True)
+class Success:
+    """How well guesses went in several texts together; the fields are those of a completion."""
+
+    acceptance: float
+    tokens_per_step: float
+    speed_up: float
+
+    def __str__(self) -> str:
+        told = f"{self.acceptance:.0%} of the guesses kept, {self.tokens_per_step:.2f} tokens a step"
+        return told + (f", {self.speed_up:.2f} × as fast as one a step" if self.speed_up else "")
+
+
+def success(texts: Sequence[SpeculativeCompletion]) -> Success:
+    """Longer texts count for more, as the time that they take does."""
+    steps, guessed = sum(text.steps for text in texts), sum(text.guessed for text in texts)
+    timed = [(len(text.token_ids) / text.tokens_per_second, text.speed_up) for text in texts if text.speed_up]
+    return Success(sum(text.acceptance * text.guessed for text in texts) / max(guessed, 1),
+                   sum(text.tokens_per_step * text.steps for text in texts) / steps,
+                   sum(seconds * speed_up for seconds, speed_up in timed) / max(sum(row[0] for row in timed), 1e-9))
 
 
 class Guesser(Protocol):
@@ -183,6 +210,7 @@ class Tally:
     steps: int = 0              # passes of the model
     guessed: int = 0
     kept: int = 0               # of those guessed
+    first: int = 0              # ids that the first pass gave, which read the prompt as well
 
 
 def write(row: Row, reader: Reader, guesser: Guesser, sampling: SamplingConfig, *, draft_tokens: int = 0) -> Tally:
@@ -212,6 +240,7 @@ def write(row: Row, reader: Reader, guesser: Guesser, sampling: SamplingConfig, 
                 row.push(token)
                 ids.append(token)
         seen[written] = True
+        tally.first = tally.first or len(row.times)
     return tally
 
 
@@ -240,8 +269,22 @@ def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guess
             row = Row(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
                       ignore_eos=ignore_eos, generator=torch.Generator().manual_seed(seed + i), on_text=show)
             tally = write(row, reader, guesser, sampling, draft_tokens=draft_tokens)
-            plain = row.completion(tokenizer.decode(prompt, skip_special=True))
+            plain = row.completion(tokenizer.decode(prompt, skip_special=True), first=tally.first)
             completions.append(SpeculativeCompletion(
-                **vars(plain), acceptance=round(tally.kept / max(tally.guessed, 1), 4),
-                tokens_per_step=round(len(row.times) / tally.steps, 3)))
+                **vars(plain), steps=tally.steps, guessed=tally.guessed,
+                acceptance=round(tally.kept / max(tally.guessed, 1), 4),
+                tokens_per_step=round(len(row.times) / tally.steps, 3),
+                speed_up=round(plain.tokens_per_second * seconds_alone(reader, sampling), 3) if tally.guessed else 0.0))
     return completions
+
+
+def seconds_alone(reader: Reader, sampling: SamplingConfig) -> float:
+    """What a step of one token takes behind the text that was read: the mean of a few. 0 where it reads all anew."""
+    if len(reader.ids) > reader.decoder.cache.steady:
+        return 0.0
+    seen = torch.zeros(reader.decoder.vocab_size, dtype=torch.bool, device=reader.decoder.padding.device)
+    started = time.perf_counter()
+    for _ in range(TIMED):
+        p = probabilities(reader.read(reader.ids), sampling, seen)  # all ids but the last are remembered
+        keep([], p.cpu(), None, torch.Generator())
+    return (time.perf_counter() - started) / TIMED

@@ -19,7 +19,8 @@ class Tiny:
     def __init__(self, name, command):
         if "int4" in command:
             raise ValueError("no 4 bits here")
-        self.name, self.works = name, measure.works(checkpoint.load_model(command[4]))
+        self.name = name
+        self.works = measure.works(checkpoint.load_model(command[4]), lookup="--lookup" in command)
 
     def __enter__(self):
         return self
@@ -45,10 +46,13 @@ WORK = Work(prompt_tokens=12, new_tokens=4, prefill=20, batch=(3,), repeats=2, s
 def test_two_ways_the_command_prints_tables_and_json_of_one_tiny_model(folder, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "Engine", Tiny)
     monkeypatch.setattr(benchmark, "measure_bandwidth", lambda: 10e9)
+    monkeypatch.setattr(benchmark, "QUESTIONS", str(folder.parent / "questions.jsonl"))
+    monkeypatch.setattr(benchmark, "ANSWER", 30)
+    (folder.parent / "questions.jsonl").write_text('{"prompt": "the fox, the dog, the fox, the dog"}\n')
     flags = [f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
              for name, value in dataclasses.asdict(WORK).items()]
     monkeypatch.setattr(sys, "argv", ["benchmark", "--model", str(folder), "--text", str(folder.parent / "text.txt"),
-                                      "--modes", "float32,default,int4", *flags,
+                                      "--modes", "float32,default,int4,lookup", *flags,
                                       "--output", str(folder.parent / "a" / "b.json")])
     benchmark.main()
     shown = capsys.readouterr()
@@ -58,6 +62,10 @@ def test_two_ways_the_command_prints_tables_and_json_of_one_tiny_model(folder, m
     found = results["engines"]["default"]
     assert {len(found[piece]) for piece in ("decode", "prefill", "batch 3")} == {2} and found["memory"] == 12_000_000
     assert found["perplexity"] == results["engines"]["float32"]["perplexity"] > 1
+    turn, = results["turns"]
+    assert (turn["work"], turn["mode"], turn["against"]) == ("edit", "lookup", "default") and len(turn["ours"]) == 2
+    assert turn["guesses"]["tokens_per_step"] > 1
+    assert re.search(r"\nlookup, edit: \d+% of the guesses kept, \d\.\d\d tokens a step, \d+\.\d\d × as", shown.out)
     assert results["machine"]["threads"] == torch.get_num_threads()
     assert results["work"]["text"] == [str(folder.parent / "text.txt")]
 
@@ -68,9 +76,10 @@ def test_property_engines_take_turns(folder, monkeypatch):
     Tiny.log.clear()
     request = {"work": "decode", "prompt": [1, 2, 3], "new": 3}
     command = ["python", "-m", "llama.measure", "--model", str(folder)]
-    speeds = benchmark.in_turn({"a": command, "b": command}, request, 3)
+    answers = benchmark.in_turn({"a": command, "b": command}, request, 3)
     assert Tiny.log == ["a", "b"] + ["a", "b"] * 3                  # once to warm up, then in turn
-    assert len(speeds["a"]) == len(speeds["b"]) == 3 and min(speeds["a"]) > 0
+    assert [len(found) for found in answers.values()] == [3, 3]
+    assert all(benchmark.speed(answer) > 0 and answer["tokens"] == 3 for answer in answers["a"])
 
 
 def test_property_turns_are_those_whose_engines_and_works_are_here():
@@ -81,6 +90,14 @@ def test_property_turns_are_those_whose_engines_and_works_are_here():
         ("decode", "int8"): ["transformers bfloat16", "llama.cpp Q8_0"],
         ("prefill", "best"): ["transformers bfloat16", "llama.cpp Q8_0"]}
     assert not benchmark.turn_groups(dict.fromkeys(["default"]), {aim.work: {} for aim in RATIOS})
+
+
+def test_property_questions_are_left_out_where_the_context_is_too_short(tiny_tokenizer):
+    asked = benchmark.edit_request(tiny_tokenizer, 4096)["edit"]
+    assert len(asked["prompts"]) == 4 and asked["work"] == "answers"
+    longest = max(map(len, asked["prompts"]))
+    assert benchmark.edit_request(tiny_tokenizer, longest + asked["new"] - 1) == {}
+    assert benchmark.edit_request(tiny_tokenizer, longest + asked["new"])
 
 
 def test_worked_example_ragged_prompts():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TEXT
 
-from llama import calibrate, quantize
+from llama import calibrate, quantize, rounding
 from llama.calibrate import input_moments, quantize_for, read_ids
 from llama.checkpoint import load_model, save_model
 from llama.model import rotary_tables
@@ -32,7 +32,7 @@ def weight_and_inputs(seed=0):
 
 def test_two_ways_inputs_that_do_not_go_together_change_nothing():
     weight, _ = weight_and_inputs()
-    first, second = to_int4(weight), to_int4_for(weight, torch.diag(torch.rand(96) + 0.5))
+    first, second = to_int4(weight), to_int4_for(weight, torch.diag(torch.rand(96) + 0.5), turns=0)
     assert torch.equal(first.numbers(), second.numbers())
 
 
@@ -42,6 +42,27 @@ def test_property_what_comes_out_is_nearer_though_the_weights_are_not():
     lost = [((numbers - weight) @ x.T).norm().item() for numbers in (plain, suited)]
     assert lost[1] < 0.6 * lost[0]
     assert (suited - weight).norm() > (plain - weight).norm()
+
+
+def test_property_every_turn_loses_less_and_the_first_most():
+    """Of ‖(W - Ŵ) x‖²: GPTQ, then the same after so many turns."""
+    weight, x = weight_and_inputs()
+    lost = [((to_int4_for(weight, x.T @ x, turns=turns).numbers() - weight) @ x.T).square().sum().item()
+            for turns in (0, 1, 2, 4)]
+    assert lost == sorted(lost, reverse=True) and lost[1] < 0.8 * lost[0] and lost[2] - lost[3] < lost[0] - lost[1]
+
+
+def test_worked_example_the_best_line_of_a_group():
+    """Weights 1, 2, 4 at q 0, 1, 2, the last counting four times: w = 0.81 + 1.57 q, as by weighted least squares."""
+    weight, q = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.0, 1.0, 2.0]])
+    moments = torch.diag(torch.tensor([1.0, 1.0, 4.0]))
+    scale, minimum = torch.tensor([1.0]).half(), torch.tensor([1.0]).half()
+    half = (q + 1.0 - weight) @ moments
+    found = torch.stack(rounding._best_line(q, scale, minimum, half, moments)).flatten()
+    design = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    by_hand = torch.linalg.solve(design.T @ moments @ design, design.T @ moments @ weight[0])
+    torch.testing.assert_close(found.float(), by_hand, atol=1e-3, rtol=0)
+    assert rounding._best_line(q[:, :1], scale, minimum, half[:, :1] * 0, moments[:1, :1]) == (scale, minimum)
 
 
 def test_property_what_came_from_4_bits_stays():
@@ -119,4 +140,13 @@ def test_worked_example_the_command_with_a_text(tiny_model, tmp_path, monkeypatc
     assert quantize.bits_of(load_model(tmp_path / "q")) == 4
     monkeypatch.setattr(sys, "argv", [*command, "--bits", "8", "--overwrite"])
     with pytest.raises(ValueError, match="--data is for --bits 4"):
+        quantize.main()
+    lengths = []
+    monkeypatch.setattr(calibrate, "quantize_for", lambda model, ids, *, length: lengths.append(length) or quantize_for(
+        model, ids, length=length))
+    monkeypatch.setattr(sys, "argv", [*command, "--bits", "4", "--overwrite", "--block-size", "64"])
+    quantize.main()
+    assert lengths == [64]
+    monkeypatch.setattr(sys, "argv", [*command[:3], *command[5:-1], "--bits", "4", "--overwrite", "--block-size", "64"])
+    with pytest.raises(ValueError, match="--block-size 64 divides a text: it is above 0, and beside --data"):
         quantize.main()

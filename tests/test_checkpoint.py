@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import llama
-from llama.checkpoint import fingerprint, get_model, load_model, save_model, write_whole
+from llama.checkpoint import fingerprint, get_model, load_model, read_whole, save_model, write_whole
 from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama
@@ -100,6 +100,16 @@ def test_refusal_files_that_are_no_models(tiny_model, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=str(path)):
         load_model(path)
+
+
+@pytest.mark.parametrize("missing", [1, 1000, 5000])
+def test_refusal_a_file_cut_short_by_so_many_bytes(tmp_path, missing):
+    """Short of its very end the system refuses to map it, which is no other matter to whoever reads the message."""
+    path = tmp_path / "x.pt"
+    write_whole(path, {"numbers": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(ValueError, match="x.pt: this is no model, or a damaged one"):
+        read_whole(path, "model")
 
 
 def test_refusal_a_file_that_would_run_code(tmp_path):

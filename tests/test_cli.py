@@ -1,4 +1,5 @@
 import dataclasses
+import signal
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -76,6 +77,7 @@ def test_worked_example_exit_codes(statement, code, words, capsys):
     with pytest.raises(SystemExit) as leaving:
         cli.run(lambda: exec(statement))
     said = capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler    # whoever calls `run` still hears Ctrl-C
     assert leaving.value.code == code and words.replace("2**60", "4611686018427387904") in said
     assert said.count("\n") == (code > 0) and "Traceback" not in said
 

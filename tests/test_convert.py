@@ -327,6 +327,8 @@ def test_property_biases_of_qwen_2_come_through(tiny_model, tmp_path):
     ("x", {"shards": 2}, "--shards 2 is for --to meta; a destination of kind hf has none of a given number"),
     ("x.pt", {"max_shard_size": 9}, "--max-shard-size is for --to hf"),
     ("x", {"to": "meta", "shards": 3}, "3 shards cannot share 4 heads"),
+    ("x.safetensors", {}, "x.safetensors is named like a file, .* of kind hf is a folder; give .*/x, in which model"),
+    ("x.pth", {"to": "meta"}, "x.pth is named like a file, .* of kind meta is a folder; give .*/x, in which consoli"),
 ], ids=lambda value: value[:14] if isinstance(value, str) else "")  # fmt: skip
 def test_refusal_of_flags_that_do_not_go_together(packed, tmp_path, name, more, words):
     with pytest.raises(ValueError, match=words):

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import same_choices
 from torch import nn
 from torch.testing import assert_close
 
 from llama.checkpoint import plain_tensors
 from llama.config import preset
-from llama.fuse import FastLinear, FusedAttention, PackedLinear, fuse, unfuse
+from llama.fuse import FastLinear, FusedBlock, PackedLinear, fuse, unfuse
 from llama.lora import LoRAConfig, add_lora
 from llama.measure import bytes_a_token
 from llama.model import KVCache, Llama
+from llama.quantize import quantize
 
 TINY = preset("test")
 VARIANTS = {"tied": TINY, "untied, biases": replace(TINY, tie_word_embeddings=False, attention_bias=True),
@@ -44,8 +46,9 @@ def test_two_ways_fused_equals_readable(name):
     model = tiny(VARIANTS[name])
     before = logits(model)
     fuse(model)
-    assert isinstance(model.layers[0].self_attn, FusedAttention) and isinstance(model.lm_head, FastLinear)
+    assert isinstance(model.layers[0], FusedBlock) and isinstance(model.lm_head, FastLinear)
     assert_close(logits(model), before, atol=1e-5, rtol=0)
+    same_choices(logits(model), before, gap=1e-4)
 
 
 def test_property_unfuse_gives_back_the_modules_that_were_there():
@@ -74,9 +77,11 @@ def test_two_ways_packed_equals_readable_and_back():
     before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
     expected = logits(model)
     fuse(model)
-    attn = model.layers[0].self_attn
-    assert isinstance(attn.qkv[0], PackedLinear) and attn.q_proj.weight.numel() == 0
+    block = model.layers[0]
+    assert all(isinstance(product, PackedLinear) for product in block.products)
+    assert block.self_attn.q_proj.weight.numel() == 0
     assert_close(logits(model), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
+    same_choices(logits(model), expected, gap=0.02)
     unfuse(model)
     after = plain_tensors(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -85,9 +90,9 @@ def test_two_ways_packed_equals_readable_and_back():
 def test_property_no_second_copy():
     model = tiny()
     fuse(model)
-    attn = model.layers[0].self_attn
-    assert attn.qkv[0].weight.data_ptr() == attn.q_proj.weight.data_ptr()
-    assert attn.qkv[0].weight[len(attn.q_proj.weight) :].data_ptr() == attn.k_proj.weight.data_ptr()
+    attn, (qkv, *_) = model.layers[0].self_attn, model.layers[0].products
+    assert qkv.weight.data_ptr() == attn.q_proj.weight.data_ptr()
+    assert qkv.weight[len(attn.q_proj.weight) :].data_ptr() == attn.k_proj.weight.data_ptr()
     assert model.lm_head.weight is model.embed_tokens.weight
 
 
@@ -96,9 +101,21 @@ def test_property_what_learns_stays_as_it_is():
     add_lora(model, LoRAConfig(rank=2, targets=("q_proj",)))
     before = logits(model)
     fuse(model)
-    assert not isinstance(model.layers[0].self_attn, FusedAttention)
+    assert not isinstance(model.layers[0], FusedBlock)
     assert not any(type(child) is nn.Linear and child is model.lm_head for child in model.children())
     assert_close(logits(model), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_two_ways_fused_equals_readable_on_whole_numbers(bits):
+    model = tiny()
+    quantize(model, bits=bits)
+    before = logits(model)
+    fuse(model)
+    assert all(isinstance(layer, FusedBlock) for layer in model.layers)
+    assert_close(logits(model), before, atol=1e-5, rtol=0)
+    unfuse(model)
+    assert torch.equal(logits(model), before)
 
 
 def test_property_fused_model_reads_as_many_bytes():

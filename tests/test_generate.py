@@ -141,7 +141,7 @@ def test_two_ways_speculation_prints_the_same_text_and_tells_how_it_went(door, f
     plain, = records(door(*flags))
     for guessing in (["--lookup"], ["--draft", folder / "model", "--draft-tokens", 4]):
         sooner, = records(door(*flags, *guessing))
-        assert list(sooner) == [*FIELDS, "acceptance", "tokens_per_step"]
+        assert list(sooner) == [*FIELDS, "steps", "guessed", "acceptance", "tokens_per_step", "speed_up"]
         assert sooner["text"] == plain["text"] and "of the guesses kept" in door.stderr
     assert sooner["acceptance"] == 1.0 and sooner["tokens_per_step"] == 5.0
 

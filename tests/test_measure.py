@@ -23,6 +23,18 @@ def test_worked_example_decode_counts(tiny_model, ids):
     assert works["batch"](prompts=[ids[:3], ids[5:9]], new=4)["tokens"] == 8
 
 
+def test_worked_example_answers_end_where_they_end_and_guesses_are_told(tiny_model, ids, monkeypatch):
+    plain, guessing = measure.works(tiny_model), measure.works(tiny_model, lookup=True)
+    answer = plain["answers"](prompts=[ids[:9], ids[:4]], new=6)
+    assert answer["tokens"] == 12 and answer["seconds"] > 0 and "guesses" not in answer
+    third = tiny_model.generate(tiny_model.tokenizer.decode(ids[:9]), max_new_tokens=6, temperature=0.0)
+    monkeypatch.setattr(tiny_model.tokenizer, "eos_ids", (tiny_model.tokenizer.encode(third)[-1],))
+    assert plain["answers"](prompts=[ids[:9]], new=6)["tokens"] < 6
+    monkeypatch.undo()
+    told = guessing["answers"](prompts=[ids[:9], ids[:4]], new=6)
+    assert told["tokens"] == 12 and set(told["guesses"]) == {"acceptance", "tokens_per_step", "speed_up"}
+
+
 def test_two_ways_mean_loss_in_blocks_equals_the_whole_forward_pass(tiny_model, ids):
     expected, ids = 0.0, ids[:30]
     with torch.no_grad():

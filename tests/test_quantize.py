@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import TEXT
+from conftest import TEXT, same_choices
 from torch.nn import functional
 
 import finetune
@@ -15,6 +15,7 @@ from llama import cli, quantize
 from llama.checkpoint import fingerprint, load_model, plain_tensors, save_model
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter
 from llama.merge import merge_report
+from llama.model import KVCache
 from llama.proof import prove_adapter, prove_model
 from llama.quantize import (
     Int4Linear,
@@ -204,6 +205,27 @@ def test_property_generates_in_bfloat16_by_kernels(tiny_model):
     tiny_model.to(torch.bfloat16)
     assert tiny_model.generate("The quick", max_new_tokens=4, temperature=0.0)
     assert (tiny_model.layers[0].mlp.up_proj._prepared is not None) == quantize.works(Int8Linear)
+
+
+@BITS
+def test_two_ways_token_by_token_in_bfloat16_equals_the_readable_path(bits, tiny_model):
+    """Kernels, bfloat16 and a cache against the weights that are meant, in float32, the whole text at once.
+
+    Both within bfloat16's 8 bits of each of some ten products in a row; kernels of 4 bits round weights so, too.
+    """
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(3 if parameter.dim() == 2 else 1)        # so that tokens differ in what they say
+    quantize.quantize(tiny_model, bits=bits)
+    plain, fast = deepcopy(tiny_model), tiny_model.to(torch.bfloat16)
+    dequantize(plain, dtype=torch.float32)
+    text = torch.arange(1, 121)[None] * 37 % 300
+    cache = KVCache(fast.config, 1, 120, dtype=torch.bfloat16, device="cpu")
+    with torch.inference_mode():
+        ours = torch.cat([fast(piece, cache=cache) for piece in text.split([40] + [1] * 60 + [5] * 4, dim=1)], dim=1)
+        theirs = plain(text)
+    torch.testing.assert_close(ours.float(), theirs, atol=0.05 * theirs.abs().max().item(), rtol=0)
+    same_choices(ours, theirs, gap=0.05)
 
 
 def test_refusal_of_what_cannot_be_quantised(tiny_model):

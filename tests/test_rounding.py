@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llama.rounding import to_int4, to_int8
+from llama.rounding import to_int4, to_int4_nearest, to_int8
 from weights.gguf_blocks import NAMED
 from weights.packed import GROUP
 
@@ -79,3 +79,13 @@ def test_refusal_of_numbers_beyond_float16(number):
     for rounding in (to_int8, to_int4):
         with pytest.raises(ValueError, match="the largest weight is .*; what is rounded must be finite"):
             rounding(weight)
+
+
+def test_worked_example_to_nearest_in_15_steps():
+    """Steps of 0.25 from -1 on: 0.1 goes to 0, 0.2 to 0.25; the search does better, as its line fits all 32."""
+    weight = torch.full((1, 32), -1.0)
+    weight[0, :4] = torch.tensor([2.75, 0.1, 0.2, -0.6])
+    packed = to_int4_nearest(weight)
+    assert (packed.scale.item(), packed.minimum.item()) == (0.25, -1.0)
+    assert packed.numbers()[0, :5].tolist() == [2.75, 0.0, 0.25, -0.5, -1.0]
+    assert errors(weight, to_int4(weight)).item() < errors(weight, packed).item()

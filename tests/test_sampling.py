@@ -57,6 +57,19 @@ def test_worked_example_top_p_keeps_the_token_that_crosses():
     assert top_p(halves, 0.5).isfinite().tolist() == [True, False]
 
 
+def test_two_ways_top_p_sorts_few_or_all():
+    generator = torch.Generator().manual_seed(2)
+    raw = torch.randn(40, 2000, generator=generator) * torch.linspace(0.1, 8, 40)[:, None]      # flat to steep
+    raw = (raw * 4).round() / 4                                     # with many equals
+    for p in (0.1, 0.5, 0.9, 0.999):
+        ordered, order = raw.sort(dim=-1, descending=True, stable=True)
+        before = ordered.double().softmax(-1).cumsum(-1).roll(1, -1)
+        before[:, 0] = 0
+        apart = ((before - p).abs() > 1e-6).all(-1)                 # rows whose boundary rounding cannot move
+        expected = torch.empty_like(raw, dtype=torch.bool).scatter(-1, order, before < p)
+        assert apart.sum() > 20 and torch.equal(top_p(raw, p).isfinite()[apart], expected[apart])
+
+
 def test_worked_example_min_p():
     assert min_p(logits(*MASSES), 0.4).isfinite().tolist() == [False, True, False, True]    # 0.4 * 0.5 = 0.2
     assert_close(after(min_p=0.4), torch.tensor([0, 2 / 3, 0, 1 / 3]))

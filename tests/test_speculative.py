@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from llama import cache, speculative
+from llama import cache, generation, speculative
 from llama.config import RopeScaling, preset
 from llama.generation import Reader, Row, generate
 from llama.model import Llama
@@ -19,9 +19,11 @@ from llama.speculative import (
     LookUp,
     NoGuess,
     SpeculationConfig,
+    SpeculativeCompletion,
     check_draft,
     generate_speculatively,
     keep,
+    success,
     write,
 )
 from tokenizer import bpe
@@ -279,6 +281,49 @@ def test_property_a_draft_model_of_a_shorter_context_falls_silent_there(model, t
                                          max_new_tokens=20, ignore_eos=True)
     assert completion.token_ids == generate(model, [[5] * 8], tokenizer=tiny_tokenizer, sampling=GREEDY,
                                             max_new_tokens=20, ignore_eos=True)[0].token_ids
+
+
+# What is told
+
+def told(steps, guessed, acceptance, tokens, seconds, speed_up):
+    return SpeculativeCompletion("", "", [0] * tokens, "stop", 1, tokens / seconds, steps, guessed, acceptance,
+                                 tokens / steps, speed_up)
+
+
+def test_worked_example_of_several_texts_together():
+    """30 of 60 guesses, 60 tokens in 30 steps; 6 s at 2 × and 2 s at 4 × would have taken 12 + 8 s: 20 / 8."""
+    texts = [told(20, 50, 0.4, 40, 6.0, 2.0), told(10, 10, 1.0, 20, 2.0, 4.0)]
+    found = success(texts)
+    assert dataclasses.astuple(found) == pytest.approx((0.5, 2.0, 2.5))
+    assert str(found) == "50% of the guesses kept, 2.00 tokens a step, 2.50 × as fast as one a step"
+    assert str(success([told(4, 0, 0.0, 4, 1.0, 0.0)])) == "0% of the guesses kept, 1.00 tokens a step"
+
+
+def test_worked_example_speed_counts_no_token_of_the_first_pass(model, tiny_tokenizer, monkeypatch):
+    """Clocked at a second a pass: 1 + 4 tokens with the prompt, then 15 in three passes; alone each takes one pass."""
+    itself = DraftModel(model, vocab_size=tiny_tokenizer.vocab_size)
+    read = Reader.read
+    now = [0.0]
+
+    def timed(self, *given):
+        now[0] += self is not itself.reader             # guesses take no time
+        return read(self, *given)
+
+    monkeypatch.setattr(Reader, "read", timed)
+    for module in (speculative, generation):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    completion, = generate_speculatively(model, [[5, 6, 7]], itself, tokenizer=tiny_tokenizer, sampling=GREEDY,
+                                         max_new_tokens=20, ignore_eos=True, draft_tokens=4)
+    assert (completion.steps, completion.guessed, completion.tokens_per_second) == (4, 16, 5.0)
+    assert completion.speed_up == 5.0
+
+
+def test_property_no_speed_up_is_told_where_a_token_runs_the_whole_text(tiny_tokenizer):
+    model = make(vocab_size=tiny_tokenizer.vocab_size, max_position_embeddings=8,
+                 rope_scaling=RopeScaling("dynamic", 4.0))
+    completion, = generate_speculatively(model, [[5, 6, 7]], LookUp(shortest=1), tokenizer=tiny_tokenizer,
+                                         sampling=GREEDY, max_new_tokens=12, ignore_eos=True)
+    assert completion.speed_up == 0.0
 
 
 # Guessers

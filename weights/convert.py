@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENDINGS = {".gguf": "gguf", ".bin": "llama2c", ".pt": "pt"}
+OF_FILES = (*ENDINGS, ".safetensors", ".pth")                       # who gives these means a file
 KINDS = ("hf", "gguf", "meta", "llama2c", "pt")
 FOLDERS = ("hf", "meta")
 
@@ -67,6 +68,9 @@ class Form:
     def of(self, destination: Path) -> "Form":
         """The same with its kind made out. Raises ValueError for flags that do not go together."""
         kind = self.kind or ENDINGS.get(destination.suffix.lower(), "hf")
+        if kind in FOLDERS and destination.suffix.lower() in OF_FILES:
+            raise ValueError(f"{destination} is named like a file, and a destination of kind {kind} is a folder; give "
+                             f"{destination.with_suffix('')}, in which {_holds(kind)} will lie")
         if self.quantization and kind not in ("gguf", "llama2c"):
             raise ValueError(f"--quantization {self.quantization} packs GGUF and llama2.c files; a destination of kind "
                              f"{kind} holds whole numbers: give --dtype instead, or --to gguf")
@@ -330,6 +334,10 @@ def _summary(written: "list[Written]") -> str:
     heads = [entry.name for entry in written if entry.name.startswith(HEADS)]
     head = f"head: {', '.join(heads)}" if heads else "head tied to the embedding"
     return f"{len(written)} tensors, {count:,} parameters, {' and '.join(rules)}, {head}"
+
+
+def _holds(kind: str) -> str:
+    return "model.safetensors" if kind == "hf" else "consolidated.00.pth"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -9,6 +9,7 @@ Try: in `read_whole`, load with weights_only=False; tests/test_checkpoint.py (te
 fails, and a file from elsewhere would make a folder on your disk, or worse.
 """
 
+import errno
 import pickle
 import tempfile
 from collections.abc import Iterable
@@ -73,7 +74,9 @@ def read_whole(path: Path, what: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:              # that is what is cut short; others
+            raise                                                                   # say themselves what is the matter
         raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
