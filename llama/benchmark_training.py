@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,12 @@ COSTS = "predicted memory"
 WORKS = [*(row.name for row in (*ROWS, *MEMORY)), COSTS]
 
 
-def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: str) -> dict[str, Any]:
-    """All figures. works: names with semicolons between, or beginnings of names; "" for all. python: the peers'."""
+def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: str,
+        keep: Callable[[Mapping[str, Any]], None] = lambda results: None) -> dict[str, Any]:
+    """All figures. works: names with semicolons between, or beginnings of names; "" for all. python: the peers'.
+
+    keep  gets what there is after each work, for a run that may be stopped
+    """
     chosen = [name for name in WORKS if not works or any(name.startswith(part.strip()) for part in works.split(";"))]
     if not chosen:
         raise ValueError(f"--works {works}: no work is called so; there are {'; '.join(WORKS)}")
@@ -126,6 +130,7 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
             except (ValueError, RuntimeError) as failure:           # the others are measured all the same
                 results.setdefault("refused", {})[name] = str(failure)
             progress.clear()
+            keep(results)
             print(f"{name}: done", file=sys.stderr, flush=True)
     return results
 
