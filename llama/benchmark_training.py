@@ -120,8 +120,9 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
             row = next((row for row in ROWS if row.name == name), None)
             try:
                 if name == COSTS:
-                    results["costs"] = [{"run": run} | cost.compared(command, str(folder.absolute()))
-                                        for run, command in cost.RUNS.items()]
+                    for kind, command in cost.RUNS.items():
+                        results["costs"].append({"run": kind} | cost.compared(command, str(folder.absolute())))
+                        keep(results)
                 elif row:
                     results["rows"].append(speeds(row, place, repeats, peak=results["matrix_peak"]))
                 else:
