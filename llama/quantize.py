@@ -99,8 +99,11 @@ class QuantizedLinear(Quantized):
 
     def product(self, x: Tensor) -> Tensor:
         """W x, the definition: some rows of W at a time are made numbers of the dtype of `x`."""
-        parts = [functional.linear(x, weight) for weight in self._pieces(x.dtype)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        y, start = x.new_empty(*x.shape[:-1], self.out_features), 0
+        for weight in self._pieces(x.dtype):
+            y[..., start : start + len(weight)] = functional.linear(x, weight)
+            start += len(weight)
+        return y
 
     def product_back(self, y: Tensor) -> Tensor:
         """Wᵀ y, of which the gradient of `product` consists."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LOGITS_AT_ONCE = 2**25                                              # 682 rows of SmolLM2's; 64 MB in bfloat16
+LOGITS_AT_ONCE = 2**24                                              # 341 rows of SmolLM2's; 32 MB in bfloat16
 FLOATS_AT_ONCE = 2**19                                              # 2 MB: a few passes over them stay in a CPU's cache
 
 
