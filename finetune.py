@@ -19,7 +19,7 @@ from llama.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama import cli, distributed
+    from llama import cli, distributed, recipes
     from llama.checkpoint import get_model
     from llama.cost import dry_run, resident
     from llama.evaluate import judge
@@ -56,8 +56,10 @@ def main() -> None:
     for record in (LoRAConfig, cli.TaskFlags, TrainConfig):
         cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern"))
     cli.add_flags(parser, cli.ModelFlags, skip=("compile",))
-    parser.set_defaults(epochs=3, lr=5e-4, batch_size=4)
+    parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
+    parser.epilog = recipes.table()
     arguments = parser.parse_args()
+    recipes.complete(arguments)
     if arguments.lora and arguments.adapter:
         raise ValueError("--lora learns a new adapter on a plain model; without --lora, --adapter is merged into the "
                          "model that is tuned")

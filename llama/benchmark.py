@@ -310,7 +310,9 @@ def tell(progress: Progress, line: str) -> None:
 def brief(figures: Mapping[str, Any]) -> str:
     if "refused" in figures:
         return figures["refused"]
-    return f"{statistics.median(figures['decode']):.1f} tokens/s, prefill {statistics.median(figures['prefill']):,.0f}"
+    exact = f", perplexity {figures['perplexity']:.3f}" if "perplexity" in figures else ""
+    return (f"{statistics.median(figures['decode']):.1f} tokens/s, prefill "
+            f"{statistics.median(figures['prefill']):,.0f}{exact}")
 
 
 def machine() -> dict[str, Any]:

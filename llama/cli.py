@@ -62,11 +62,14 @@ class TaskFlags:
     chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
     attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
                          "auto: as the model was tuned, or else causal"] = "auto"
+    pooling: Annotated[Literal["auto", "last", "mean"], "classification: score the last row of a text, or the mean of "
+                       "all, with which a model learns faster from nothing; auto: as tuned, or else last"] = "auto"
     multi_label: Annotated[bool, "classification: any number of labels a text"] = False
     columns: Annotated[tuple[str, ...], "what the columns of a table without a header hold, such as text,label"] = ()
     labels: Annotated[tuple[str, ...], "all labels, or types of entities, that there are; NAME=WORD says what a prompt "
                       "calls one; default: those of the model, or of the data that is learned"] = ()
     request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
+    scheme: Annotated[Literal["BIO", "BMES"], "ner: tags that a new head learns, whatever those of the data"] = "BIO"
     period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
 
     @property
@@ -87,6 +90,11 @@ class TaskFlags:
                              f"leave it out with --task {self.task}")
         if self.multi_label and self.task not in ("classification", "sentiment"):
             raise ValueError(f"--multi-label: a text of --task {self.task} has no several labels; leave it out")
+        if self.pooling != "auto" and self.task not in ("classification", "sentiment", "opinion"):
+            raise ValueError(f"--pooling {self.pooling}: only whole texts are scored by one row; leave it out with "
+                             f"--task {self.task}")
+        if self.scheme != "BIO" and self.task != "ner":
+            raise ValueError(f"--scheme {self.scheme}: only --task ner has a choice of tags; leave it out")
         if self.overlap and self.task != "generation":
             raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
                              "it out")
@@ -98,8 +106,8 @@ class TaskFlags:
             raise ValueError(f"--labels {','.join(self.labels)}: give each label once, and by its name")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something: not None, no switch that is off, no empty name."""
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults that say something: not None, no switch that is off, no empty name. Tables stay tables."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = action.default is None or action.default is False or action.default in ("", (), [])
@@ -213,11 +221,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device, *, purpose: Literal["train", "generate", "evaluate"]) -> torch.dtype:
+Purpose = Literal["train", "generate", "find", "measure"]
+
+
+def choose_dtype(name: str, device: torch.device, *, purpose: Purpose) -> torch.dtype:
     """The dtype to compute in. «auto» is bfloat16 where the device multiplies it fast, and float32 elsewhere.
 
-    On such CPUs products are 4 × faster, and half of the bytes are read for a token. Evaluation there stays in float32:
-    its numbers are compared with those of others, and bfloat16 moves a perplexity by a thousandth.
+    On such CPUs products are 4 × faster, and half of the bytes are read for a token. What is found in texts stays the
+    same, but for labels that are as likely as others. A perplexity («measure») stays in float32 there: it is compared
+    with those of others, and bfloat16 moves it by a thousandth.
     """
     if purpose == "train" and name == "float16":
         raise ValueError("--dtype float16 loses small gradients in training; take bfloat16 or float32")
@@ -225,7 +237,7 @@ def choose_dtype(name: str, device: torch.device, *, purpose: Literal["train", "
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = device.type == "cpu" and purpose != "evaluate" and _cpu_multiplies_bfloat16()
+    fast = device.type == "cpu" and purpose != "measure" and _cpu_multiplies_bfloat16()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -234,16 +246,16 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(probe() for probe in probes if probe)
 
 
-def load(flags: ModelFlags, *, purpose: Literal["generate", "evaluate"]) -> Any:
+def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) -> Any:
     """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
 
-    For generating, its parts are swapped for faster ones, or with `compile` its decoding step is compiled; an adapter
+    Where it writes, its parts are swapped for faster ones, or with `compile` its decoding step is compiled; an adapter
     is then folded into the weights first.
     """
     from llama.checkpoint import get_model
     from llama.compiled import compile_step
     from llama.fuse import fuse
-    from llama.heads import check_writes
+    from llama.heads import check_writes, head_config
     from llama.lora import load_adapter, merge_lora
     from llama.quantize import quantize
     from weights.paths import resolve
@@ -263,7 +275,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "evaluate"]) -> Any:
             quantize(model, bits=flags.bits, report=False)
     if flags.compile:
         compile_step(model, say=lambda text: print(text, file=sys.stderr))
-    elif purpose == "generate" and device.type == "cpu":
+    elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
         fuse(model)
     return model
 
@@ -308,16 +320,17 @@ def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
 
     options = {"attention": "" if flags.attention == "auto" else flags.attention, "max_length": flags.max_length}
     if flags.task == "ner":
-        return NERTask(flags.names, **options), lambda files: ColumnDataset(*data_files(files))
+        return NERTask(flags.names, scheme=flags.scheme, **options), lambda files: ColumnDataset(*data_files(files))
     if flags.task == "segmentation":
         return SegmentationTask(**options), lambda files: ColumnDataset(*data_files(files), spans="words",
                                                                         scheme="BMES")
     if flags.task == "qa":
         return QuestionAnsweringTask(**options), lambda files: SquadDataset(*data_files(files))
+    pooling = "" if flags.pooling == "auto" else flags.pooling
     if flags.task == "opinion":                                     # labels and dates come along where they are
-        return OpinionTask(flags.names, period=flags.period, **options), lambda files: RecordDataset(
+        return OpinionTask(flags.names, period=flags.period, pooling=pooling, **options), lambda files: RecordDataset(
             *data_files(files), fields=("text",), columns=flags.columns or None)
-    task = ClassificationTask(flags.names, multi_label=flags.multi_label, **options)
+    task = ClassificationTask(flags.names, multi_label=flags.multi_label, pooling=pooling, **options)
     return task, lambda files: RecordDataset(*data_files(files), columns=flags.columns or None,
                                              fields=("text", "labels" if flags.multi_label else "label"))
 

@@ -30,6 +30,8 @@ with quiet_start(__name__):
 
 Result = dict[str, Any]
 
+MEASURED = ("generation", "instruction")                            # tasks whose perplexity is what is asked for
+
 
 def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> dict[str, float]:
     """The task's scores over all samples."""
@@ -115,7 +117,8 @@ def main() -> None:
                         chat_format=task_flags.chat_format or None)
     data = some(dataset(arguments.data), arguments.limit, arguments.seed)
     task.check(data)
-    model = cli.load(cli.from_flags(cli.ModelFlags, arguments), purpose="evaluate")
+    purpose = "measure" if task_flags.task in MEASURED and not untrained else "find"
+    model = cli.load(cli.from_flags(cli.ModelFlags, arguments), purpose=purpose)
     if untrained:
         results = shot.results(model, data, max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)
         scores = task.judge(results)

@@ -41,6 +41,7 @@ KINDS = {
     "spans": Kind("ForQuestionAnswering", "qa_outputs", True, "QUESTION_ANS"),
 }
 ATTENTIONS = ("causal", "full")
+POOLINGS = ("last", "mean")
 SPAN = ("start", "end")                                             # what a head of spans gives scores for
 NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS.values()))
 _PROBLEMS = {False: "single_label_classification", True: "multi_label_classification"}
@@ -54,6 +55,8 @@ class HeadConfig:
     kind         a key of KINDS
     attention    "causal", or "full": every position sees the whole text (as in LLM2Vec, arXiv:2404.05961)
     multi_label  of "sequence": any number of labels a text, each by itself
+    pooling      of "sequence": which row of a text is scored, the "last", or the "mean" of all. Hugging Face's class
+                 knows the last alone, so a folder with the other gives other scores there
     about        what a task keeps for itself, in values that JSON holds
     """
 
@@ -62,8 +65,12 @@ class HeadConfig:
     attention: str = "causal"
     multi_label: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
+    pooling: str = "last"
 
     def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS or self.pooling != "last" and self.kind != "sequence":
+            raise ValueError(f"pooling is '{self.pooling}' and kind '{self.kind}'; texts (sequence) are scored by one "
+                             f"of {', '.join(POOLINGS)}, tokens and spans each by itself")
         if self.kind not in KINDS or self.attention not in ATTENTIONS:
             raise ValueError(f"kind is '{self.kind}', one of {', '.join(KINDS)}; attention is '{self.attention}', one "
                              f"of {', '.join(ATTENTIONS)}")
@@ -88,7 +95,8 @@ class HeadConfig:
             values["problem_type"] = _PROBLEMS[self.multi_label]
         if self.attention == "full":
             values["is_causal"] = False
-        return values | ({"task_specific_params": {self.kind: dict(self.about)}} if self.about else {})
+        about = dict(self.about) | ({"pooling": self.pooling} if self.pooling != "last" else {})
+        return values | ({"task_specific_params": {self.kind: about}} if about else {})
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "HeadConfig | None":
@@ -103,9 +111,10 @@ class HeadConfig:
         except (TypeError, ValueError, AttributeError):
             raise ValueError(f"config.json says id2label = {named!r:.80}; it must be an object with numbers as keys"
                              ) from None
-        about = (values.get("task_specific_params") or {}).get(kind) or {}
+        about = dict((values.get("task_specific_params") or {}).get(kind) or {})
+        pooling = about.pop("pooling", "last")
         return HeadConfig(labels, kind, "causal" if values.get("is_causal", True) else "full",
-                          values.get("problem_type") == _PROBLEMS[True], about)
+                          values.get("problem_type") == _PROBLEMS[True], about, pooling)
 
 
 class Head(nn.Module):

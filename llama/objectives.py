@@ -32,14 +32,13 @@ class Plain(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss in nats summed over targets, float32, and the number of targets."""
-        rows = self.task.rows(batch)
         hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
-        targets = self.task.targets(batch)                          # (N, …)
-        head, hidden = self.task.head(self.model), hidden[rows]    # (N, D)
+        states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
+        head = self.task.head(self.model)
         if has_token_loss(self.task, self.model):
-            loss = token_loss(hidden, targets, head)
+            loss = token_loss(states, targets, head)
         else:
-            loss = chunked_cross_entropy(hidden, targets, head, self.task.loss)
+            loss = chunked_cross_entropy(states, targets, head, self.task.loss)
         return loss, self.task.count(targets)
 
     def scores(self, batch: Batch) -> Tensor:

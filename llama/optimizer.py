@@ -28,6 +28,7 @@ class TrainConfig:
     warmup: Annotated[float, "part of the run in which the rate rises"] = 0.05
     weight_decay: Annotated[float, "pull of matrices towards 0"] = 0.0
     clip: Annotated[float, "largest norm of the gradient; 0 for no limit"] = 1.0
+    word_dropout: Annotated[float, "part of the tokens that are hidden from the model while it learns"] = 0.0
     eval_every: Annotated[int, "evaluate every so many updates; 0 for the end of each epoch"] = 0
     patience: Annotated[int, "stop after so many evaluations without a better loss; 0 for never"] = 0
     save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch"] = 0
@@ -47,6 +48,8 @@ class TrainConfig:
         for name in ("max_steps", "minutes", "weight_decay", "clip", "eval_every", "patience", "save_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more")
+        if not 0 <= self.word_dropout <= 0.5:
+            raise ValueError(f"word_dropout is {self.word_dropout}; it must be between 0 (off) and 0.5")
         if not (0 < self.lr < math.inf and 0 <= self.warmup <= 1):
             raise ValueError(f"lr is {self.lr} and warmup {self.warmup}; lr must be above 0, warmup between 0 and 1")
 

@@ -30,15 +30,14 @@ def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
 def packs(model: Llama, task: Task, wish: str) -> bool:
     """Whether the samples of this task are to be packed: "on", "off", or "auto", which does so on the CPU.
 
-    On a GPU a mask of documents takes its fastest attention away, so there it has to be asked for. Tasks with a head of
-    labels read whole rows: some through full attention, some by softmax over a row's positions.
+    On a GPU a mask of documents takes its fastest attention away, so there it has to be asked for.
 
     Raises ValueError for "on" where a packed row would compute something else.
     """
     scaling = model.config.rope_scaling
     why = ""
-    if type(task).collate is not Task.collate:
-        why = "this task has a head of labels, whose targets count rows; its steps hold texts of like length anyway"
+    if getattr(task, "attention", "causal") == "full":
+        why = "this task looks through whole texts (--attention full)"
     elif scaling and scaling.kind == "dynamic":
         why = "dynamic scaling turns a row's positions by the longest text in it"
     if wish == "on" and why:
@@ -64,7 +63,7 @@ def pack(task: Task, samples: Sequence[Sample]) -> Batch:
     """One row (1, N) of all samples, as `collate` makes it of each, with "positions" and "lengths" (n,) int64."""
     batches = [task.collate([sample]) for sample in samples]
     lengths = [batch["tokens"].shape[1] for batch in batches]
-    whole = {name: torch.cat([batch[name] for batch in batches], dim=-1) for name in batches[0]}
+    whole = task.joined(batches)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     return whole | {"positions": positions, "lengths": torch.tensor(lengths)}
 

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import torch
 
 from llama import distributed, engine
+from llama.augment import dropped_words
 from llama.by_hand import quicken, slow_down
 from llama.checkpoint import save_model
 from llama.checks import examine
@@ -57,7 +58,8 @@ class Trainer:
     """Train what `requires_grad` in a model. `train()` returns {"train": …, "eval": …, "output": …}.
 
     dtype   to compute in, with float32 masters of what is learned; None: the parameters' own
-    output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes nothing
+    output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes none, but with
+            `save_epochs` that of each epoch, as ./models/NAME_epoch1 …
     resume  go on from OUTPUT.training/last.pt
     allow   names in llama/checks.py of what need not hold of the training data
 
@@ -128,7 +130,7 @@ class Trainer:
         before = self.seconds
         started = time.monotonic()
         model.train()
-        with _ctrl_c_waits() as interruptions:
+        with _ctrl_c_waits() as interruptions, dropped_words(model, config.word_dropout):
             while self.step < self.total_steps and not self._out_of_time() and not self._out_of_patience():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
@@ -145,8 +147,8 @@ class Trainer:
                     self._evaluate(progress)
                 if self.output and self._due(config.save_every, at_epoch):
                     self._save_state()
-                if self.output and config.save_epochs and at_epoch:
-                    self._save_result(Path(f"{self.output}_epoch{self.step // self.steps_per_epoch}"))
+                if config.save_epochs and at_epoch:
+                    self._save_result(Path(f"{self._named()}_epoch{self.step // self.steps_per_epoch}"))
                 if stop:
                     self._stop(progress)
         progress.clear()
@@ -295,6 +297,10 @@ class Trainer:
             prove_saved(model, folder)
         self.masters.lower()
         distributed.wait()
+
+    def _named(self) -> Path:
+        """The result, or where none is written, what the results of epochs are called: ./models/NAME of the model."""
+        return self.output or Path("models", Path(str(self.model.source or "model")).stem)
 
     def whole(self) -> Llama | None:
         """The model, in one piece. Of a sharded one rank 0 gets a copy, the others None; all must ask."""

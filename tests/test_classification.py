@@ -18,6 +18,7 @@ from llama.inspect import show_sample
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama
 from llama.objectives import Plain
+from llama.packing import pack
 from llama.results import errors, write_predictions
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
@@ -56,9 +57,25 @@ def test_worked_example_the_last_id_is_read(tiny_model):
     assert [index.tolist() for index in task.rows(batch)] == [[0, 1, 2, 3], [len(s.ids) - 1 for s in samples]]
 
 
-@pytest.mark.parametrize("attention", ["causal", "full"])
-def test_property_padding_changes_nothing(tiny_model, attention):
-    task = prepared(tiny_model, attention=attention)
+def test_worked_example_the_mean_of_all_rows_is_scored(tiny_model, tmp_path):
+    task = prepared(tiny_model, pooling="mean")
+    samples = task.samples(REVIEWS, tiny_model.tokenizer)
+    batch = task.collate(samples)
+    for sample, row in zip(samples, task.scores(tiny_model, batch), strict=True):
+        torch.testing.assert_close(tiny_model(torch.tensor([sample.ids]))[0].mean(0), row, atol=1e-5, rtol=1e-5)
+    losses = [Plain(tiny_model, task)(batch)[0], task.loss(task.scores(tiny_model, batch), batch["targets"])]
+    losses.append(Plain(tiny_model, task)(pack(task, samples))[0])
+    assert [loss.item() for loss in losses] == pytest.approx([losses[0].item()] * 3, rel=1e-5)
+    tiny_model.save(tmp_path / "mean")
+    loaded, same = load_model(tmp_path / "mean"), ClassificationTask()
+    assert same.classified(loaded, TEXTS) == task.classified(tiny_model, TEXTS) and same.pooling == "mean"
+    with pytest.raises(ValueError, match="pooling mean, for neg, pos; this task asks .* causal, pooling last"):
+        ClassificationTask(pooling="last").predict(loaded, TEXTS)
+
+
+@pytest.mark.parametrize("attention, pooling", [("causal", "last"), ("full", "last"), ("full", "mean")])
+def test_property_padding_changes_nothing(tiny_model, attention, pooling):
+    task = prepared(tiny_model, attention=attention, pooling=pooling)
     together = task.classified(tiny_model, TEXTS, batch_size=4)
     alone = [task.classified(tiny_model, [text])[0] for text in TEXTS]
     for a, b in zip(together, alone, strict=True):

@@ -140,8 +140,18 @@ def test_refusal_of_flags_that_are_another_tasks():
                          ({"task": "opinion", "labels": ("a", "a=b")}, "--labels a,a=b: give each label once"),
                          ({"task": "translation", "labels": ("a",)}, "--task translation has no labels"),
                          ({"task": "summarization", "attention": "full"}, "whoever learns to write must not see"),
+                         ({"task": "qa", "pooling": "mean"}, "--pooling mean: only whole texts are scored by one row"),
+                         ({"task": "segmentation", "scheme": "BMES"}, "only --task ner has a choice of tags"),
                          ({"task": "opinion", "multi_label": True}, "has no several labels")):
         with pytest.raises(ValueError, match=words):
             cli.TaskFlags(**flags)
     flags = cli.TaskFlags(task="sentiment", labels=("good=好评", "bad"))
     assert flags.names == ("good", "bad") and flags.words == {"good": "好评"}
+    assert cli.task_and_dataset(cli.TaskFlags(task="ner", scheme="BMES"))[0].scheme == "BMES"
+    assert cli.task_and_dataset(cli.TaskFlags(task="opinion", pooling="mean"))[0].pooling == "mean"
+
+
+def test_property_a_perplexity_is_measured_in_float32_and_what_is_found_is_found_fast(monkeypatch):
+    monkeypatch.setattr(cli, "_cpu_multiplies_bfloat16", lambda: True)
+    for purpose, dtype in (("measure", torch.float32), ("find", torch.bfloat16), ("generate", torch.bfloat16)):
+        assert cli.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype

@@ -163,6 +163,9 @@ def test_property_full_attention_sees_what_is_behind_and_no_padding():
 def test_refusal_of_configurations():
     with pytest.raises(ValueError, match="kind is 'text', one of sequence, tokens, spans"):
         HeadConfig(LABELS, "text")
+    for kind, pooling in (("sequence", "first"), ("tokens", "mean")):
+        with pytest.raises(ValueError, match="texts .sequence. are scored by one of last, mean"):
+            HeadConfig(LABELS, kind, pooling=pooling)
     for labels in ((), ("a", "a")):
         with pytest.raises(ValueError, match="give at least one name, and no name twice"):
             HeadConfig(labels)

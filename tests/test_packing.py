@@ -3,13 +3,14 @@ import torch
 
 from llama import by_hand
 from llama.config import RopeScaling, preset
+from llama.heads import remove_head
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama, document_mask
 from llama.objectives import Plain
 from llama.packing import laid_out, micro_batches, pack, packs
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.question_answering import QuestionAnsweringTask
-from llama.tasks.tagging import TaggingTask
+from llama.tasks.tagging import NERTask
 from llama.tasks.task import Sample, Task
 
 SAMPLES = [Sample([1, 2, 3, 4, 5], [False, False, True, True, True]), Sample([6, 7, 8], [False, True, True]),
@@ -44,6 +45,25 @@ def test_two_ways_packed_equals_padded(quick, lora, tiny_model):
         torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_two_ways_packed_texts_with_labels(tiny_model):
+    """Of each task with a head: one label a text, several, a tag a token, spans of windows."""
+    text = "天气很好。The dog sleeps."
+    words = {"tokens": ["天", "气", "好"], "starts": [0, 1, 3], "text": "天气很好", "tags": ["B-LOC", "I-LOC", "O"]}
+    one = [{"text": text[:n], "label": "ab"[n % 2], "labels": ["ab"[n % 2]] * (n > 2)} for n in (2, 9, 5)]
+    cases = [(ClassificationTask(), one), (ClassificationTask(multi_label=True, pooling="mean"), one),
+             (NERTask(), [words, {**words, "tokens": ["天"], "starts": [0], "tags": ["O"]}]),
+             (QuestionAnsweringTask(max_length=16), [{"question": "谁？", "context": text * 3, "answers": [
+                 {"text": "很好", "start": 2}]}, {"question": "谁来？", "context": text, "answers": []}])]
+    for task, data in cases:
+        task.prepare(tiny_model, data)
+        samples, losses = task.samples(data, tiny_model.tokenizer), []
+        for batch in (task.collate(samples), pack(task, samples)):
+            losses.append(Plain(tiny_model, task)(batch))
+        assert len(samples) >= 2 and losses[0][1] == losses[1][1]
+        torch.testing.assert_close(losses[0][0], losses[1][0], rtol=1e-4, atol=1e-5)
+        remove_head(tiny_model)
+
+
 def test_property_micro_batches_hold_neighbours_in_length_and_every_sample_once():
     samples = [Sample([0] * n, [False] + [True] * (n - 1)) for n in (3, 9, 4, 8, 2)]
     found = micro_batches(samples, 2)
@@ -58,10 +78,11 @@ def test_property_no_row_beyond_the_context_and_no_packing_without_need():
 
 def test_refusal_where_packing_would_compute_something_else(tiny_model):
     assert [packs(tiny_model, Task(), wish) for wish in ("auto", "on", "off")] == [True, True, False]
-    for task in (ClassificationTask(), TaggingTask(), QuestionAnsweringTask()):
-        assert not packs(tiny_model, task, "auto")
-        with pytest.raises(ValueError, match="--pack: this task has a head of labels"):
-            packs(tiny_model, task, "on")
+    task = ClassificationTask()
+    task.attention = "full"
+    assert not packs(tiny_model, task, "auto")
+    with pytest.raises(ValueError, match="--pack: this task looks through whole texts"):
+        packs(tiny_model, task, "on")
     assert not packs(Llama(preset("test", sliding_window=4)), Task(), "auto")
     scaled = Llama(preset("test", rope_scaling=RopeScaling("dynamic", 2.0)))
     with pytest.raises(ValueError, match="--pack: dynamic scaling turns a row's positions by the longest text"):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import __main__ as comparison
+from tests.benchmarks import programs
 from tests.benchmarks.baselines import NAMES, dictionary, first, scores_of, window
-from tests.benchmarks.sets import examples_of, files_of, texts_of
+from tests.benchmarks.sets import SETS, examples_of, files_of, texts_of
 
 
 def test_worked_example_the_window_around_the_questions_rare_characters():
@@ -54,13 +55,13 @@ def test_property_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, capsy
     """What is there is not run again; what fails is left out and said, and the exit code tells."""
     ran = []
 
-    def fake(command):
+    def fake(command, log):
         ran.append(command)
         if "finetune.py" in command:
             raise RuntimeError("no luck")
         return {"scores": {"accuracy": 0.5}, "minutes": 0.1, "memory": 1e9}
 
-    monkeypatch.setattr(comparison, "run", fake)
+    monkeypatch.setattr(programs, "run", fake)
     monkeypatch.setattr(comparison, "files_of", lambda *a: {part: Path(part) for part in ("train", "dev", "test")})
     argv = ["x", "--only", "poets", "--programs", "baselines", "default", "--output", str(tmp_path / "r.json"),
             "--work", str(tmp_path)]
@@ -70,12 +71,44 @@ def test_property_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, capsy
             comparison.main()
         out = capsys.readouterr()
         assert left.value.code == 1 and "no luck" in out.err and len(ran) == times
-        assert "TF-IDF, logistic regression" in out.out and "0.500" in out.out and "←" in out.out
-    assert json.loads((tmp_path / "r.json").read_text())["poets"].keys() == {NAMES["tfidf"]}
+        assert "TF-IDF, logistic regression" in out.out and "**0.500**" in out.out
+        assert f"[1/{4 - times}] poets: " in out.err and "all that is left: about" in out.err
+    kept = json.loads((tmp_path / "r.json").read_text())["poets"]
+    assert kept.keys() == {NAMES["tfidf"]} and "tests.benchmarks.baselines tfidf poets" in kept[NAMES["tfidf"]][
+        "commands"][0]
+
+
+def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
+    """The small model is there, the training for the task was broken off; minutes and the larger memory add up."""
+    ran = []
+
+    def fake(command, log):
+        ran.append(command)
+        return {"accuracy": 0.5, "macro_f1": 0.25} if "llama.evaluate" in command else {
+            "train": {"seconds": 120.0, "peak_memory": 10 ** len(ran)}}
+
+    monkeypatch.setattr(programs, "run", fake)
+    monkeypatch.setattr(programs, "texts_of", lambda *a: ["a text"])
+    monkeypatch.setitem(programs.WAYS, "poets", programs.Way(10, 0.5, ("--preset", "test"), ("--lr", "1e-3")))
+    state = tmp_path / "poets" / "small-tuned.training" / "last.pt"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    files = {part: tmp_path / f"{part}.jsonl" for part in ("train", "dev", "test")}
+    found = programs.measured("poets", programs.SMALL, files, work=tmp_path, minutes=10)
+    write, learn, score = ran
+    assert write[1] == "train.py" and "--overwrite" in write and "5.00" in write        # half of the minutes
+    assert learn[1] == "finetune.py" and "--resume" in learn and "8.00" in learn        # what is left of them
+    assert "--overwrite" not in learn and score[score.index("--model") + 1] == str(tmp_path / "poets" / "small-tuned")
+    assert found["scores"] == {"accuracy": 0.5, "macro_f1": 0.25}
+    assert (found["minutes"], found["memory"], len(found["commands"])) == (4.0, 100, 3)
+    programs.measured("poets", programs.SMALL, files, work=tmp_path, again=True)
+    assert "--overwrite" in ran[4] and "--resume" not in ran[4]
+    assert programs.WAYS.keys() == SETS.keys()
 
 
 def test_refusal_a_missing_package_is_told_in_a_sentence(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "positive"}\n', encoding="utf-8")
     file = str(tmp_path / "t.jsonl")
     with pytest.raises(RuntimeError, match="ended with 2: the baseline bayes needs the package snownlp; pip install"):
-        comparison.run([sys.executable, "-m", "tests.benchmarks.baselines", "bayes", "sentiment-reviews", file, file])
+        programs.run([sys.executable, "-m", "tests.benchmarks.baselines", "bayes", "sentiment-reviews", file, file],
+                     tmp_path / "log")

@@ -152,6 +152,15 @@ def test_worked_example_a_result_an_epoch_when_asked(tiny_model, tmp_path):
     assert (tmp_path / "a_epoch1" / "adapter_model.safetensors").exists()
 
 
+def test_worked_example_results_of_epochs_without_an_output_are_in_models(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_model.source = "weights/small-one.pt"
+    _train(tiny_model, TrainConfig(epochs=2, batch_size=6, save_epochs=True)).train()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == [
+        "models/small-one_epoch1", "models/small-one_epoch2"]
+    assert load_model("models/small-one_epoch2").config == tiny_model.config
+
+
 def test_refusal_a_loss_that_is_not_finite_stops_and_names_step_and_samples(tiny_model):
     tiny_model.norm.weight.data[0] = math.nan
     with pytest.raises(RuntimeError, match=r"step 1: the loss is nan .* on samples here:\d"):

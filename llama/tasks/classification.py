@@ -3,10 +3,12 @@
     ids       服 务 很 好 。
     row               ↑  its scores, one a label: softmax and one is taken; or each by itself, those above one half
 
-The row of the last id is read. Under causal attention it alone has seen the whole text. Under full attention every row
-has, and their mean would do as well; the last is read there, too, because Hugging Face's class does it, so that a
-folder from here gives the same scores there. Nothing is appended to the text for the same reason: an end that is also
-the padding id is taken for padding by that class, which would read the row before.
+The row of the last id is read. Under causal attention it alone has seen the whole text. Hugging Face's class reads it,
+too, so a folder from here gives the same scores there. Nothing is appended to the text for the same reason: an end that
+is also the padding id is taken for padding by that class, which would read the row before.
+
+With pooling "mean" the mean of all rows is scored instead. A model that is trained from nothing learns faster by it,
+since every token hears at once what was wrong; elsewhere the folder gives other scores then.
 
 Try: read the first row; tests/test_classification.py (test_worked_example_the_last_id_is_read) fails.
 """
@@ -19,24 +21,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from llama.generation import encode_prompt
+from llama.heads import POOLINGS
 from llama.metrics.calibration import expected_calibration_error
 from llama.metrics.classification import classification_scores, confusion_matrix, label_counts, multilabel_scores
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table
-from llama.tasks.task import IGNORED
+from llama.tasks.task import IGNORED, Batch
 from llama.terminal import padded
 
 SHOWN = 12                                                          # labels of a confusion matrix that still fit
 
 
 class ClassificationTask(LabelledTask):
-    """Texts with a "label" each, or with `multi_label` with "labels". A longer one loses its end."""
+    """Texts with a "label" each, or with `multi_label` with "labels". A longer one loses its end.
+
+    pooling  "last" row or "mean" of all; "" takes that of the model's head, or else last
+    """
 
     kind, name = "sequence", "classification"
 
     def __init__(self, labels: Iterable[str] = (), *, multi_label: bool = False, attention: str = "",
-                 max_length: int = 512):
+                 pooling: str = "", max_length: int = 512):
         super().__init__(labels, attention=attention, max_length=max_length)
-        self.multi_label = multi_label
+        if pooling and pooling not in POOLINGS:
+            raise ValueError(f"pooling is '{pooling}'; it must be one of {', '.join(POOLINGS)}")
+        self.multi_label, self.pooling = multi_label, pooling
 
     def several(self) -> bool:
         return self.multi_label
@@ -61,6 +69,16 @@ class ClassificationTask(LabelledTask):
         ids = ids[: self.max_length]
         return [Labelled(ids, [False] * (len(ids) - 1) + [True], example.get("place", ""), lost=lost, goals=[goal],
                          notes={len(ids) - 1: ", ".join(right)} if right else {}, example=example)]
+
+    def states(self, hidden: Tensor, batch: Batch) -> Tensor:
+        if self.pooling != "mean":
+            return super().states(hidden, batch)
+        sizes = batch["sizes"].tolist()
+        if "positions" in batch:                                    # packed: all texts in one row
+            texts = hidden[0].split(sizes)
+        else:
+            texts = [row[:size] for row, size in zip(hidden, sizes, strict=True)]
+        return torch.stack([text.float().mean(0) for text in texts]).to(hidden.dtype)   # (B, D)
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         if self.multi_label:

@@ -65,6 +65,7 @@ class LabelledTask(Task):
 
     kind: str                                                       # of head: a key of heads.KINDS
     name: str                                                       # of the task, for people
+    pooling = ""                                                    # of a head for texts: see classification.py
 
     def __init__(self, labels: Iterable[str] = (), *, attention: str = "", max_length: int = 512):
         if attention and attention not in ATTENTIONS:
@@ -120,12 +121,16 @@ class LabelledTask(Task):
             raise ValueError(f"the model has no head of labels for {self.name}; tune one with finetune.py --task "
                              f"{self.name}, or give --adapter with the folder of one")
         asked = self.asked(head.labels)
-        if head != HeadConfig(asked, self.kind, self.attention or head.attention, self.several(), head.about):
-            raise ValueError(f"the model's head is of kind {head.kind}, {head.attention} attention, for "
-                             f"{', '.join(head.labels):.60}; this task asks for {self.kind}, "
-                             f"{self.attention or head.attention}, for {', '.join(asked):.60}; give what the model was "
+        if head != HeadConfig(asked, self.kind, self.attention or head.attention, self.several(), head.about,
+                              self.pooling or head.pooling):
+            pooling = self.pooling or head.pooling
+            differ = pooling != head.pooling
+            raise ValueError(f"the model's head is of kind {head.kind}, {head.attention} attention, "
+                             f"{f'pooling {head.pooling}, ' * differ}for {', '.join(head.labels):.60}; this task asks "
+                             f"for {self.kind}, {self.attention or head.attention}, "
+                             f"{f'pooling {pooling}, ' * differ}for {', '.join(asked):.60}; give what the model was "
                              "tuned for, or tune the model below it")
-        self.labels, self.attention = head.labels, head.attention
+        self.labels, self.attention, self.pooling = head.labels, head.attention, head.pooling
         self.max_length = min(self.max_length, model.config.context)
         self.remember(head.about)
 
@@ -156,7 +161,7 @@ class LabelledTask(Task):
                 raise ValueError(f"the data holds {len(labels)} different labels ({', '.join(labels) or 'none'}); from "
                                  "two on there is something to learn")
             add_head(model, HeadConfig(labels, self.kind, self.attention or "causal", self.several(),
-                                       self.about(dataset)),
+                                       self.about(dataset), self.pooling or "last"),
                      generator=torch.Generator().manual_seed(seed))
         self.adopt(model)
 
@@ -184,7 +189,7 @@ class LabelledTask(Task):
         return torch.tensor([i for step in steps for i in step], dtype=torch.int64)
 
     def collate(self, samples: Sequence[Labelled]) -> Batch:
-        """"tokens" (B, T) and which of them are "learned"; "targets" of those, in their order; with full "mask".
+        """"tokens" (B, T), "sizes" (B,), which are "learned"; "targets" of those, in their order; with full "mask".
 
         Rows are padded on the right: causal attention never looks there, and full attention is told by a mask.
         """
@@ -195,9 +200,13 @@ class LabelledTask(Task):
         for sample, row, marks in zip(samples, tokens, learned, strict=True):
             row[: len(sample.ids)] = torch.tensor(sample.ids)
             marks[: len(sample.ids)] = torch.tensor(sample.learned)
-        batch = {"tokens": tokens, "learned": learned,
+        batch = {"tokens": tokens, "learned": learned, "sizes": lengths,
                  "targets": torch.tensor([goal for sample in samples for goal in sample.goals])}
         return batch | ({"mask": full_mask(lengths, T)} if self.attention == "full" else {})
+
+    def joined(self, batches: Sequence[Batch]) -> Batch:
+        rows = super().joined([{name: batch[name] for name in ("tokens", "learned", "sizes")} for batch in batches])
+        return rows | {"targets": torch.cat([batch["targets"] for batch in batches])}
 
     def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch["learned"].nonzero(as_tuple=True)
@@ -211,7 +220,7 @@ class LabelledTask(Task):
     def scores(self, model: Any, batch: Batch) -> Tensor:
         """(N, C) float32, for the rows that count."""
         hidden = model.hidden(batch["tokens"], mask=batch.get("mask"))
-        return self.head(model)(hidden[self.rows(batch)]).float()
+        return self.head(model)(self.states(hidden, batch)).float()
 
     def tally(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
               tokenizer: Any) -> None:

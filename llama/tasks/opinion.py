@@ -37,10 +37,10 @@ class OpinionTask(ClassificationTask):
     name = "opinion"
 
     def __init__(self, labels: Sequence[str] = (), *, period: Period = "month", attention: str = "",
-                 max_length: int = 512):
+                 pooling: str = "", max_length: int = 512):
         if period not in PERIODS:
             raise ValueError(f"the period is '{period}'; it must be one of {', '.join(PERIODS)}")
-        super().__init__(labels, attention=attention, max_length=max_length)
+        super().__init__(labels, attention=attention, pooling=pooling, max_length=max_length)
         self.period = period
 
     def check(self, dataset: Sequence[Example]) -> None:

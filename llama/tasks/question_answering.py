@@ -136,6 +136,11 @@ class QuestionAnsweringTask(LabelledTask):
         batch = super().collate(samples)
         return batch | {"targets": torch.cat([self.rows(batch)[0][:, None], batch["targets"]], dim=1)}
 
+    def joined(self, batches: Sequence[Batch]) -> Batch:
+        whole = super().joined(batches)
+        numbers = torch.arange(len(batches)).repeat_interleave(torch.tensor([len(b["targets"]) for b in batches]))
+        return whole | {"targets": torch.cat([numbers[:, None], whole["targets"][:, 1:]], dim=1)}
+
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """-log softmax over the rows of each window, of where the answer begins and of where it ends."""
         window, marks = targets[:, 0], targets[:, 1:]

@@ -136,9 +136,17 @@ class Task:
             goal[:end] = ids[1:].where(torch.tensor(sample.learned[1:], dtype=torch.bool), IGNORED)
         return {"tokens": tokens, "targets": targets}
 
+    def joined(self, batches: Sequence[Batch]) -> Batch:
+        """Batches of one sample each as one, laid end to end in a single row (packing.py)."""
+        return {name: torch.cat([batch[name] for batch in batches], dim=-1) for name in batches[0]}
+
     def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         """What indexes (B, T) to leave the N positions that count."""
         return (batch["targets"] != IGNORED).nonzero(as_tuple=True)
+
+    def states(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """What the head sees of the last layer's states: (B, T, D) -> (N, D)."""
+        return hidden[self.rows(batch)]
 
     def targets(self, batch: Batch) -> Tensor:
         """What is right in those rows: (N,) ids."""

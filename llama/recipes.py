@@ -1,0 +1,59 @@
+"""How each task is learned unless flags say otherwise: times through the data, texts an update, learning rates.
+
+    python finetune.py --lora --task sentiment --data train.jsonl       # is --epochs 3 --batch-size 16 --lr 0.001
+
+A head of labels begins with nothing and wants a higher rate than a model that goes on writing; where all weights learn,
+a tenth of it, or what they knew is soon lost. How these were found is in docs/experiments.md, how good they are in
+README's table.
+
+Try: let `complete` replace what was given; tests/test_recipes.py (test_property_what_is_given_stays) fails.
+"""
+
+import argparse
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    """Flags of a run, by their names; `lr` with LoRA, `lr_whole` without."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_whole: float
+
+
+_TEXTS = Recipe(epochs=3, batch_size=16, lr=1e-3, lr_whole=1e-4)
+_WRITTEN = Recipe(epochs=3, batch_size=4, lr=5e-4, lr_whole=5e-4)
+
+RECIPES = {
+    "instruction": _WRITTEN,
+    "generation": _WRITTEN,
+    "summarization": _WRITTEN._replace(batch_size=8),
+    "translation": _WRITTEN._replace(batch_size=16),
+    "classification": _TEXTS,
+    "sentiment": _TEXTS,
+    "opinion": _TEXTS,
+    "ner": _TEXTS,
+    "segmentation": _TEXTS,
+    "qa": _TEXTS._replace(batch_size=8),
+}
+
+
+FLAGS = ("epochs", "batch_size", "lr")
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Give --epochs, --batch-size and --lr, where they were left out, the values of their task."""
+    recipe = RECIPES[arguments.task]
+    values = recipe.epochs, recipe.batch_size, recipe.lr if arguments.lora else recipe.lr_whole
+    for name, value in zip(FLAGS, values, strict=True):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
+def table() -> str:
+    """All of them, for --help."""
+    lines = ["Unless given, by --task; no limit of time unless --minutes gives one:", "",
+             f"  {'task':<16}{'--epochs':>9}{'--batch-size':>14}{'--lr':>9}{'--lr without --lora':>21}"]
+    return "\n".join(lines + [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}{each.lr:>9.0e}{each.lr_whole:>21.0e}"
+                              for task, each in RECIPES.items()])
