@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,8 +98,8 @@ def main() -> None:
         repeats = 3 if arguments.repeats == Work.repeats else arguments.repeats
         python = peers_python(arguments.peers) if arguments.peers else ""
         results = benchmark_training.run(arguments.model, arguments.works, data=cli.data_files(arguments.data or []),
-                                         repeats=repeats, python=python)
-        write_results(arguments.output, results)
+                                         repeats=repeats, python=python,
+                                         keep=partial(write_results, arguments.output))
         print(json.dumps(results) if arguments.json else benchmark_training.tables(results))
         return
     if arguments.works or arguments.data:

@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from llama import cost
 from llama.aims import met, ratio, table
 from llama.benchmark import SETTLE, machine, model_path
 from llama.checkpoint import save_model
@@ -75,27 +76,40 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Memory:
-    """What a step may hold at most: of the peer's peak, or, with a shape of its own, in GB."""
+    """What a step may hold at most: of the peer's peak, or, with a shape of its own, in GB.
+
+    recompute  what is computed again in the backward pass: a field of TrainConfig
+    """
 
     name: str
     bits: int
     floor: float
     stretch: float | None
     shape: str = ""
+    recompute: str = ""
 
 
 MEMORY = (
     Memory("memory, LoRA 4 × 256, bfloat16", 0, 0.6, 0.45),
     Memory("memory, LoRA 4 × 256, int8 base", 8, 0.5, 0.35),
-    Memory("1.1B, int8 base, 1 × 512", 8, 4.0, None, "tinyllama-1.1b"),
-    Memory("1.1B, int4 base, 1 × 512", 4, 3.0, None, "tinyllama-1.1b"),
-    Memory("7B, int4 base, 1 × 512", 4, 10.0, 8.0, "llama-2-7b"),
+    Memory("memory, LoRA 4 × 256, bfloat16, MLPs computed again", 0, 0.6, 0.45, recompute="checkpoint_mlps"),
+    Memory("memory, LoRA 4 × 256, int8 base, MLPs computed again", 8, 0.5, 0.35, recompute="checkpoint_mlps"),
+    Memory("memory, LoRA 4 × 256, bfloat16, blocks computed again", 0, 0.6, 0.45, recompute="checkpoint_activations"),
+    Memory("memory, LoRA 4 × 256, int8 base, blocks computed again", 8, 0.5, 0.35, recompute="checkpoint_activations"),
+    Memory("1.1B, int8 base, 1 × 512", 8, 4.0, None, "tinyllama-1.1b", "checkpoint_activations"),
+    Memory("1.1B, int4 base, 1 × 512", 4, 3.0, None, "tinyllama-1.1b", "checkpoint_activations"),
+    Memory("7B, int4 base, 1 × 512", 4, 10.0, 8.0, "llama-2-7b", "checkpoint_activations"),
 )
-WORKS = [row.name for row in (*ROWS, *MEMORY)]
+COSTS = "predicted memory"
+WORKS = [*(row.name for row in (*ROWS, *MEMORY)), COSTS]
 
 
-def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: str) -> dict[str, Any]:
-    """All figures. works: names with semicolons between, or beginnings of names; "" for all. python: the peers'."""
+def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: str,
+        keep: Callable[[Mapping[str, Any]], None] = lambda results: None) -> dict[str, Any]:
+    """All figures. works: names with semicolons between, or beginnings of names; "" for all. python: the peers'.
+
+    keep  gets what there is after each work, for a run that may be stopped
+    """
     chosen = [name for name in WORKS if not works or any(name.startswith(part.strip()) for part in works.split(";"))]
     if not chosen:
         raise ValueError(f"--works {works}: no work is called so; there are {'; '.join(WORKS)}")
@@ -104,7 +118,7 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
     os.environ["OMP_NUM_THREADS"] = str(threads)
     results = {"date": datetime.date.today().isoformat(), "model": folder.name, "machine": machine(),
                "data": list(data or DATA), "repeats": repeats, "matrix_peak": measure_matrix_peak(), "rows": [],
-               "memory": []}
+               "memory": [], "costs": []}
     with tempfile.TemporaryDirectory(prefix="llama-benchmark-") as temporary:
         place = Place(folder, Path(temporary), python, threads)
         place.prepare(data)
@@ -113,7 +127,11 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
             progress.show(number, name)
             row = next((row for row in ROWS if row.name == name), None)
             try:
-                if row:
+                if name == COSTS:
+                    for kind, command in cost.RUNS.items():
+                        results["costs"].append({"run": kind} | cost.compared(command, str(folder.absolute())))
+                        keep(results)
+                elif row:
                     results["rows"].append(speeds(row, place, repeats, peak=results["matrix_peak"]))
                 else:
                     limit = next(limit for limit in MEMORY if limit.name == name)
@@ -121,6 +139,7 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
             except (ValueError, RuntimeError) as failure:           # the others are measured all the same
                 results.setdefault("refused", {})[name] = str(failure)
             progress.clear()
+            keep(results)
             print(f"{name}: done", file=sys.stderr, flush=True)
     return results
 
@@ -133,6 +152,7 @@ class Place:
     folder: Path
     python: str
     threads: int
+    theirs: int = 0                                                 # bytes at the peer's peak, once it was measured
 
     def prepare(self, data: Sequence[str]) -> None:
         """Samples of both kinds, an adapter to begin with, and a small model with random weights."""
@@ -210,6 +230,8 @@ def speeds(row: Row, place: Place, repeats: int, *, peak: float) -> dict[str, An
         engines = {name: stack.enter_context(Engine(name, place.engine(row, name))) for name in names}
         for engine in engines.values():
             engine.ask("train", steps=steps[:1])
+        if COMPILED in engines:
+            found[COMPILED]["compiled at first"] = engines[COMPILED].ask("compilations")["compilations"]
         for turn in range(repeats):
             for name, engine in engines.items():
                 time.sleep(SETTLE)
@@ -241,16 +263,19 @@ def operations(config: Mapping[str, Any], multiplied: int, *, lora: bool, T: int
 
 def memory(limit: Memory, place: Place) -> dict[str, Any]:
     """The peak of a process that takes three steps; of the peer's, where that is the measure."""
+    options = {limit.recompute: True} if limit.recompute else {}
     if limit.shape:
         command = place.ours(model=limit.shape, adapter="new", bits=limit.bits, samples=str(place.folder / "few.json"),
-                             batch_size=1, checkpoint_activations=True)
+                             batch_size=1, **options)
         steps, theirs = [[0], [1]], None
     else:
         row = ROWS[1]
         steps = order(64, row.batch_size, 3)
-        theirs = alone("transformers", place.engine(row, PEER), steps)["memory"] if place.python else None
+        if place.python and not place.theirs:
+            place.theirs = alone("transformers", place.engine(row, PEER), steps)["memory"]
+        theirs = place.theirs or None
         command = place.ours(model=str(place.model.absolute()), adapter=str(place.folder / "adapter"), bits=limit.bits,
-                             samples=place.samples(row), batch_size=row.batch_size)
+                             samples=place.samples(row), batch_size=row.batch_size, **options)
     ours = alone(limit.name, command, steps, save=limit.shape.endswith("7b"))
     return dataclasses.asdict(limit) | {"ours": ours, "theirs": theirs}
 
@@ -281,7 +306,9 @@ def tables(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         peer = row["engines"].get(PEER)
         for name, found in row["engines"].items():
-            cells = [row["name"], name, f"{statistics.median(found['speeds']):,.0f}", f"{found['utilisation']:.0%}",
+            again = found.get("compilations", 0) - found.get("compiled at first", 0)
+            cells = [row["name"], f"{name} ({again} recompilations)" if name == COMPILED else name,
+                     f"{statistics.median(found['speeds']):,.0f}", f"{found['utilisation']:.0%}",
                      f"{found['memory'] / 1e6:,.0f}"]
             bounds = row["aims"].get(name)
             if peer and bounds:
@@ -297,6 +324,8 @@ def tables(results: Mapping[str, Any]) -> str:
                          "stretch", "met", "mean loss (largest difference)"], rows)]
     if limits := [_limit(each) for each in results["memory"]]:
         lines += ["", table(["memory", "peak MB", "value", "floor", "stretch", "met", "tokens/s", "notes"], limits)]
+    if results["costs"]:
+        lines += ["", *map(cost.line, results["costs"])]
     return "\n".join(lines + [f"{name}: {why}" for name, why in results.get("refused", {}).items()])
 
 

@@ -29,9 +29,10 @@ def compile_blocks(model: Llama, *, backend: str = "inductor") -> None:
                                                                          for name in compilers):
         raise ValueError("--compile needs a C++ compiler, and none is here (g++ or clang++); install one, or leave it "
                          "out")
+    attend = torch.compiler.disable(QuickAttention.attend)
     for layer in model.layers:
         if isinstance(layer.self_attn, QuickAttention):
-            layer.self_attn.attend = torch.compiler.disable(QuickAttention.attend)
+            layer.self_attn.attend = attend
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 

@@ -39,11 +39,11 @@ with quiet_start(__name__):
     from llama.packing import in_one_row, micro_batches
     from llama.quantize import Quantized
     from llama.terminal import duration
-    from llama.token_loss import FLOATS_AT_ONCE, LOGITS_AT_ONCE
+    from llama.token_loss import LOGITS_AT_ONCE, floats_at_once
 
 MB = 10**6
 KERNELS = 184 * MB                                                  # what the optimiser imports; libraries of products
-HOLES = {"lora": 1.1, "full": 0.5}                                  # beside a byte that is kept for backward
+HOLES = {"lora": (0.1, 10), "full": (0.5, 0)}                       # beside a byte that is kept; in blocks' worth
 LOOKED_AT = 256                                                     # steps of a long run
 SAVED = 1.01                                                        # headers, config and tokenizer beside tensors
 
@@ -137,7 +137,9 @@ def training_memory(model: Any, *, tokens: int, rows: int, dtype: torch.dtype | 
         kept = [each - mlp + read for each, mlp, read in zip(kept, mlps, inputs, strict=True)] + mlps[-1:]
     backward = sum(kept) + tokens * (4 * D + 4 + 2 * size * D)      # the last norm, and its rows for the head
     on_cpu = model.device.type == "cpu"
-    holes = round(backward * HOLES["lora" if any(layer.adapted for layer in layers) else "full"]) * on_cpu
+    beside, blocks = HOLES["lora" if any(layer.adapted for layer in layers) else "full"]
+    holes = round(backward * beside + blocks * tokens * max((sum(kept_a_token(each).values()) for each in layers),
+                                                            default=0)) * on_cpu
     scores = _scores(model, rows, size=size, quick=quick_loss)
     gradients = (4 + (size if size < 4 else 0)) * numbers
     return {
@@ -159,7 +161,7 @@ def _scores(model: Any, rows: int, *, size: int, quick: bool) -> int:
     if not quick:                                                   # with log-softmax and two gradients
         return width * min(rows, max(1, CHUNK // width)) * (16 + (2 * size if size < 4 else 0))
     at_once = -(-rows // max(1, -(-rows * width // LOGITS_AT_ONCE)))
-    floats = 2 * 4 * min(at_once * width, FLOATS_AT_ONCE)
+    floats = 2 * 4 * min(at_once * width, floats_at_once(model.device))
     learned = any(parameter.requires_grad for parameter in head.parameters())
     return at_once * width * size + floats + 2 * size * D * rows + 2 * size * D * width * learned
 
@@ -211,6 +213,7 @@ def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program:
                             checkpointed="blocks" if config.checkpoint_activations else
                             "mlps" if config.checkpoint_mlps else "",
                             quick_loss=has_token_loss(trainer.task, model), program=program)
+    terms["float32 masters"] = trainer.masters.bytes()              # the model computes in `dtype` already
     parameters, training = list(model.parameters()), sum(terms.values())
     learned = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Masters and optimiser stay; what was saved is read back beside them, a tensor at a time.

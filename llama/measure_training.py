@@ -61,6 +61,7 @@ class Setting:
     lr: float = 2e-4
     compile: bool = False
     checkpoint_activations: bool = False
+    checkpoint_mlps: bool = False
 
 
 class Given(Task):
@@ -76,7 +77,8 @@ def works(setting: Setting) -> Works:
     samples = [Sample(ids, learned) for ids, learned in json.loads(Path(setting.samples).read_text(encoding="utf-8"))]
     model = model_of(setting)
     config = TrainConfig(batch_size=setting.batch_size, lr=setting.lr, schedule="constant", warmup=0.0,
-                         checkpoint_activations=setting.checkpoint_activations, compile=setting.compile)
+                         checkpoint_activations=setting.checkpoint_activations,
+                         checkpoint_mlps=setting.checkpoint_mlps, compile=setting.compile)
     model.train()
     dtype = None if setting.adapter else torch.bfloat16
     trainer = Trainer(model, Given(), samples, config=config, dtype=dtype)

@@ -76,6 +76,10 @@ class Masters:
         self.copies = [(p, masters[id(p)]) for _, p in learned if id(p) in masters]
         self.lower()
 
+    def bytes(self) -> int:
+        """What the originals hold beside the parameters that compute."""
+        return sum(original.nbytes for parameter, original in self.originals if parameter.dtype != original.dtype)
+
     def lower(self) -> None:
         """Let the model compute in `dtype`."""
         if self.dtype is not None:

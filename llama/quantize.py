@@ -87,17 +87,23 @@ class QuantizedLinear(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            y = _Frozen.apply(x, self)
-        elif self._has_kernel(x):
-            y = self._by_kernel(x)
-        else:
-            y = self.product(x)
+            return self._biased(_Frozen.apply(x, self))
+        return self._biased(self._by_kernel(x)) if self._has_kernel(x) else self.definition(x)
+
+    def definition(self, x: Tensor) -> Tensor:
+        """As `forward`, without a kernel, which keeps a second copy of the weights."""
+        return self._biased(self.product(x))
+
+    def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def product(self, x: Tensor) -> Tensor:
         """W x, the definition: some rows of W at a time are made numbers of the dtype of `x`."""
-        parts = [functional.linear(x, weight) for weight in self._pieces(x.dtype)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        y, start = x.new_empty(*x.shape[:-1], self.out_features), 0
+        for weight in self._pieces(x.dtype):
+            y[..., start : start + len(weight)] = functional.linear(x, weight)
+            start += len(weight)
+        return y
 
     def product_back(self, y: Tensor) -> Tensor:
         """Wᵀ y, of which the gradient of `product` consists."""

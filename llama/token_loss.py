@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LOGITS_AT_ONCE = 2**25                                              # 682 rows of SmolLM2's; 64 MB in bfloat16
-FLOATS_AT_ONCE = 2**19                                              # 2 MB: a few passes over them stay in the cache
+LOGITS_AT_ONCE = 2**24                                              # 341 rows of SmolLM2's; 32 MB in bfloat16
+FLOATS_AT_ONCE = 2**19                                              # 2 MB: a few passes over them stay in a CPU's cache
 
 
 def token_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
@@ -33,6 +33,11 @@ def knows(head: nn.Module) -> bool:
     return type(head) is nn.Linear or hasattr(head, "product_back")
 
 
+def floats_at_once(device: torch.device) -> int:
+    """On a GPU as many as there are logits: each piece more would be a launch of every kernel."""
+    return FLOATS_AT_ONCE if device.type == "cpu" else LOGITS_AT_ONCE
+
+
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, head: nn.Module) -> Tensor:
@@ -43,7 +48,7 @@ class _TokenLoss(torch.autograd.Function):
         dweight = torch.zeros_like(weight) if wants_weight else None
         for some in _pieces(len(hidden), weight.shape[0], LOGITS_AT_ONCE):
             logits = head(hidden[some])
-            for few in _pieces(len(logits), weight.shape[0], FLOATS_AT_ONCE):
+            for few in _pieces(len(logits), weight.shape[0], floats_at_once(hidden.device)):
                 total += _loss_and_gradient(logits[few], targets[some][few], gradient=wants)
             if wants_hidden:
                 dhidden[some] = head.product_back(logits) if hasattr(head, "product_back") else logits @ weight

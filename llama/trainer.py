@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from llama import distributed
+from llama import distributed, engine
 from llama.augment import dropped_words
 from llama.by_hand import quicken, slow_down
 from llama.checkpoint import save_model
@@ -39,7 +39,7 @@ from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
 from llama.packing import laid_out, micro_batches, packs
 from llama.proof import prove_saved
 from llama.sharded import gathered, outline, shard, whole
-from llama.tasks.task import Batch, Sample, Task, to_device
+from llama.tasks.task import Batch, Task, to_device
 from llama.terminal import Progress
 from llama.training_state import (
     forget_state,
@@ -51,8 +51,7 @@ from llama.training_state import (
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-              "checkpoint_activations", "checkpoint_mlps", "pack",
-              "compile")
+              "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
 
 
 class Trainer:
@@ -109,6 +108,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, self.config.max_steps)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.epoch, self.order = -1, torch.empty(0)                 # the order of the epoch that is under way
+        self.ahead: dict[tuple[int, ...], tuple[list[Batch], int]] = {}                 # by the samples of a step
         self.best, self.best_step, self.worse = math.inf, 0, 0
         self.kept: dict[str, Any] = {}                              # as best.pt, where there is no folder for it
         self.loss, self.scores = math.nan, {}
@@ -177,23 +177,23 @@ class Trainer:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm.
 
         A process with fewer micro-batches than another, at the end of an epoch, reads one sample more: the others wait
-        for its gradients.
+        for its gradients. What the next step reads is made ready while a GPU is still busy with this one.
         """
-        mine = micro_batches([self.samples[i] for i in distributed.part(indices)], self.config.batch_size)
-        rounds = math.ceil(distributed.longest_part(indices) / self.config.batch_size)
-        batches = [to_device(self._batch(some), self.model.device)
-                   for some in mine + [[self.samples[indices[0]]]] * (rounds - len(mine))]
-        targets = sum(self.task.count(self.task.targets(batch)) for batch in batches[: len(mine)])
+        batches, own = self.ahead.pop(tuple(indices), None) or self._batches(indices)
+        targets = sum(self.task.count(self.task.targets(batch)) for batch in batches[:own])
         targets = int(distributed.total(targets)[0]) or 1           # 0 if masked is allowed
-        total = 0.0
+        losses = []
         for number, batch in enumerate(batches, start=1):
-            weight = distributed.size() if number <= len(mine) else 0                   # the mean is taken, not the sum
-            with distributed.gradients_stay(self.parallel, stay=number < rounds and not self.masters.copies):
+            weight = distributed.size() if number <= own else 0     # the mean is taken, not the sum
+            with distributed.gradients_stay(self.parallel, stay=number < len(batches) and not self.masters.copies):
                 loss, _ = self.parallel(batch)
                 (loss * weight / targets).backward()                # by targets: k small batches equal a large one
             self.masters.collect()
-            total += loss.item() * (weight > 0)
-        total = distributed.total(total)[0]
+            losses.append(loss.detach() * (weight > 0))
+        if self.step + 1 < self.total_steps:
+            then = self._samples_of_step(self.step + 1)
+            self.ahead = {tuple(then): self._batches(then)}
+        total = distributed.total(sum(loss.item() for loss in losses))[0]
         self.tokens += sum(self.samples[i].reads for i in indices)
         learned = list(self.masters.learned.values())
         norm = whole(torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf)).item()
@@ -204,8 +204,14 @@ class Trainer:
         self.masters.spread()
         return total, targets, norm
 
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
-        return laid_out(self.task, samples, self.model.config.context) if self.packs else self.task.collate(samples)
+    def _batches(self, indices: Sequence[int]) -> tuple[list[Batch], int]:
+        """This process's micro-batches of a step, on its device, and how many of them count."""
+        mine = micro_batches([self.samples[i] for i in distributed.part(indices)], self.config.batch_size)
+        rounds = math.ceil(distributed.longest_part(indices) / self.config.batch_size)
+        filled = mine + [[self.samples[indices[0]]]] * (rounds - len(mine))
+        room, device = self.model.config.context, self.model.device
+        return [to_device(laid_out(self.task, some, room) if self.packs else self.task.collate(some), device)
+                for some in filled], len(mine)
 
     def _samples_of_step(self, step: int) -> list[int]:
         """Every epoch visits every sample once, in an order of its own that depends on the seed alone."""
@@ -400,11 +406,4 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: on CUDA what was allocated there at most, elsewhere the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:                                             # Windows keeps no such count
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024       # macOS counts bytes, Linux kibibytes
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else engine.peak_memory()

@@ -98,7 +98,7 @@ MUTANTS = [
            "tests/test_tasks.py::test_worked_example_collate_shifts_and_pads"),
     Mutant("micro-batches weigh alike", "llama/trainer.py",
            "(loss * weight / targets).backward()",
-           "(loss * weight / self.task.count(self.task.targets(batch)) / rounds).backward()",
+           "(loss * weight / self.task.count(self.task.targets(batch)) / len(batches)).backward()",
            "tests/test_trainer.py::test_two_ways_accumulated_micro_batches_equal_one_batch"),
     Mutant("every epoch in the same order", "llama/trainer.py",
            "manual_seed(self.config.seed * 1_000_003 + epoch)",

@@ -17,10 +17,13 @@ def test_property_steps_visit_every_sample_before_any_comes_again():
 def test_worked_example_tables():
     engine = {"memory": 1_000_000_000, "utilisation": 0.25, "losses": [2.0, 1.0]}
     engines = {"default": engine | {"speeds": [900.0, 1000.0]},
+               "compile": engine | {"speeds": [900.0, 1000.0], "compiled at first": 4, "compilations": 7},
                "transformers": engine | {"speeds": [500.0, 400.0], "losses": [2.0, 1.5]}}
     machine = {"cpu": "c", "threads": 2, "cores": 2, "torch": "t"}
     results = {"model": "m", "date": "d", "machine": machine, "data": ["x"],
                "matrix_peak": 1e12, "repeats": 2, "refused": {"7B": "too large"},
+               "costs": [{"run": "LoRA", "predicted": 9, "measured": 10, "training_predicted": 9,
+                          "training_measured": 10}],
                "rows": [{"name": ROWS[1].name, "engines": engines, "aims": {"default": (1.15, 1.4)}}],
                "memory": [{"name": "int8", "floor": 0.5, "stretch": 0.35, "shape": "", "theirs": 2_000_000_000,
                            "ours": {"memory": 900_000_000, "tokens_per_second": 12.0}},
@@ -31,6 +34,8 @@ def test_worked_example_tables():
     assert ["LoRA, dense", "default", "950", "25%", "1,000", "2.15 × (1.80–2.50)", "1.15", "1.40", "stretch",
             "1.5000, 1.7500 (0.5000)"] in cells
     assert ["int8", "900", "0.45 × of 2,000", "0.5", "0.35", "floor", "12", ""] in cells
+    assert any(cell.startswith("compile (3 recompilations)") for row in cells for cell in row)
+    assert "-10.0%" in shown
     assert ["1.1B", "4,100", "4.10 GB", "4", "", "no", "12", ""] in cells and "7B: too large" in shown
     with pytest.raises(ValueError):
         losses([1.0], [1.0, 2.0])

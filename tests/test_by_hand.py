@@ -1,10 +1,15 @@
+import copy
+
 import pytest
 import torch
 
-from llama import by_hand
+from llama import by_hand, trainer
 from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
-from llama.model import Llama, checkpoint_activations, checkpoint_mlps, document_mask
+from llama.model import Llama, checkpoint_activations, checkpoint_mlps, document_mask, full_mask
+from llama.optimizer import TrainConfig
+from llama.quantize import QuantizedLinear, quantize
+from llama.tasks.classification import ClassificationTask
 
 
 def _gradients(model, tokens, **options):
@@ -23,6 +28,10 @@ def _same(found, expected):
 
 def _lora(model):
     add_lora(model, LoRAConfig(rank=2))
+    _draw(model)
+
+
+def _draw(model):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -63,6 +72,68 @@ def test_two_ways_recomputed_activations_twice_asked_for_equal_kept_ones(recompu
     tiny_model.layers[0].mlp.gate_proj.register_forward_hook(lambda *_: runs.append(1))
     _same(_gradients(tiny_model, tokens), expected)
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize("mask", [full_mask(torch.tensor([9, 5]), 9), None], ids=["full", "causal"])
+@pytest.mark.parametrize("how", [{"dropout": 0.5}, {"dora": True}, {"rank": 3, "rslora": True}], ids=str)
+def test_two_ways_every_kind_of_adapter_and_mask(how, mask, tiny_model):
+    """What by_hand.py does not know takes the readable way: dropout, DoRA, masks that are not causal."""
+    add_lora(tiny_model, LoRAConfig(**{"rank": 2} | how))
+    torch.manual_seed(1)
+    _draw(tiny_model)
+    tokens, results = torch.arange(18).view(2, 9), []
+    for swap in (by_hand.slow_down, by_hand.quicken):
+        swap(tiny_model)
+        torch.manual_seed(0)
+        results.append(_gradients(tiny_model.train(), tokens, mask=mask))
+    _same(results[1], results[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_two_ways_lora_over_a_base_of_few_bits(bits):
+    torch.manual_seed(0)
+    model = Llama(preset("test", hidden_size=64, intermediate_size=96, qkv_bias=True))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    quantize(model, bits=bits)
+    _lora(model)
+    tokens = torch.arange(18).view(2, 9)
+    expected = _gradients(model, tokens)
+    by_hand.quicken(model)
+    assert any(type(module) is by_hand.QuickLoRALinear for module in model.modules())
+    _same(_gradients(model, tokens), expected)
+    model.to(torch.bfloat16)
+    _gradients(model, tokens[:1, :5])
+    assert all(module._prepared is None for module in model.modules() if isinstance(module, QuantizedLinear))
+
+
+def test_property_gradients_in_bfloat16_are_as_near_to_float32_as_autograd_s():
+    torch.manual_seed(0)
+    model, errors = Llama(preset("test", hidden_size=64, num_attention_heads=4)), []
+    tokens = torch.randint(0, 64, (2, 60))
+    exact = _gradients(model, tokens)[1]
+    model.to(torch.bfloat16)
+    for swap in (by_hand.slow_down, by_hand.quicken):
+        swap(model)
+        found = _gradients(model, tokens)[1]
+        errors.append(sum((found[name].float() - exact[name]).square().sum() / exact[name].square().sum()
+                          for name in exact if "layers" in name))
+    assert errors[1] < 1.3 * errors[0]
+
+
+@pytest.mark.parametrize("task", [ClassificationTask(), ClassificationTask(attention="full")], ids=["causal", "full"])
+def test_two_ways_a_task_with_labels_learns_the_same(task, tiny_model, monkeypatch):
+    examples = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(("a b c d", "e", "f g", "h i j"))]
+    start, losses = copy.deepcopy(tiny_model.state_dict()), []
+    for quicken in (by_hand.quicken, lambda model: None):
+        model = Llama(tiny_model.config)
+        model.tokenizer = tiny_model.tokenizer
+        model.load_state_dict(start)
+        monkeypatch.setattr(trainer, "quicken", quicken)
+        run = trainer.Trainer(model, copy.deepcopy(task), examples, config=TrainConfig(batch_size=2, accumulate=2))
+        losses.append([run._update([0, 1, 2, 3])[0] for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0]
 
 
 def test_property_without_gradients_the_readable_path_runs(tiny_model):

@@ -50,7 +50,7 @@ def test_worked_example_the_terms_of_a_step():
     assert terms == {
         "program": 10**6 + cost.KERNELS, "weights": 2 * numbers, "float32 masters": 4 * numbers,
         "optimiser": 8 * numbers, "kept for backward": 2 * tokens * block + ends,
-        "holes between": round(cost.HOLES["full"] * (2 * tokens * block + ends)),
+        "holes between": round(cost.HOLES["full"][0] * (2 * tokens * block + ends)),
         "scores": 900 * 64 * 2 + 2 * 900 * 64 * 4 + 2 * 2 * 96 * (900 + 64),            # logits, float32, gradients
         "gradients beyond": 0}
     frugal = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed="blocks",
@@ -143,6 +143,14 @@ def test_two_ways_a_model_of_few_bits_has_as_many_parameters(bits, tiny_model):
     assert cost.count(tiny_model) == expected
     quantize(tiny_model, bits=bits)
     assert cost.count(tiny_model) == expected
+
+
+def test_property_masters_are_predicted_though_the_model_is_lowered_already(tiny_model):
+    numbers = sum(p.numel() for p in tiny_model.parameters())
+    assert _trainer(tiny_model).masters.bytes() == 0
+    trainer = Trainer(tiny_model, InstructionTask(chat_format="chatml"), TALK, dtype=torch.bfloat16)
+    terms = cost.predict(trainer, optimizer="adamw", dtype=torch.bfloat16, program=0, loading=0)["terms"]
+    assert terms["float32 masters"] == 4 * numbers and terms["weights"] == 2 * numbers
 
 
 def test_worked_example_a_row_of_the_comparison():

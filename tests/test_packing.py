@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from llama import by_hand
-from llama.config import preset
+from llama.config import RopeScaling, preset
 from llama.heads import remove_head
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama, document_mask
@@ -84,3 +84,6 @@ def test_refusal_where_packing_would_compute_something_else(tiny_model):
     with pytest.raises(ValueError, match="--pack: this task looks through whole texts"):
         packs(tiny_model, task, "on")
     assert not packs(Llama(preset("test", sliding_window=4)), Task(), "auto")
+    scaled = Llama(preset("test", rope_scaling=RopeScaling("dynamic", 2.0)))
+    with pytest.raises(ValueError, match="--pack: dynamic scaling turns a row's positions by the longest text"):
+        packs(scaled, Task(), "on")

@@ -53,3 +53,15 @@ def test_property_bfloat16_logits_are_summed_in_float32():
 def test_property_heads_that_are_known():
     assert token_loss.knows(nn.Linear(2, 3, bias=False)) and not token_loss.knows(nn.Linear(2, 3))
     assert not token_loss.knows(nn.Sequential())
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["head learns", "head frozen"])
+def test_property_other_devices_get_gradients_of_the_same_kind(learned):
+    """On the meta device, in place of a GPU: nothing of the CPU takes part, and few kernels are started."""
+    head = nn.Linear(8, 4096, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(learned)
+    hidden = torch.empty(300, 8, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    loss = token_loss.token_loss(hidden, torch.empty(300, device="meta", dtype=torch.int64), head)
+    loss.backward()
+    assert loss.dtype == torch.float32 and hidden.grad.shape == (300, 8) and hidden.grad.dtype == torch.bfloat16
+    assert (head.weight.grad is not None) == learned
+    assert token_loss.floats_at_once(hidden.device) > 300 * 4096 > token_loss.floats_at_once(torch.device("cpu"))

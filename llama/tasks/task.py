@@ -228,4 +228,6 @@ def longest_first(samples: Sequence[Sample], batch_size: int) -> Iterator[list[i
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    if torch.device(device).type == "cuda":                         # from pinned memory, without waiting for it
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
     return {name: tensor.to(device) for name, tensor in batch.items()}
