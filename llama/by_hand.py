@@ -67,8 +67,8 @@ class QuickRMSNorm(RMSNorm):
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-    """`apply_rotary` of (B, T, heads, K) by tables of (…, T, 1, K/2), or its inverse."""
+def turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """`apply_rotary` by the first halves of its tables, or its inverse, without the copies that turning pairs takes."""
     out = torch.empty_like(x)
     first, second = x.float().chunk(2, dim=-1)
     K = x.shape[-1]
@@ -96,7 +96,7 @@ class _Attention(torch.autograd.Function):
                 lengths: tuple[int, ...] | None) -> Tensor:
         """q (B, T, H, K); k, v (B, T, G, K); cos, sin as `_halves` makes them; -> (B, T, H, K). lengths: with B = 1."""
         scale = q.shape[-1] ** -0.5
-        q, k = _turn(q, cos * scale, sin * scale), _turn(k, cos, sin)
+        q, k = turn(q, cos * scale, sin * scale), turn(k, cos, sin)
         y = torch.empty_like(q)
         for part in _parts(q, lengths):
             some_q, some_k, some_v = (x[:, part].transpose(1, 2) for x in (q, k, v))
@@ -116,7 +116,7 @@ class _Attention(torch.autograd.Function):
                                        strict=True):
                 whole[:, part] = gradient
         scale = q.shape[-1] ** -0.5
-        return _turn(dq, cos * scale, sin * scale, back=True), _turn(dk, cos, sin, back=True), dv, None, None, None
+        return turn(dq, cos * scale, sin * scale, back=True), turn(dk, cos, sin, back=True), dv, None, None, None
 
 
 def _parts(q: Tensor, lengths: tuple[int, ...] | None) -> list[slice]:

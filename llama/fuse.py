@@ -18,20 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llama.by_hand import turn
 from llama.model import Block, LayerCache, Llama, RMSNorm, attention
 from llama.quantize import Quantized
 
 FEW_ROWS = 8                                                        # beyond, turning the result around takes too long
 
 
-class Product:
-    """A linear layer, or several on the same input with their outputs behind each other, and what follows at once."""
-
-    def __init__(self, *plain: nn.Module):
-        self.plain = plain
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.plain[0](x) if len(self.plain) == 1 else torch.cat([layer(x) for layer in self.plain], dim=-1)
+class Then:
+    """What may follow a product at once."""
 
     def added(self, x: Tensor, *, to: Tensor) -> Tensor:
         return to + self(x)
@@ -43,7 +38,17 @@ class Product:
         return self(x) * factor
 
 
-class FastLinear(nn.Linear):
+class Product(Then):
+    """A linear layer of any kind, or several on the same input with their outputs behind each other."""
+
+    def __init__(self, *plain: nn.Module):
+        self.plain = plain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.plain[0](x) if len(self.plain) == 1 else torch.cat([layer(x) for layer in self.plain], dim=-1)
+
+
+class FastLinear(Then, nn.Linear):
     """Several linear layers on the same input as one; a single row goes through torch's matrix-vector product."""
 
     def __init__(self, *plain: nn.Linear):
@@ -56,8 +61,6 @@ class FastLinear(nn.Linear):
             self.bias = None if self.bias is None else nn.Parameter(torch.cat([layer.bias for layer in plain]))
         self.weight = weight
         self._hand_out(weight)
-
-    added, silu, times = Product.added, Product.silu, Product.times
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
@@ -137,7 +140,7 @@ class FusedBlock(Block):
         qkv_proj, o_proj, gate_proj, up_proj, down_proj = self.products
         qkv = qkv_proj(_normed(x, self.input_layernorm)).unflatten(-1, (-1, self.K)).transpose(1, 2)
         H, G = self.H, (qkv.shape[1] - self.H) // 2                 # qkv (B, H + 2 G, T, K)
-        turned = _rotated(qkv[:, : H + G], cos, sin)
+        turned = turn(qkv[:, : H + G], cos[..., : self.K // 2], sin[..., : self.K // 2])
         q, k, v = turned[:, :H], turned[:, H:], qkv[:, H + G :]
         if cache is not None:
             k, v = cache.append(k, v)                               # (B, G, S, K)
@@ -148,16 +151,6 @@ class FusedBlock(Block):
 
 def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
     return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`apply_rotary` without the copies that turning the pairs takes."""
-    x32 = x.float()
-    half = x32.shape[-1] // 2
-    turned = x32 * cos
-    turned[..., :half].addcmul_(x32[..., half:], sin[..., :half], value=-1)
-    turned[..., half:].addcmul_(x32[..., :half], sin[..., half:])
-    return turned.to(x.dtype)
 
 
 @torch.no_grad()
