@@ -264,7 +264,8 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     dtype = choose_dtype(flags.dtype, device, purpose=purpose)
     merging = bool(flags.adapter) and flags.compile
     bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
-    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits)
+    fine = flags.compile                                            # what the step reads as fast, torch does not
+    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
     if purpose == "generate":
@@ -272,7 +273,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     if merging:
         merge_lora(model, forget=True)
         if flags.bits:
-            quantize(model, bits=flags.bits, report=False)
+            quantize(model, bits=flags.bits, fine=fine, report=False)
     if flags.compile:
         compile_step(model, say=lambda text: print(text, file=sys.stderr))
     elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:

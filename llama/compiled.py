@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from llama.cache import KVCache
 from llama.config import LlamaConfig
 from llama.model import Llama, rotary_tables
-from llama.quantize import Int4Linear, Int8Linear
+from llama.quantized_layers import GroupedInt8Linear, Int4Linear, Int8Linear
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 # Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
@@ -130,7 +130,7 @@ def _stored(linear: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | Non
     if isinstance(linear, nn.Linear) and linear.weight.dtype in (torch.float32, torch.bfloat16):
         return (0 if linear.weight.dtype == torch.float32 else 1), linear.weight.detach(), None, None
     if isinstance(linear, Int8Linear):
-        return (3 if linear.group_size else 2), linear.weight, linear.scale, None
+        return (3 if isinstance(linear, GroupedInt8Linear) else 2), linear.weight, linear.scale, None
     if isinstance(linear, Int4Linear):
         return 4, linear.weight, linear.scale, linear.minimum
     raise ValueError(f"--compile has no kernel for {type(linear).__name__}; merge adapters first (merge_lora), "

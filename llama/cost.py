@@ -37,7 +37,7 @@ with quiet_start(__name__):
     from llama.objectives import LOGITS_AT_ONCE as CHUNK
     from llama.objectives import has_token_loss
     from llama.packing import in_one_row, micro_batches
-    from llama.quantize import Quantized
+    from llama.quantized_layers import Quantized
     from llama.terminal import duration
     from llama.token_loss import LOGITS_AT_ONCE, floats_at_once
 

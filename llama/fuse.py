@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from llama.by_hand import turn
 from llama.model import Block, LayerCache, Llama, RMSNorm, attention
-from llama.quantize import Quantized
+from llama.quantized_layers import Quantized
 
 FEW_ROWS = 8                                                        # beyond, turning the result around takes too long
 
@@ -132,25 +132,34 @@ class FusedBlock(Block):
         self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
         self.plain = (plain,)
         attn, mlp = plain.self_attn, plain.mlp
+        self.norms = _doubled(self.input_layernorm), _doubled(self.post_attention_layernorm)
         self.K, self.H = attn.head_dim, attn.q_proj.out_features // attn.head_dim
         self.products = (_fast(attn.q_proj, attn.k_proj, attn.v_proj), _fast(attn.o_proj), _fast(mlp.gate_proj),
                          _fast(mlp.up_proj), _fast(mlp.down_proj))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         qkv_proj, o_proj, gate_proj, up_proj, down_proj = self.products
-        qkv = qkv_proj(_normed(x, self.input_layernorm)).unflatten(-1, (-1, self.K)).transpose(1, 2)
+        qkv = qkv_proj(_normed(x, *self.norms[0])).unflatten(-1, (-1, self.K)).transpose(1, 2)
         H, G = self.H, (qkv.shape[1] - self.H) // 2                 # qkv (B, H + 2 G, T, K)
         turned = turn(qkv[:, : H + G], cos[..., : self.K // 2], sin[..., : self.K // 2])
         q, k, v = turned[:, :H], turned[:, H:], qkv[:, H + G :]
         if cache is not None:
             k, v = cache.append(k, v)                               # (B, G, S, K)
         x = o_proj.added(attention(q, k, v, mask).transpose(1, 2).flatten(2), to=x)
-        normed = _normed(x, self.post_attention_layernorm)
+        normed = _normed(x, *self.norms[1])
         return down_proj.added(up_proj.times(normed, gate_proj.silu(normed)), to=x)
 
 
-def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+def _doubled(norm: RMSNorm) -> tuple[Tensor, float]:
+    return torch.cat([norm.weight, torch.zeros_like(norm.weight)]), norm.eps
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm by one kernel, where torch's own is ten calls: LayerNorm of x and -x, whose mean is 0, but of -x nothing.
+
+    weight  (2 D,) as `_doubled` makes it
+    """
+    return functional.layer_norm(torch.cat([x, -x], dim=-1), weight.shape, weight, None, eps)[..., : x.shape[-1]]
 
 
 @torch.no_grad()

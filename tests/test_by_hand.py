@@ -8,7 +8,8 @@ from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama, checkpoint_activations, checkpoint_mlps, document_mask, full_mask
 from llama.optimizer import TrainConfig
-from llama.quantize import QuantizedLinear, quantize
+from llama.quantize import quantize
+from llama.quantized_layers import QuantizedLinear
 from llama.tasks.classification import ClassificationTask
 
 

@@ -11,20 +11,20 @@ from conftest import TEXT, same_choices
 from torch.nn import functional
 
 import finetune
-from llama import cli, quantize
+from llama import cli, quantize, quantized_layers
 from llama.checkpoint import fingerprint, load_model, plain_tensors, save_model
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter
 from llama.merge import merge_report
 from llama.model import KVCache
 from llama.proof import prove_adapter, prove_model
-from llama.quantize import (
+from llama.quantize import dequantize, is_quantized, matrices_packed
+from llama.quantized_layers import (
+    GroupedInt8Linear,
     Int4Linear,
     Int8Linear,
     Quantized,
     QuantizedEmbedding,
-    dequantize,
-    is_quantized,
-    matrices_packed,
+    linear_of,
 )
 from llama.rounding import to_int4, to_int8
 from weights.convert import convert
@@ -39,14 +39,10 @@ def matrix(rows=48, columns=64, seed=0):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def layer(kind, weight, bias=None, dtype=torch.float32):
-    return kind(to_int8(weight) if kind is Int8Linear else to_int4(weight), bias, dtype=dtype)
-
-
 LAYERS = {
-    "int8 rows": lambda weight, **more: Int8Linear(to_int8(weight), **more),
-    "int8 groups": lambda weight, **more: Int8Linear(to_int8(weight, grouped=True), **more),
-    "int4": lambda weight, **more: Int4Linear(to_int4(weight), **more),
+    "int8 rows": lambda weight, **more: linear_of(to_int8(weight), **more),
+    "int8 groups": lambda weight, **more: linear_of(to_int8(weight, grouped=True), **more),
+    "int4": lambda weight, **more: linear_of(to_int4(weight), **more),
 }  # fmt: skip
 KINDS = pytest.mark.parametrize("kind", LAYERS)
 
@@ -70,7 +66,7 @@ def same(first, second):
 
 def test_worked_example_int8_row():
     """Each row has its scale: 2 for the first, 1/2 for the second."""
-    linear = layer(Int8Linear, torch.tensor([[254.0, -2.0], [63.5, 0.5]]))
+    linear = linear_of(to_int8(torch.tensor([[254.0, -2.0], [63.5, 0.5]])), dtype=torch.float32)
     assert linear.weight.tolist() == [[127, -1], [127, 1]] and linear.scale.tolist() == [2.0, 0.5]
     assert linear(torch.tensor([1.0, 1.0])).tolist() == [252.0, 64.0]
 
@@ -82,7 +78,7 @@ def test_two_ways_layer_equals_the_linear_it_stands_for(kind, monkeypatch):
     x = matrix(5, 64, seed=1).view(1, 5, 64)
     expected = functional.linear(x, linear.dequantized(), bias)
     assert torch.equal(linear(x), expected)
-    monkeypatch.setattr(quantize, "PIECE", 64 * 7)                  # seven rows of W at a time
+    monkeypatch.setattr(quantized_layers, "PIECE", 64 * 7)                  # seven rows of W at a time
     torch.testing.assert_close(linear(x), expected, atol=1e-5, rtol=0)
     assert linear(x[:, :0]).shape == (1, 0, 48)
 
@@ -95,11 +91,11 @@ def test_two_ways_embedding_equals_the_one_it_stands_for():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
-@pytest.mark.parametrize("kind", ["int8 rows", "int4"])
+@KINDS
 def test_two_ways_kernel_equals_definition(kind, rows):
     """Within the rounding of bfloat16: of the result, and with 4 bits of weights to it."""
     linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
-    if not quantize.works(type(linear)):
+    if not quantized_layers.works(type(linear)):
         pytest.skip("this torch has no such kernel for this processor")
     x = matrix(rows, 64, seed=1).bfloat16()
     assert linear._has_kernel(x)
@@ -107,6 +103,18 @@ def test_two_ways_kernel_equals_definition(kind, rows):
     rounding = 2.0**-8 * exact.abs() + (2.0**-8 * x.abs().double() @ linear.packed.numbers().abs().double().T)
     assert ((linear(x) - exact).abs() <= rounding).all()
     assert ((linear.product(x) - exact).abs() <= rounding).all()
+
+
+@pytest.mark.parametrize("kind", ["int8 groups", "int4"])
+def test_property_the_pieces_that_a_kernel_packs_do_not_show(kind, monkeypatch):
+    """Also where the last rows do not fill a block."""
+    linear, x = LAYERS[kind](matrix(1008), dtype=torch.bfloat16), matrix(2, 64, seed=1).bfloat16()
+    if not quantized_layers.works(type(linear)):
+        pytest.skip("this torch has no such kernel for this processor")
+    monkeypatch.setattr(quantized_layers, "PIECE", 64 * 3 * 64)     # three blocks of rows at a time
+    in_pieces = linear(x)
+    monkeypatch.undo()
+    assert torch.equal(LAYERS[kind](matrix(1008), dtype=torch.bfloat16)(x), in_pieces)
 
 
 @KINDS
@@ -117,23 +125,21 @@ def test_property_the_kernel_is_left_alone_where_it_cannot_serve(kind):
     assert not linear._has_kernel(few.float()) and not linear._has_kernel(many)
     assert not LAYERS[kind](matrix(40), dtype=torch.bfloat16)._has_kernel(few)
     if kind == "int8 rows":
-        assert not Int8Linear(to_int8(matrix(48, 24)), dtype=torch.bfloat16)._has_kernel(few[:, :24])
-    if kind == "int8 groups":
-        assert not linear._has_kernel(few)
+        assert not LAYERS[kind](matrix(48, 24), dtype=torch.bfloat16)._has_kernel(few[:, :24])
     linear(few.requires_grad_()).sum().backward()
     assert linear._prepared is None and torch.isfinite(few.grad).all()
 
 
 def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
-    linear, x = layer(Int8Linear, matrix(), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
+    linear, x = linear_of(to_int8(matrix()), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
     expected = linear(x)
     for wrong in (None, lambda x, weight: x, lambda x, weight, scale: x.new_zeros(len(x), len(weight))):
-        quantize.works.cache_clear()
+        quantized_layers.works.cache_clear()
         monkeypatch.setattr(torch, "_weight_int8pack_mm", wrong)
-        assert not quantize.works(Int8Linear)
+        assert not quantized_layers.works(Int8Linear)
         torch.testing.assert_close(linear(x), expected, atol=0.2, rtol=0)
     monkeypatch.undo()
-    quantize.works.cache_clear()
+    quantized_layers.works.cache_clear()
 
 
 @KINDS
@@ -182,6 +188,20 @@ def test_two_ways_quantised_model_equals_its_dequantised_one(bits, tied, tiny_mo
     torch.testing.assert_close(tiny_model(TOKENS), quantised, atol=1e-5, rtol=0)
 
 
+def test_property_8_bits_are_fine_where_a_scale_a_row_costs_most(tiny_model):
+    quantize.quantize(tiny_model, bits=8)
+    fine = {path for path, layer in tiny_model.named_modules() if isinstance(layer, GroupedInt8Linear)}
+    assert fine == {"layers.0.self_attn.v_proj", "layers.1.self_attn.v_proj", "lm_head"}
+    assert tiny_model.embed_tokens.scale.dim() == 2
+
+
+def test_property_fine_8_bits_are_so_wherever_columns_fill_groups(tiny_model):
+    tiny_model.layers[0].mlp.down_proj = torch.nn.Linear(72, 32, bias=False)        # 72 columns are no groups of 32
+    quantize.quantize(tiny_model, bits=8, fine=True)
+    coarse = {path for path, layer in tiny_model.named_modules() if type(layer) is Int8Linear}
+    assert coarse == {"layers.0.mlp.down_proj"}
+
+
 @BITS
 def test_property_tied_layers_stay_one_wherever_the_model_goes(bits, tiny_model):
     quantize.quantize(tiny_model, bits=bits)
@@ -204,7 +224,7 @@ def test_property_generates_in_bfloat16_by_kernels(tiny_model):
     quantize.quantize(tiny_model, bits=8)
     tiny_model.to(torch.bfloat16)
     assert tiny_model.generate("The quick", max_new_tokens=4, temperature=0.0)
-    assert (tiny_model.layers[0].mlp.up_proj._prepared is not None) == quantize.works(Int8Linear)
+    assert (tiny_model.layers[0].mlp.up_proj._prepared is not None) == quantized_layers.works(Int8Linear)
 
 
 @BITS
@@ -413,6 +433,15 @@ def test_worked_example_the_command(bits, folder, tmp_path, monkeypatch, capsys)
     assert is_quantized(load_model(tmp_path / "q"))
     with pytest.raises(ValueError, match="q exists already; give --overwrite to replace it"):
         call(monkeypatch, quantize.main, "--model", folder, "--bits", bits, "--output", tmp_path / "q")
+
+
+def test_two_ways_fine_by_flag_and_by_compiling(folder, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, quantize.main, "--model", folder, "--bits", 8, "--fine", "--output", tmp_path / "q")
+    for model in (load_model(tmp_path / "q"), load_model(folder, bits=8, fine=True)):
+        layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
+        assert len(layers) == 15 and all(isinstance(layer, GroupedInt8Linear) for layer in layers)
+    with pytest.raises(ValueError, match="--fine is for --bits 8"):
+        call(monkeypatch, quantize.main, "--model", folder, "--bits", 4, "--fine", "--output", tmp_path / "r")
 
 
 @pytest.mark.parametrize("how", ["int8", "int4"])

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from llama import token_loss
-from llama.quantize import Int8Linear
+from llama.quantized_layers import Int8Linear
 from llama.rounding import to_int8
 
 
