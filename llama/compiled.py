@@ -129,8 +129,10 @@ def _stored(linear: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | Non
     """The number of the kind in decode.cpp, and the tensors that it reads. Raises ValueError for other layers."""
     if isinstance(linear, nn.Linear) and linear.weight.dtype in (torch.float32, torch.bfloat16):
         return (0 if linear.weight.dtype == torch.float32 else 1), linear.weight.detach(), None, None
+    if isinstance(linear, GroupedInt8Linear):
+        return 3, linear.weight, linear.scale, None
     if isinstance(linear, Int8Linear):
-        return (3 if isinstance(linear, GroupedInt8Linear) else 2), linear.weight, linear.scale, None
+        return 2, linear.weight, linear.scale, None
     if isinstance(linear, Int4Linear):
         return 4, linear.weight, linear.scale, linear.minimum
     raise ValueError(f"--compile has no kernel for {type(linear).__name__}; merge adapters first (merge_lora), "

@@ -12,7 +12,7 @@ fails.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,16 @@ def rounded(path: str, weight: Tensor, bits: int, *, fine: bool = False,
     if bits == 4 and weight.shape[1] % GROUP:
         raise ValueError(f"{path} has {weight.shape[1]} columns, no multiple of {GROUP}; 4 bits need that, so take 8")
     try:
-        if bits == 8 or path.endswith(ENDS):
-            return to_int8(weight, grouped=(fine or path.endswith(FINE)) and not weight.shape[1] % GROUP)
+        if bits == 8 or _within(path, ENDS):
+            return to_int8(weight, grouped=(fine or _within(path, FINE)) and not weight.shape[1] % GROUP)
         return to_int4(weight)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _within(path: str, names: Sequence[str]) -> bool:
+    """Whether the layer has one of these names, also as the `base` under an adapter."""
+    return any(part in names for part in path.split("."))
 
 
 def install(model: Llama, path: str, packed: Packed, dtype: torch.dtype) -> Quantized:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.rounding import to_int4, to_int8
-from weights.packed import GROUP, PARTS, Packed
+from weights.packed import GROUP, PARTS, Packed, from_two_a_byte
 
 FEW_ROWS = 16                                                       # beyond, it pays to make numbers of weights first
 PIECE = 1 << 20                                                     # weights at a time: the numbers stay in the cache
@@ -170,13 +170,8 @@ class Int4Linear(_InGroups):
     """weight (R, C / 2) uint8; scale and minimum (R, C / 32) float16."""
 
     def _prepare(self) -> tuple[Tensor, ...]:
-        return self._packed_for_kernel(_whole, self.scale.data.float(), self.minimum.data.float())
-
-
-def _whole(halves: Tensor) -> Tensor:
-    """What two_a_byte took: (R, C / 2) uint8 -> (R, C)."""
-    halves = halves.unflatten(-1, (-1, GROUP // 2))
-    return torch.cat([halves & 15, halves >> 4], dim=-1).flatten(-2)
+        return self._packed_for_kernel(lambda part: from_two_a_byte(part).flatten(-2), self.scale.data.float(),
+                                       self.minimum.data.float())
 
 
 def linear_of(packed: Packed, bias: Tensor | None = None, *, dtype: torch.dtype) -> QuantizedLinear:

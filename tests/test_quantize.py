@@ -195,6 +195,18 @@ def test_property_8_bits_are_fine_where_a_scale_a_row_costs_most(tiny_model):
     assert tiny_model.embed_tokens.scale.dim() == 2
 
 
+@BITS
+def test_property_layers_under_adapters_are_rounded_as_without(bits, tiny_model):
+    plain = deepcopy(tiny_model)
+    quantize.quantize(plain, bits=bits)
+    add_lora(tiny_model, LoRAConfig(targets=("v_proj", "lm_head")))
+    quantize.quantize(tiny_model, bits=bits)
+    found = {path.removesuffix(".base"): type(layer) for path, layer in tiny_model.named_modules()
+             if isinstance(layer, Quantized)}
+    assert found == {path: type(layer) for path, layer in plain.named_modules() if isinstance(layer, Quantized)}
+    assert found["lm_head"] is GroupedInt8Linear
+
+
 def test_property_fine_8_bits_are_so_wherever_columns_fill_groups(tiny_model):
     tiny_model.layers[0].mlp.down_proj = torch.nn.Linear(72, 32, bias=False)        # 72 columns are no groups of 32
     quantize.quantize(tiny_model, bits=8, fine=True)

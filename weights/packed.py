@@ -9,7 +9,7 @@ parts, `NAME.weight`, `NAME.scale` and, of 4 bits, `NAME.minimum`; config.json s
 `method` is on purpose not called `quant_method`: without that, other programs refuse the folder. An unknown one is only
 warned about by transformers, which then takes the whole numbers for weights.
 
-Try: in `_widened_int4`, take the upper halves of the bytes first; tests/test_packed.py
+Try: in `from_two_a_byte`, take the upper halves of the bytes first; tests/test_packed.py
 (test_two_ways_blocks_of_a_gguf_equal_their_unpacking) fails.
 """
 
@@ -75,8 +75,7 @@ def _widened_int8(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _widened_int4(weight: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
-    halves = weight.unflatten(-1, (-1, GROUP // 2))                # (R, groups, 16)
-    q = torch.cat([halves & 15, halves >> 4], dim=-1).float()      # (R, groups, 32)
+    q = from_two_a_byte(weight).float()                             # (R, groups, 32)
     return q.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1)).flatten(-2)
 
 
@@ -84,6 +83,12 @@ def two_a_byte(q: Tensor) -> Tensor:
     """Whole numbers 0 … 15, (R, groups, 32), as `Packed` has them: (R, groups · 16) uint8."""
     first, second = q.to(torch.uint8).chunk(2, dim=-1)
     return (first | second << 4).flatten(-2)
+
+
+def from_two_a_byte(weight: Tensor) -> Tensor:
+    """The inverse, uint8 again."""
+    halves = weight.unflatten(-1, (-1, GROUP // 2))                # (R, groups, 16)
+    return torch.cat([halves & 15, halves >> 4], dim=-1)
 
 
 # ---- GGUF's blocks ---------------------------------------------------------------------------------------------------
