@@ -4,7 +4,7 @@ What a layer stands for is in weights/packed.py. A product is defined as that of
 torch has a kernel that reads the whole numbers themselves, and computes the same, that is taken; compiled.py has its
 own. Activations stay floats. Such a layer does not learn; LoRA may sit on top of it. quantize.py swaps them in.
 
-Try: in `Quantized._apply`, leave out what restores the scales; tests/test_quantize.py
+Try: in `Quantized._apply`, leave out what restores the scales; tests/test_quantized_layers.py
 (test_property_another_dtype_leaves_the_weights_alone) fails: `model.to(torch.bfloat16)` would change every weight.
 """
 

@@ -45,3 +45,7 @@ def tiny_model(tiny_tokenizer):
     model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
     model.tokenizer = tiny_tokenizer
     return model
+
+
+def matrix(rows=48, columns=64, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

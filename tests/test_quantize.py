@@ -1,4 +1,4 @@
-"""Models in 8 and 4 bits: layers, the swap and its inverse, folders, GGUF's blocks, LoRA on top, the command."""
+"""Models in 8 and 4 bits: the swap and its inverse, folders, GGUF's blocks, LoRA on top, the command."""
 
 import json
 import sys
@@ -7,8 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import TEXT, same_choices
-from torch.nn import functional
+from conftest import TEXT, matrix, same_choices
 
 import finetune
 from llama import cli, quantize, quantized_layers
@@ -18,33 +17,13 @@ from llama.merge import merge_report
 from llama.model import KVCache
 from llama.proof import prove_adapter, prove_model
 from llama.quantize import dequantize, is_quantized, matrices_packed
-from llama.quantized_layers import (
-    GroupedInt8Linear,
-    Int4Linear,
-    Int8Linear,
-    Quantized,
-    QuantizedEmbedding,
-    linear_of,
-)
-from llama.rounding import to_int4, to_int8
+from llama.quantized_layers import GroupedInt8Linear, Int4Linear, Int8Linear, Quantized
 from weights.convert import convert
 from weights.packed import Packed
 from weights.sources import open_source
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
 TOKENS = torch.arange(24).reshape(2, 12) * 5 % 300
-
-
-def matrix(rows=48, columns=64, seed=0):
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-
-
-LAYERS = {
-    "int8 rows": lambda weight, **more: linear_of(to_int8(weight), **more),
-    "int8 groups": lambda weight, **more: linear_of(to_int8(weight, grouped=True), **more),
-    "int4": lambda weight, **more: linear_of(to_int4(weight), **more),
-}  # fmt: skip
-KINDS = pytest.mark.parametrize("kind", LAYERS)
 
 
 @pytest.fixture
@@ -59,110 +38,6 @@ def stored(model):
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-# ---- layers ----------------------------------------------------------------------------------------------------------
-
-
-def test_worked_example_int8_row():
-    """Each row has its scale: 2 for the first, 1/2 for the second."""
-    linear = linear_of(to_int8(torch.tensor([[254.0, -2.0], [63.5, 0.5]])), dtype=torch.float32)
-    assert linear.weight.tolist() == [[127, -1], [127, 1]] and linear.scale.tolist() == [2.0, 0.5]
-    assert linear(torch.tensor([1.0, 1.0])).tolist() == [252.0, 64.0]
-
-
-@KINDS
-def test_two_ways_layer_equals_the_linear_it_stands_for(kind, monkeypatch):
-    bias = matrix(1, 48)[0]
-    linear = LAYERS[kind](matrix(), bias=bias, dtype=torch.float32)
-    x = matrix(5, 64, seed=1).view(1, 5, 64)
-    expected = functional.linear(x, linear.dequantized(), bias)
-    assert torch.equal(linear(x), expected)
-    monkeypatch.setattr(quantized_layers, "PIECE", 64 * 7)                  # seven rows of W at a time
-    torch.testing.assert_close(linear(x), expected, atol=1e-5, rtol=0)
-    assert linear(x[:, :0]).shape == (1, 0, 48)
-
-
-def test_two_ways_embedding_equals_the_one_it_stands_for():
-    embedding = QuantizedEmbedding(to_int8(matrix(), grouped=True), dtype=torch.bfloat16)
-    tokens = torch.tensor([[3, 3, 47], [0, 1, 2]])
-    assert torch.equal(embedding(tokens), functional.embedding(tokens, embedding.dequantized()))
-    assert embedding(tokens).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("rows", [1, 3, 16])
-@KINDS
-def test_two_ways_kernel_equals_definition(kind, rows):
-    """Within the rounding of bfloat16: of the result, and with 4 bits of weights to it."""
-    linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
-    if not quantized_layers.works(type(linear)):
-        pytest.skip("this torch has no such kernel for this processor")
-    x = matrix(rows, 64, seed=1).bfloat16()
-    assert linear._has_kernel(x)
-    exact = x.double() @ linear.packed.numbers().double().T
-    rounding = 2.0**-8 * exact.abs() + (2.0**-8 * x.abs().double() @ linear.packed.numbers().abs().double().T)
-    assert ((linear(x) - exact).abs() <= rounding).all()
-    assert ((linear.product(x) - exact).abs() <= rounding).all()
-
-
-@pytest.mark.parametrize("kind", ["int8 groups", "int4"])
-def test_property_the_pieces_that_a_kernel_packs_do_not_show(kind, monkeypatch):
-    """Also where the last rows do not fill a block."""
-    linear, x = LAYERS[kind](matrix(1008), dtype=torch.bfloat16), matrix(2, 64, seed=1).bfloat16()
-    if not quantized_layers.works(type(linear)):
-        pytest.skip("this torch has no such kernel for this processor")
-    monkeypatch.setattr(quantized_layers, "PIECE", 64 * 3 * 64)     # three blocks of rows at a time
-    in_pieces = linear(x)
-    monkeypatch.undo()
-    assert torch.equal(LAYERS[kind](matrix(1008), dtype=torch.bfloat16)(x), in_pieces)
-
-
-@KINDS
-def test_property_the_kernel_is_left_alone_where_it_cannot_serve(kind):
-    """It would read beyond the end of rows of 16, and cannot be differentiated."""
-    few, many = matrix(1, 64).bfloat16(), matrix(17, 64).bfloat16()
-    linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
-    assert not linear._has_kernel(few.float()) and not linear._has_kernel(many)
-    assert not LAYERS[kind](matrix(40), dtype=torch.bfloat16)._has_kernel(few)
-    if kind == "int8 rows":
-        assert not LAYERS[kind](matrix(48, 24), dtype=torch.bfloat16)._has_kernel(few[:, :24])
-    linear(few.requires_grad_()).sum().backward()
-    assert linear._prepared is None and torch.isfinite(few.grad).all()
-
-
-def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
-    linear, x = linear_of(to_int8(matrix()), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
-    expected = linear(x)
-    for wrong in (None, lambda x, weight: x, lambda x, weight, scale: x.new_zeros(len(x), len(weight))):
-        quantized_layers.works.cache_clear()
-        monkeypatch.setattr(torch, "_weight_int8pack_mm", wrong)
-        assert not quantized_layers.works(Int8Linear)
-        torch.testing.assert_close(linear(x), expected, atol=0.2, rtol=0)
-    monkeypatch.undo()
-    quantized_layers.works.cache_clear()
-
-
-@KINDS
-def test_two_ways_gradient_equals_that_of_floats_and_keeps_none(kind):
-    linear, x, y = LAYERS[kind](matrix(), dtype=torch.float32), matrix(5, 64, seed=1), matrix(5, 48, seed=2)
-    kept = []
-    first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
-        (linear(first) * y).sum().backward()
-    assert kept and torch.Size([48, 64]) not in kept                # what a product keeps otherwise: its weights
-    (functional.linear(second, linear.dequantized()) * y).sum().backward()
-    torch.testing.assert_close(first.grad, second.grad, atol=1e-5, rtol=0)
-    assert all(parameter.grad is None for parameter in linear.parameters())
-
-
-@KINDS
-def test_property_another_dtype_leaves_the_weights_alone(kind):
-    linear = LAYERS[kind](matrix(), bias=matrix(1, 48)[0], dtype=torch.float32)
-    before = linear.packed.numbers()
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        linear.to(dtype)
-        assert torch.equal(linear.packed.numbers(), before)
-        assert linear.dtype == linear.bias.dtype == linear.dequantized().dtype == dtype
 
 
 # ---- the swap --------------------------------------------------------------------------------------------------------
