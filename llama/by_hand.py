@@ -68,19 +68,21 @@ class QuickRMSNorm(RMSNorm):
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-    """`apply_rotary` by the first halves of its tables, or its inverse, without the copies that turning pairs takes."""
-    out = torch.empty_like(x)
-    first, second = x.float().chunk(2, dim=-1)
-    K = x.shape[-1]
+    """`apply_rotary`, or its inverse, without the copies that turning pairs takes."""
+    x32 = x.float()
+    out = x32 * cos
+    first, second = x32.chunk(2, dim=-1)
+    first_out, second_out = out.chunk(2, dim=-1)
+    sin = sin[..., : sin.shape[-1] // 2]
     sign = -1 if back else 1
-    out[..., : K // 2] = (first * cos).addcmul_(second, sin, value=-sign)
-    out[..., K // 2 :] = (second * cos).addcmul_(first, sin, value=sign)
-    return out
+    first_out.addcmul_(second, sin, value=-sign)
+    second_out.addcmul_(first, sin, value=sign)
+    return out.to(x.dtype)
 
 
-def _halves(cos: Tensor) -> Tensor:
-    """(T, K) or (B, 1, T, K), whose second half repeats the first -> (T, 1, K/2) or (B, T, 1, K/2)."""
-    return cos[..., : cos.shape[-1] // 2].transpose(-2, -3) if cos.dim() == 4 else cos[:, None, : cos.shape[-1] // 2]
+def _before_heads(cos: Tensor) -> Tensor:
+    """(T, K) or (B, 1, T, K) -> (T, 1, K) or (B, T, 1, K)."""
+    return cos.transpose(-2, -3) if cos.dim() == 4 else cos[:, None]
 
 
 class _Attention(torch.autograd.Function):
@@ -94,7 +96,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Saved, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor,
                 lengths: tuple[int, ...] | None) -> Tensor:
-        """q (B, T, H, K); k, v (B, T, G, K); cos, sin as `_halves` makes them; -> (B, T, H, K). lengths: with B = 1."""
+        """q (B, T, H, K); k, v (B, T, G, K); cos, sin by `_before_heads`; -> (B, T, H, K). lengths: if B = 1."""
         scale = q.shape[-1] ** -0.5
         q, k = turn(q, cos * scale, sin * scale), turn(k, cos, sin)
         y = torch.empty_like(q)
@@ -151,7 +153,7 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor) -> tu
 
 def quick_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Documents | None) -> Tensor:
     """As `_Attention.forward` says, with the tables as the model has them."""
-    return _Attention.apply(q, k, v, _halves(cos), _halves(sin), mask.lengths if mask else None)
+    return _Attention.apply(q, k, v, _before_heads(cos), _before_heads(sin), mask.lengths if mask else None)
 
 
 class QuickAttention(Attention):

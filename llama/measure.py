@@ -32,7 +32,7 @@ with quiet_start(__name__):
 
     from llama import cli
     from llama.engine import Works, results_alone, serve
-    from llama.fuse import joined
+    from llama.fuse import bytes_read
     from llama.generation import Decoder, generate
     from llama.model import Llama
     from llama.sampling import SamplingConfig
@@ -101,19 +101,10 @@ def mean_loss(model: Llama, ids: Sequence[int], *, block: int, **options: Any) -
 
 
 def bytes_a_token(model: Llama, context: int, **options: Any) -> int:
-    """Bytes of all linear layers as they are stored, and of the keys and values of `context` tokens.
-
-    The embedding is not read, but for one row, unless it is the head as well.
-    """
-    fast = joined(model)
-    replaced = {id(layer) for linear in fast for layer in linear.plain}
-    layers = {id(module): module for module in [*model.modules(), *fast]
-              if hasattr(module, "in_features") and id(module) not in replaced}
-    weights = [tensor.nbytes for layer in layers.values()
-               for tensor in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]]
+    """Bytes of all linear layers as a token reads them, and of the keys and values of `context` tokens."""
     cache = Decoder(model, [0], context, vocab_size=model.config.vocab_size, **options).cache
     kept = sum(getattr(layer, name).nbytes for layer in cache.layers for name in layer.stored)
-    return sum(weights) + kept
+    return bytes_read(model) + kept
 
 
 def write_quantized(flags: cli.ModelFlags, folder: Path) -> None:

@@ -9,7 +9,7 @@ Try: in `Quantized._apply`, leave out what restores the scales; tests/test_quant
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from weights.packed import GROUP, PARTS, Packed, from_two_a_byte
 FEW_ROWS = 16                                                       # beyond, it pays to make numbers of weights first
 PIECE = 1 << 20                                                     # weights at a time: the numbers stay in the cache
 BLOCK = 64                                                          # rows that torch's kernel of 4 bits packs together
+
+Kernel = Callable[[Tensor], Tensor]
 
 
 class Quantized(nn.Module):
@@ -64,12 +66,17 @@ class QuantizedLinear(Quantized):
         super().__init__(packed, dtype=dtype)
         self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._prepared: tuple[Tensor, ...] | None = None            # what the kernel reads, once it has been asked
+        self._fits = not (self.out_features % 16 or self.in_features % 32)      # kernels read beyond others' ends
+        self._kernel: Kernel | None = None                          # made when it is first needed
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return self._biased(_Frozen.apply(x, self))
-        return self._biased(self._by_kernel(x)) if self._has_kernel(x) else self.definition(x)
+        if not self._has_kernel(x):
+            return self.definition(x)
+        if x.dim() == 2:                                            # nothing but the call: what is left costs time
+            return self._biased(self.kernel(x.contiguous()))
+        return self._biased(self.kernel(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], -1))
 
     def definition(self, x: Tensor) -> Tensor:
         """As `forward`, without a kernel, which keeps a second copy of the weights."""
@@ -100,35 +107,30 @@ class QuantizedLinear(Quantized):
             yield self.packed.rows(slice(start, start + self._rows)).numbers(dtype)
 
     def _has_kernel(self, x: Tensor) -> bool:
-        """torch's kernels are fast for few rows of bfloat16, and read beyond the end of other shapes than these."""
-        return (x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() <= FEW_ROWS * self.in_features
-                and not (self.out_features % 16 or self.in_features % 32) and works(type(self)))
+        """torch's kernels are fast for few rows of bfloat16."""
+        return (x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * self.in_features and self._fits
+                and x.device.type == "cpu" and works(type(self)))
 
-    def _by_kernel(self, x: Tensor) -> Tensor:
-        if self._prepared is None:
-            self._prepared = self._prepare()
-        y = self._kernel(x.reshape(-1, self.in_features).contiguous(), *self._prepared)
-        return y.view(*x.shape[:-1], -1)
+    @property
+    def kernel(self) -> Kernel:
+        """torch's, with all that it reads: (N, C) bfloat16, contiguous, few rows -> (N, R), without the bias."""
+        if self._kernel is None:
+            self._kernel = self._make_kernel()
+        return self._kernel
 
-    def _prepare(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-    def _kernel(self, x: Tensor, *prepared: Tensor) -> Tensor:
+    def _make_kernel(self) -> Kernel:
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
-        self._prepared = None
+        self._kernel = None
         return super()._apply(fn, recurse)
 
 
 class Int8Linear(QuantizedLinear):
     """weight (R, C) int8; scale (R,) float32."""
 
-    def _prepare(self) -> tuple[Tensor, ...]:
-        return self.weight.data, self.scale.to(torch.bfloat16)
-
-    def _kernel(self, x: Tensor, *prepared: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(x, *prepared)
+    def _make_kernel(self) -> Kernel:
+        return partial(torch._weight_int8pack_mm, mat2=self.weight.data, scales=self.scale.to(torch.bfloat16))
 
 
 class _InGroups(QuantizedLinear):
@@ -138,40 +140,37 @@ class _InGroups(QuantizedLinear):
     scale and middle of each group in bfloat16: weights differ as much as those do that are rounded to bfloat16.
     """
 
-    def _kernel(self, x: Tensor, *prepared: Tensor) -> Tensor:
-        weight, line = prepared
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, GROUP, line)
-
-    def _packed_for_kernel(self, take: Callable[[Tensor], Tensor], scale: Tensor, minimum: Tensor) -> \
-            tuple[Tensor, Tensor]:
+    def _kernel_of(self, take: Callable[[Tensor], Tensor], scale: Tensor, minimum: Tensor) -> Kernel:
         """take  from rows of the stored weight, some blocks at a time, their q (rows, C) in 0 … 15
 
         scale, minimum (R, groups)
         """
         parts = self.weight.data.split(max(1, self._rows // BLOCK) * BLOCK)
-        weight = torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(take(part).int(), 1) for part in parts])
+        weight = torch.cat([torch._convert_weight_to_int4pack_for_cpu(take(part).int(), 1) for part in parts])
         line = torch.stack([scale, minimum + 8 * scale], dim=-1)    # the kernel's is scale (q - 8) + middle
-        return weight, line.to(torch.bfloat16).transpose(0, 1).contiguous()             # (groups, R, 2)
+        line = line.to(torch.bfloat16).transpose(0, 1).contiguous()                     # (groups, R, 2)
+        return partial(torch._weight_int4pack_mm_for_cpu, mat2=weight, qGroupSize=GROUP, qScaleAndZeros=line)
 
 
 class GroupedInt8Linear(_InGroups, Int8Linear):
     """weight (R, C) int8; scale (R, C / 32) float16. To the kernel it is two matrices, q = 16 · high + low."""
 
-    def _prepare(self) -> tuple[Tensor, ...]:
+    def _make_kernel(self) -> Kernel:
         scale = self.scale.data.float()
-        high = self._packed_for_kernel(lambda q: (q >> 4) + 8, 16 * scale, -128 * scale)
-        return *high, *self._packed_for_kernel(lambda q: q & 15, scale, torch.zeros_like(scale))
+        high = self._kernel_of(lambda q: (q >> 4) + 8, 16 * scale, -128 * scale)
+        return partial(_sum, high, self._kernel_of(lambda q: q & 15, scale, torch.zeros_like(scale)))
 
-    def _kernel(self, x: Tensor, *prepared: Tensor) -> Tensor:
-        return super()._kernel(x, *prepared[:2]) + super()._kernel(x, *prepared[2:])
+
+def _sum(first: Kernel, second: Kernel, x: Tensor) -> Tensor:
+    return first(x).add_(second(x))
 
 
 class Int4Linear(_InGroups):
     """weight (R, C / 2) uint8; scale and minimum (R, C / 32) float16."""
 
-    def _prepare(self) -> tuple[Tensor, ...]:
-        return self._packed_for_kernel(lambda part: from_two_a_byte(part).flatten(-2), self.scale.data.float(),
-                                       self.minimum.data.float())
+    def _make_kernel(self) -> Kernel:
+        return self._kernel_of(lambda part: from_two_a_byte(part).flatten(-2), self.scale.data.float(),
+                               self.minimum.data.float())
 
 
 def linear_of(packed: Packed, bias: Tensor | None = None, *, dtype: torch.dtype) -> QuantizedLinear:
@@ -213,6 +212,6 @@ def works(kind: type[QuantizedLinear]) -> bool:
     layer = next(layer for each in packed if type(layer := linear_of(each, dtype=torch.bfloat16)) is kind)
     x = numbers[3:5].to(torch.bfloat16)
     try:
-        return torch.allclose(layer._by_kernel(x).float(), layer.product(x).float(), atol=0.5, rtol=0.0)
+        return torch.allclose(layer.kernel(x).float(), layer.product(x).float(), atol=0.5, rtol=0.0)
     except (AttributeError, RuntimeError, TypeError):
         return False

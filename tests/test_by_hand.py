@@ -106,7 +106,7 @@ def test_two_ways_lora_over_a_base_of_few_bits(bits):
     _same(_gradients(model, tokens), expected)
     model.to(torch.bfloat16)
     _gradients(model, tokens[:1, :5])
-    assert all(module._prepared is None for module in model.modules() if isinstance(module, QuantizedLinear))
+    assert all(module._kernel is None for module in model.modules() if isinstance(module, QuantizedLinear))
 
 
 def test_property_gradients_in_bfloat16_are_as_near_to_float32_as_autograd_s():

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 
 from llama.checkpoint import plain_tensors
 from llama.config import preset
-from llama.fuse import FastLinear, FusedBlock, PackedLinear, fuse, unfuse
+from llama.fuse import FusedBlock, fuse, unfuse
 from llama.lora import LoRAConfig, add_lora
 from llama.measure import bytes_a_token
 from llama.model import KVCache, Llama
+from llama.products import FastLinear, PackedGate, PackedLinear
 from llama.quantize import quantize
 
 TINY = preset("test")
@@ -78,7 +79,7 @@ def test_two_ways_packed_equals_readable_and_back():
     expected = logits(model)
     fuse(model)
     block = model.layers[0]
-    assert all(isinstance(product, PackedLinear) for product in block.products)
+    assert all(isinstance(product, PackedLinear | PackedGate) for product in block.products)
     assert block.self_attn.q_proj.weight.numel() == 0
     assert_close(logits(model), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
     same_choices(logits(model), expected, gap=0.02)

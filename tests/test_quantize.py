@@ -111,7 +111,7 @@ def test_property_generates_in_bfloat16_by_kernels(tiny_model):
     quantize.quantize(tiny_model, bits=8)
     tiny_model.to(torch.bfloat16)
     assert tiny_model.generate("The quick", max_new_tokens=4, temperature=0.0)
-    assert (tiny_model.layers[0].mlp.up_proj._prepared is not None) == quantized_layers.works(Int8Linear)
+    assert (tiny_model.layers[0].mlp.up_proj._kernel is not None) == quantized_layers.works(Int8Linear)
 
 
 @BITS

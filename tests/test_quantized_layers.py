@@ -80,7 +80,7 @@ def test_property_the_kernel_is_left_alone_where_it_cannot_serve(kind):
     if kind == "int8 rows":
         assert not LAYERS[kind](matrix(48, 24), dtype=torch.bfloat16)._has_kernel(few[:, :24])
     linear(few.requires_grad_()).sum().backward()
-    assert linear._prepared is None and torch.isfinite(few.grad).all()
+    assert linear._kernel is None and torch.isfinite(few.grad).all()
 
 
 def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
