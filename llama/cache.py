@@ -81,6 +81,18 @@ class LayerCache:
         assert self.dropped == 0 or not any(padding)
         self._change(lambda x: torch.stack([x[0].roll(blank, dims=1) for blank in padding]))
 
+    def stack(self, others: Sequence["LayerCache"], max_length: int) -> "LayerCache":
+        """The rows of this one and the others, each moved to the right to end where the longest does."""
+        layers = (self, *others)
+        assert not any(layer.dropped for layer in layers)
+        other = copy.copy(self)
+        other.length = max(layer.length for layer in layers)
+        free = self._places(max_length) - other.length
+        for name in self.stored:
+            held = [getattr(layer, name)[:, :, : layer.length] for layer in layers]
+            setattr(other, name, torch.cat([functional.pad(x, (0, 0, other.length - x.shape[2], free)) for x in held]))
+        return other
+
     def reserve(self, length: int) -> None:
         if (more := self._places(length) - self.keys.shape[2]) > 0:
             self._change(lambda x: functional.pad(x, (0, 0, 0, more)))
@@ -159,6 +171,12 @@ class KVCache:
         self.layers = [kind(config, batch_size, max_length, dtype=dtype, device=device)
                        for _ in range(config.num_hidden_layers)]
 
+    @property
+    def unbroken(self) -> int:
+        """Up to how many slots all are kept, and what they hold stays true."""
+        window = self.layers[0].window
+        return min(self.steady, window) if window else self.steady
+
     def admit(self, tokens: Tensor, positions: Tensor) -> \
             tuple[Tensor, Tensor, Tensor | None, Sequence[LayerCache | None]]:
         """Take T more tokens; returns what has to run for their sake, and where its keys and values go.
@@ -219,6 +237,20 @@ class KVCache:
         other.tokens = torch.stack([self.tokens[0].roll(blank) for blank in padding])
         for layer in other.layers:
             layer.spread(padding)
+        return other
+
+    def stack(self, others: Sequence["KVCache"], max_length: int) -> "KVCache":
+        """A new cache with the rows of this one and then of the others, padded on their left up to the longest.
+
+        None may have dropped slots behind a sliding window, or have gone beyond `steady`.
+        """
+        caches = (self, *others)
+        other = copy.copy(self)
+        other.length, other.max_length = max(cache.length for cache in caches), max_length
+        other.tokens = torch.cat([functional.pad(cache.tokens[:, : cache.length], (
+            other.length - cache.length, max_length - other.length)) for cache in caches])
+        other.layers = [layer.stack(same, max_length)
+                        for layer, *same in zip(*(cache.layers for cache in caches), strict=True)]
         return other
 
     def reserve(self, length: int) -> None:

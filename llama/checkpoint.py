@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llama.config import PRESETS, LlamaConfig, preset, unknown_name
 from llama.heads import config_dict, described, head_config
 from llama.model import Llama
-from llama.quantize import bits_of, install, matrices_packed, quantize
+from llama.quantize import bits_of, install, matrices_packed, noting_4_bits, quantize
 from llama.quantized_layers import Quantized
 from weights import huggingface
 from weights.fetch import MODELS, fetch
@@ -37,21 +37,22 @@ __all__ = ["fingerprint", "get_model", "load_model", "load_tensors", "misfit", "
 
 
 def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-              seed: int = 0, bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None) -> Llama:
+              seed: int = 0, bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
+              exact: dict[str, Packed] | None = None) -> Llama:
     """A model by folder or file, by the name of a fetched (or fetchable) one, or by a preset's, with random weights.
 
     dtype  None takes that of most numbers in the files
     seed   of the random weights
-    bits   8 or 4 for a quantised model, and with it `fine` and `errors` (see `load_model`)
+    bits   8 or 4 for a quantised model, and with it `fine` and `errors`; `exact` without (see `load_model`)
 
     Raises ValueError, with the nearest names, for anything else.
     """
     name = str(name_or_folder)
     if (path := resolve(name, "weights")).exists():
-        return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors)
+        return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
     if name in MODELS:
         log.warning("%s is not here yet: fetching it once", name)
-        return load_model(fetch(name), device=device, dtype=dtype, bits=bits, fine=fine, errors=errors)
+        return load_model(fetch(name), device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
     if name in PRESETS:
         log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
         torch.manual_seed(seed)
@@ -67,7 +68,8 @@ def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu",
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-               bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None) -> Llama:
+               bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
+               exact: dict[str, Packed] | None = None) -> Llama:
     """The model in a folder or file of any form known here, with its tokenizer, tensor by tensor onto `device`.
 
     dtype   of all parameters; None takes that of most numbers in the files (what they pack becomes float32)
@@ -75,6 +77,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
             there in floats; a folder that was saved in 8 or 4 bits comes as it is, without being asked
     fine    with 8 bits, each matrix in groups of 32 (see llama.quantize)
     errors  gets the relative error of each layer that is rounded
+    exact   gets, by layer, the matrices of a model of floats that 4 bits hold without any loss, for `fuse`
 
     Raises ValueError for a file that is damaged or no model, listing the tensors that are missing or unknown, and where
     a model in 8 bits is asked for in 4, or one in 4 bits in 8.
@@ -86,6 +89,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     model = described(source.config)                                # a 7B is never held twice
     packs = bits or source.quantization
     tensors = matrices_packed(source, bits, fine=fine, errors=errors) if packs else source.tensors()
+    if exact is not None and not packs:
+        tensors = noting_4_bits(source, tensors, exact)
     load_tensors(model, tensors, device=device, dtype=dtype or source.dtype, place=source.path)
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.vocab_size > model.config.vocab_size:

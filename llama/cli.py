@@ -250,7 +250,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
 
     Where it writes, its parts are swapped for faster ones, or with `compile` its decoding step is compiled; an adapter
-    is then folded into the weights first.
+    is then folded into the weights first. With no flag to the contrary, what 4 bits hold without any loss is read so.
     """
     from llama.checkpoint import get_model
     from llama.compiled import compile_step
@@ -265,7 +265,9 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     merging = bool(flags.adapter) and flags.compile
     bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
     fine = flags.compile                                            # what the step reads as fast, torch does not
-    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine)
+    plain = flags.dtype == "auto" and not (flags.quantize != "none" or flags.compile or flags.adapter)
+    exact = {} if plain and purpose == "generate" and dtype == torch.bfloat16 and device.type == "cpu" else None
+    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
     if purpose == "generate":
@@ -277,7 +279,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     if flags.compile:
         compile_step(model, say=lambda text: print(text, file=sys.stderr))
     elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
-        fuse(model)
+        fuse(model, exact)
     return model
 
 

@@ -6,6 +6,7 @@
 Try: let a FusedBlock turn v as well; tests/test_fuse.py (test_two_ways_fused_equals_readable) fails.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,23 +15,34 @@ from torch.nn import functional
 
 from llama.by_hand import turn
 from llama.model import Block, LayerCache, Llama, RMSNorm, attention
-from llama.products import FastLinear, PackedGate, PackedLinear, QuantizedProduct, stored_bytes
-from llama.quantized_layers import Quantized
+from llama.products import (
+    FastLinear,
+    KernelProduct,
+    PackedGate,
+    PackedLinear,
+    QuantizedProduct,
+    TwoForms,
+    stored_bytes,
+)
+from llama.quantized_layers import Quantized, linear_of
+from weights.packed import Packed
 
 
 class FusedBlock(Block):
     """`Block` with one product for q, k and v, one rotation for q and k, and what follows a product left to it."""
 
-    def __init__(self, plain: Block):
+    def __init__(self, plain: Block, exact: Mapping[str, Packed]):
         nn.Module.__init__(self)
         self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn       # names stay what they were
         self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
         self.plain = (plain,)
-        attn, mlp = plain.self_attn, plain.mlp
         self.norms = _doubled(self.input_layernorm), _doubled(self.post_attention_layernorm)
-        self.K, self.H = attn.head_dim, attn.q_proj.out_features // attn.head_dim
-        self.products = (_product(attn.q_proj, attn.k_proj, attn.v_proj), _product(attn.o_proj),
-                         _gate(mlp.gate_proj, mlp.up_proj), _product(mlp.down_proj))
+        self.K, self.H = self.self_attn.head_dim, self.self_attn.q_proj.out_features // self.self_attn.head_dim
+        self.products = tuple(
+            make(*(plain.get_submodule(name) for name in names), exact=[exact.get(name) for name in names])
+            for make, names in ((_product, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                                (_product, ("self_attn.o_proj",)), (_gate, ("mlp.gate_proj", "mlp.up_proj")),
+                                (_product, ("mlp.down_proj",))))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         qkv_proj, o_proj, gate_up_proj, down_proj = self.products
@@ -48,15 +60,24 @@ class FusedBlock(Block):
         return down_proj.added(gated, to=x).view(B, T, D)
 
 
-def _product(*plain: nn.Module) -> Any:
+def _product(*plain: nn.Module, exact: Sequence[Packed | None]) -> Any:
     if isinstance(plain[0], Quantized):
         return QuantizedProduct(*plain)
-    return PackedLinear(*plain) if _packs(plain[0].weight) else FastLinear(*plain)
+    return _also_in_4_bits(PackedLinear, plain, exact) if _packs(plain[0].weight) else FastLinear(*plain)
 
 
-def _gate(gate: nn.Module, up: nn.Module) -> Any:
+def _gate(gate: nn.Module, up: nn.Module, *, exact: Sequence[Packed | None]) -> Any:
     packs = not isinstance(gate, Quantized) and _packs(gate.weight)
-    return PackedGate(gate, up) if packs else _product(gate, up)
+    return _also_in_4_bits(PackedGate, (gate, up), exact) if packs else _product(gate, up, exact=exact)
+
+
+def _also_in_4_bits(kind: type, plain: Sequence[nn.Linear], exact: Sequence[Packed | None]) -> Any:
+    """The packed product of this kind, and where 4 bits hold all of its weights, the other form for few rows."""
+    layers = [linear_of(packed, linear.bias, dtype=linear.weight.dtype)
+              for linear, packed in zip(plain, exact, strict=True) if packed]
+    if len(layers) < len(plain) or not all(layer.has_kernel for layer in layers):
+        return kind(*plain)
+    return TwoForms(few=KernelProduct(*layers), many=kind(*plain))
 
 
 def _packs(weight: Tensor) -> bool:
@@ -64,27 +85,34 @@ def _packs(weight: Tensor) -> bool:
             and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"))
 
 
-def _doubled(norm: RMSNorm) -> tuple[Tensor, float]:
-    return torch.cat([norm.weight, torch.zeros_like(norm.weight)]), norm.eps
+def _doubled(norm: RMSNorm) -> tuple[Tensor, Tensor, float]:
+    return torch.stack([norm.weight, torch.zeros_like(norm.weight)]), norm.weight.new_tensor([[1.0], [-1.0]]), norm.eps
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _normed(x: Tensor, weight: Tensor, signs: Tensor, eps: float) -> Tensor:
     """RMSNorm by one kernel, where torch's own is ten calls: LayerNorm of x and -x, whose mean is 0, but of -x nothing.
 
-    weight  (2 D,) as `_doubled` makes it
+    x (N, D); weight (2, D) and signs (2, 1) as `_doubled` makes them
     """
-    return functional.layer_norm(torch.cat([x, -x], dim=-1), weight.shape, weight, None, eps)[..., : x.shape[-1]]
+    return functional.layer_norm(x.unsqueeze(1) * signs, weight.shape, weight, None, eps)[:, 0]
 
 
 @torch.no_grad()
-def fuse(model: Llama) -> None:
+def fuse(model: Llama, exact: Mapping[str, Packed] | None = None) -> None:
     """Swap the blocks and the head for faster ones, in place. For generating alone: no gradient reaches the parameters.
 
     Blocks under LoRA stay as they are: merge first.
+
+    exact  by layer, matrices in 4 bits that stand for the very weights of the model (see `load_model`). In bfloat16 on
+           the CPU these are held as well, for a few rows at a time: a quarter of the bytes to read. torch's kernel
+           takes their scales in bfloat16, as the others are rounded to it
     """
+    exact = exact or {}
     for i, layer in enumerate(model.layers):
         if all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules() if not _has_parts(part)):
-            model.layers[i] = FusedBlock(layer)
+            start = f"layers.{i}."
+            model.layers[i] = FusedBlock(layer, {path.removeprefix(start): packed for path, packed in exact.items()
+                                                 if path.startswith(start)})
     if type(model.lm_head) is nn.Linear:
         model.lm_head = FastLinear(model.lm_head)
 

@@ -1,6 +1,7 @@
 """Prompts in, text out: prefill, then one token a step through the KV cache until each row has said its last word.
 
-    prompts  ->  left-padded batch  ->  prefill in chunks  ->  [ sample -> push -> drop rows that ended -> step ]*
+    prompts  ->  left-padded passes of like lengths  ->  prefill in chunks
+             ->  one batch  ->  [ sample -> push -> drop rows that ended -> step ]*
 
 Prompts of different length share a batch: the short ones get padding on their left, which a mask hides and positions
 do not count, so that every row reads as if it were alone. sampling.py chooses the tokens, conversation.py keeps a chat.
@@ -11,6 +12,7 @@ sees distances alone.
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from llama.model import KVCache, Llama, padding_mask
 from llama.sampling import SamplingConfig, sample, taken_from
 from tokenizer.chat import ChatFormat
 
+PASS = 64               # tokens that take as long as what a pass costs beside its tokens, above all reading all weights
 WORTH_SHARING = 16      # ids that prompts begin with alike; with fewer, a pass of their own costs more than it saves
 
 
@@ -187,6 +190,13 @@ class Decoder:
         other._pad(torch.tensor(padding, device=self.padding.device))
         return other
 
+    def stack(self, others: Sequence["Decoder"], max_length: int) -> "Decoder":
+        """One decoder for the rows of this one and then of the others (see `KVCache.stack`)."""
+        other = copy.copy(self)
+        other.cache = self.cache.stack([each.cache for each in others], max_length)
+        other._pad(torch.cat([each.padding + (other.cache.length - each.cache.length) for each in (self, *others)]))
+        return other
+
     def reserve(self, length: int) -> None:
         """Make room for `length` slots in all, keeping what is stored."""
         self.cache.reserve(length)
@@ -347,20 +357,17 @@ def _common_start(model: Llama, prompts: Sequence[Sequence[int]]) -> int:
 
 def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, prefill_chunk: int) -> None:
     """Run one batch to its end. A prompt of several rows is run once, and what `first` has read not again."""
-    prompts = {id(row.prompt): row.prompt for row in rows}
-    longest = max(len(prompt) for prompt in prompts.values())
-    padding = [longest - len(prompt) for prompt in prompts.values()]
-    decoder = first.spread(padding, longest + max(row.limit for row in rows))
-    padded = [[0] * blank + list(prompt) for blank, prompt in zip(padding, prompts.values(), strict=True)]
+    rows = sorted(rows, key=lambda row: (len(row.prompt), id(row.prompt)))
+    prompts = list({id(row.prompt): row.prompt for row in rows}.values())
+    slots = len(prompts[-1]) + max(row.limit for row in rows)
     device = first.model.device
-    rest = torch.tensor(padded, device=device)[:, first.cache.length :]
-    logits = decoder.prefill(rest, prefill_chunk)                   # (B, V)
+    decoder, logits = _read(first, prompts, slots, prefill_chunk)   # (B, V)
 
-    owner = {name: i for i, name in enumerate(prompts)}
-    owners = [owner[id(row.prompt)] for row in rows]
     if len(rows) > len(prompts):
+        owner = {id(prompt): i for i, prompt in enumerate(prompts)}
+        owners = [owner[id(row.prompt)] for row in rows]
         decoder.select(owners)
-    logits = logits[owners]
+        logits = logits[owners]
     seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
     for i, row in enumerate(rows):
         seen[i, list(row.prompt)] = True
@@ -378,3 +385,39 @@ def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, pref
         tokens = tokens.to(device)[:, None]                   # (B, 1)
         seen.scatter_(1, tokens, True)
         logits = decoder.step(tokens)
+
+
+def _read(first: Decoder, prompts: Sequence[Sequence[int]], slots: int, chunk: int) -> tuple[Decoder, Tensor]:
+    """Read prompts, sorted by length, behind what `first` has read: their decoder, and the logits (B, V) after each."""
+    common, longest = first.cache.length, len(prompts[-1])
+    starts = passes([len(prompt) - common for prompt in prompts])
+    if longest > first.cache.unbroken:
+        starts = [0]
+    decoders, logits = [], []
+    for start, end in itertools.pairwise([*starts, len(prompts)]):
+        some = prompts[start:end]
+        padding = [len(some[-1]) - len(prompt) for prompt in some]
+        decoder = first.spread(padding, len(some[-1]) if len(starts) > 1 else slots)
+        padded = [[0] * blank + list(prompt) for blank, prompt in zip(padding, some, strict=True)]
+        rest = torch.tensor(padded, device=first.model.device)[:, common:]
+        logits.append(decoder.prefill(rest, chunk))
+        decoders.append(decoder)
+    decoder, *others = decoders
+    return decoder.stack(others, slots) if others else decoder, torch.cat(logits)
+
+
+def passes(lengths: Sequence[int]) -> list[int]:
+    """Where to cut a batch of texts, sorted by length, to run through as few tokens of padding as pays.
+
+    A pass costs as much as PASS tokens more than those in it, of which each row has as many as its longest: the best
+    cut is found from the front on, since the best for all rows up to one contains the best for those before its last.
+    """
+    cost, start = [0], [0]                                          # of the best cut of the first n; its last part
+    for n in range(1, len(lengths) + 1):
+        costs = [cost[m] + PASS + (n - m) * lengths[n - 1] for m in range(n)]
+        start.append(min(range(n), key=costs.__getitem__))
+        cost.append(costs[start[-1]])
+    starts = [start[-1]]
+    while starts[-1]:
+        starts.append(start[starts[-1]])
+    return starts[::-1]

@@ -151,6 +151,13 @@ def document_mask(lengths: Tensor) -> Tensor:
     return (text[:, None] == text).tril()
 
 
+def added_mask(mask: Any, dtype: torch.dtype) -> Any:
+    """A bool mask as numbers to add to scores: what torch's kernel would make of it anew in every layer."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √K) v (arXiv:1706.03762, eq. 1) with H/G query heads to a key-value head (arXiv:2305.13245).
 
@@ -168,7 +175,7 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`naive_attention` without ever holding the (T, S) scores of all heads.
+    """`naive_attention` without ever holding the (T, S) scores of all heads; `mask` also as `added_mask` makes it.
 
     torch's `is_causal` aligns the triangle to the upper left corner, ours is aligned to the lower right: they agree
     for T = S only, and a single query sees everything. Taking one for the other breaks chunked prefill alone.
@@ -310,6 +317,7 @@ class Llama(nn.Module):
         mask = within_window(mask, tokens.shape[1], start + T, self.config.sliding_window, tokens.device)
         cos, sin = rotary_tables(positions, self.config)
         x = self.embed_tokens(tokens)                               # (B, T, D)
+        mask = added_mask(mask, x.dtype)
         for layer, layer_cache in zip(self.layers, past, strict=True):
             x = layer(x, cos, sin, mask, layer_cache)
         return self.norm(x[:, -T:])

@@ -13,6 +13,7 @@ Try: let `Then.gated` bend the other half; tests/test_fuse.py (test_two_ways_fus
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,48 @@ class QuantizedProduct(Then):
     @property
     def nbytes(self) -> int:
         return sum(map(stored_bytes, self.layers))
+
+
+class KernelProduct(Then):
+    """The same for at most FEW_ROWS rows, holding nothing but what torch's kernel reads."""
+
+    def __init__(self, *plain: QuantizedLinear):
+        (layer,) = _joined(plain)
+        self.kernel, self.bias, self._nbytes = layer.kernel, layer.bias, stored_bytes(layer)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.kernel(x.contiguous())
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+
+class TwoForms:
+    """The same weights twice: in the form that a few rows are multiplied by fastest, and in that for many."""
+
+    def __init__(self, *, few: KernelProduct, many: "PackedLinear | PackedGate"):
+        self.few, self.many = few, many
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._form(x)(x)
+
+    def added(self, x: Tensor, *, to: Tensor) -> Tensor:
+        return self._form(x).added(x, to=to)
+
+    def gated(self, x: Tensor) -> Tensor:
+        return self._form(x).gated(x)
+
+    def restore(self) -> None:
+        self.many.restore()
+
+    @property
+    def nbytes(self) -> int:
+        return self.few.nbytes
+
+    def _form(self, x: Tensor) -> Any:
+        return self.few if len(x) <= FEW_ROWS else self.many
 
 
 def _joined(plain: tuple[QuantizedLinear, ...]) -> Iterator[QuantizedLinear]:

@@ -12,7 +12,7 @@ fails.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ with quiet_start(__name__):
     from llama.heads import NAMES as HEADS_OF_LABELS
     from llama.model import Llama
     from llama.quantized_layers import PIECE, Quantized, QuantizedEmbedding, linear_of
-    from llama.rounding import to_int4, to_int8
+    from llama.rounding import exact_int4, to_int4, to_int8
     from weights.packed import GROUP, Packed
     from weights.sources import Source
 
@@ -159,6 +159,19 @@ def matrices_packed(source: Source, bits: int, *, fine: bool = False, errors: di
             yield name, _read_rounded(source, name, bits, fine, {} if errors is None else errors)
         else:
             yield name, source.read(name)
+
+
+@torch.no_grad()
+def noting_4_bits(source: Source, tensors: Iterable[tuple[str, Tensor]], found: dict[str, Packed]) -> \
+        Iterator[tuple[str, Tensor]]:
+    """The tensors of a source as they are. `found` gets, by layer, the matrices that 4 bits hold without any loss."""
+    for name, tensor in tensors:
+        path = name.removesuffix(".weight")
+        if tensor.dim() == 2 and path not in (*ENDS, *HEADS_OF_LABELS):
+            packed = source.packed(name)
+            if packed := packed if packed and packed.bits == 4 else exact_int4(tensor):
+                found[path] = packed
+        yield name, tensor
 
 
 def _read_rounded(source: Source, name: str, bits: int, fine: bool, errors: dict[str, float]) -> Packed:

@@ -108,8 +108,13 @@ class QuantizedLinear(Quantized):
 
     def _has_kernel(self, x: Tensor) -> bool:
         """torch's kernels are fast for few rows of bfloat16."""
-        return (x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * self.in_features and self._fits
-                and x.device.type == "cpu" and works(type(self)))
+        return (x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * self.in_features and x.device.type == "cpu"
+                and self.has_kernel)
+
+    @property
+    def has_kernel(self) -> bool:
+        """For rows of bfloat16 on the CPU."""
+        return self._fits and works(type(self))
 
     @property
     def kernel(self) -> Kernel:

@@ -57,6 +57,25 @@ def to_int4(weight: Tensor, *, rounds: int = ROUNDS) -> Packed:
     return _by_rows(weight, lambda rows: _rows_to_int4(rows, rounds))
 
 
+def exact_int4(weight: Tensor) -> Packed | None:
+    """The 4 bits that stand for these very weights, where they came from Q4_1 or Q4_0; None for any others.
+
+    weight  (R, C), any float dtype
+    """
+    if weight.shape[1] % GROUP:
+        return None
+    for grid in (0, -1):                                            # of `_starts`
+        parts = []
+        for rows in (weight[:1], *weight.split(max(1, PIECE // weight.shape[1]))):      # one row, to know it soon
+            fit = _nearest(groups := rows.float().reshape(-1, GROUP), *_starts(groups)[grid])
+            if not (fit.error == 0).all():
+                break
+            parts.append(_packed(fit, len(rows)).tensors())
+        else:
+            return Packed(**{part: torch.cat([each[part] for each in parts[1:]]) for part in parts[0]})
+    return None
+
+
 def to_int4_nearest(weight: Tensor) -> Packed:
     """What `to_int4` is better than: the range of each group in 15 steps, and the nearest of them."""
     return _by_rows(weight, lambda rows: _packed(_nearest(groups := rows.reshape(-1, GROUP), *_starts(groups)[0]),

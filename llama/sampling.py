@@ -139,9 +139,12 @@ def sample(logits: Tensor, config: SamplingConfig, seen: Tensor | None,
         seen_rows = [None] * len(logits) if seen is None else seen.split(1)
         return torch.cat([sample(row, config, seen_row, [generator]) for row, seen_row, generator
                           in zip(logits.split(1), seen_rows, generators, strict=True)])
-    check_finite(logits)
     if config.temperature == 0:
-        return likeliest(_penalised(logits, config, seen)).cpu()
+        scores = _penalised(logits, config, seen)
+        tokens = likeliest(scores)                                  # NaN counts as the largest
+        check_finite(scores.gather(-1, tokens[:, None]))
+        return tokens.cpu()
+    check_finite(logits)
     mass = probabilities(logits, config, seen).cpu().double().cumsum(-1)
     uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)
