@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 import pytest
 import torch
 
-from llama import cli
+from llama import cli, fuse
+from llama.checkpoint import save_model
+from weights.convert import convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,3 +157,15 @@ def test_property_a_perplexity_is_measured_in_float32_and_what_is_found_is_found
     monkeypatch.setattr(cli, "_cpu_multiplies_bfloat16", lambda: True)
     for purpose, dtype in (("measure", torch.float32), ("find", torch.bfloat16), ("generate", torch.bfloat16)):
         assert cli.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype
+
+
+@pytest.mark.parametrize("flags, noted", [({}, True), ({"dtype": "bfloat16"}, False), ({"dtype": "float32"}, False),
+                                          ({"quantize": "int8"}, False)])
+def test_property_4_bits_are_read_where_nothing_is_asked_for(flags, noted, monkeypatch, tiny_model, tmp_path):
+    monkeypatch.setattr(cli, "_cpu_multiplies_bfloat16", lambda: True)
+    save_model(tiny_model, tmp_path / "floats")
+    convert(tmp_path / "floats", tmp_path / "x.gguf", quantization="Q4_1")
+    seen = []
+    monkeypatch.setattr(fuse, "fuse", lambda model, exact: seen.append(exact))
+    cli.load(cli.ModelFlags(model=str(tmp_path / "x.gguf"), device="cpu", **flags), purpose="generate")
+    assert bool(seen[0]) == noted

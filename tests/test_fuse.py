@@ -1,5 +1,6 @@
 """Fused parts for generating: the same numbers, the same names, no second copy, and the way back."""
 
+import copy
 import io
 from dataclasses import replace
 
@@ -11,12 +12,14 @@ from torch.testing import assert_close
 
 from llama.checkpoint import plain_tensors
 from llama.config import preset
-from llama.fuse import FusedBlock, fuse, unfuse
+from llama.fuse import FusedBlock, bytes_read, fuse, unfuse
 from llama.lora import LoRAConfig, add_lora
 from llama.measure import bytes_a_token
 from llama.model import KVCache, Llama
-from llama.products import FastLinear, PackedGate, PackedLinear
+from llama.products import FEW_ROWS, FastLinear, PackedGate, PackedLinear, TwoForms
 from llama.quantize import quantize
+from llama.quantized_layers import Int4Linear, works
+from llama.rounding import to_int4
 
 TINY = preset("test")
 VARIANTS = {"tied": TINY, "untied, biases": replace(TINY, tie_word_embeddings=False, attention_bias=True),
@@ -88,6 +91,48 @@ def test_two_ways_packed_equals_readable_and_back():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.fixture
+def in_4_bits():
+    """A model in bfloat16 whose weights came from 4 bits, but for one matrix of the second block, and those 4 bits."""
+    config = preset("test", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                    intermediate_size=128, num_hidden_layers=2, qkv_bias=True)
+    model, exact = tiny(config), {}
+    for name, layer in model.layers.named_modules(prefix="layers"):
+        if isinstance(layer, nn.Linear) and name != "layers.1.mlp.up_proj":
+            exact[name] = to_int4(layer.weight.data, rounds=0)
+            layer.weight.data = exact[name].numbers()
+    return model.to(torch.bfloat16), exact
+
+
+@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+def test_two_ways_two_forms_equal_readable_and_back(in_4_bits):
+    model, exact = in_4_bits
+    before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    expected, read = logits(model), bytes_read(model)
+    error = (expected - logits(copy.deepcopy(model).float())).abs().amax()
+    fuse(model, exact)
+    products = [type(product) for layer in model.layers for product in layer.products]
+    assert products == [*[TwoForms] * 6, PackedGate, TwoForms]
+    assert not torch.equal(logits(model), expected)                 # other kernels for few rows
+    assert_close(logits(model), expected, atol=3 * error.item(), rtol=0)            # what bfloat16 costs anyway
+    same_choices(logits(model), expected, gap=0.03)
+    assert bytes_read(model) < 0.7 * read
+    unfuse(model)
+    after = plain_tensors(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+def test_property_each_number_of_rows_goes_through_its_form(in_4_bits):
+    model, exact = in_4_bits
+    fuse(model, exact)
+    product = model.layers[0].products[1]
+    for rows in (1, FEW_ROWS, FEW_ROWS + 1):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        form = product.few if rows <= FEW_ROWS else product.many
+        assert torch.equal(product(x), form(x))
+
+
 def test_property_no_second_copy():
     model = tiny()
     fuse(model)
@@ -111,10 +156,13 @@ def test_property_what_learns_stays_as_it_is():
 def test_two_ways_fused_equals_readable_on_whole_numbers(bits):
     model = tiny()
     quantize(model, bits=bits)
-    before = logits(model)
+    before, parts = logits(model), {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
     fuse(model)
     assert all(isinstance(layer, FusedBlock) for layer in model.layers)
     assert_close(logits(model), before, atol=1e-5, rtol=0)
+    gate, joined = model.layers[0].mlp.gate_proj, model.layers[0].products[2].layers[0]
+    assert gate.weight.data_ptr() == joined.weight.data_ptr()       # no second copy
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in plain_tensors(model).items())
     unfuse(model)
     assert torch.equal(logits(model), before)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import random
 
 import pytest
@@ -90,6 +91,37 @@ def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
         single = Decoder(tiny_model, [0], 9, vocab_size=400)
         assert_close(prefilled[row], single.step(torch.tensor([prompt]))[0], rtol=1e-5, atol=1e-6)
         assert_close(stepped[row], single.step(torch.tensor([[30]]))[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 20}, {"sliding_window": 4}])
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_two_ways_a_pass_for_each_length_equals_one_for_all(monkeypatch, tiny_tokenizer, changes, cache_dtype):
+    """Also behind a common start, and with several texts of a prompt."""
+    torch.manual_seed(0)
+    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
+    options = {"tokenizer": tiny_tokenizer, "sampling": HOT, "max_new_tokens": 12, "ignore_eos": True, "seed": 5,
+               "cache_dtype": cache_dtype, "num_samples": 2}
+    start = list(range(30, 30 + generation.WORTH_SHARING))
+    for prompts in (PROMPTS, [start + prompt for prompt in PROMPTS]):
+        written = []
+        for cost in (0, 1000):
+            monkeypatch.setattr(generation, "PASS", cost)
+            written.append(bare(generate(model, prompts, **options)))
+        assert written[0] == written[1]
+
+
+def test_property_passes_cost_the_least(monkeypatch):
+    monkeypatch.setattr(generation, "PASS", 10)
+
+    def cost(lengths, starts):
+        return sum(10 + (end - start) * lengths[end - 1] for start, end in itertools.pairwise([*starts, len(lengths)]))
+
+    assert generation.passes([3, 3, 3]) == [0] and generation.passes([1, 1, 50, 50]) == [0, 2]
+    generator = random.Random(0)
+    for _ in range(50):
+        lengths = sorted(generator.randrange(1, 40) for _ in range(7))
+        best = min(cost(lengths, [0, *cuts]) for n in range(7) for cuts in itertools.combinations(range(1, 7), n))
+        assert cost(lengths, generation.passes(lengths)) == best
 
 
 def test_worked_example_positions_do_not_count_padding(tiny_model, monkeypatch):

@@ -246,6 +246,21 @@ def test_property_a_gguf_in_more_bits_is_rounded(folder, tmp_path):
     assert min(told.values()) > 0.01
 
 
+@pytest.mark.parametrize("packing", ["Q4_0", "Q4_1"])
+def test_property_what_4_bits_hold_exactly_is_noted_and_nothing_else(packing, folder, tmp_path):
+    """In a GGUF as in the floats that it became; the model holds floats all the same."""
+    gguf = convert(folder, tmp_path / "x.gguf", quantization=packing)
+    for source in (gguf, convert(gguf, tmp_path / "unpacked")):
+        found = {}
+        model = load_model(source, exact=found)
+        assert not is_quantized(model) and len(found) == 14 and not {"embed_tokens", "lm_head"} & found.keys()
+        assert all(torch.equal(packed.numbers(), model.get_submodule(path).weight) for path, packed in found.items())
+    for other in (folder, convert(folder, tmp_path / "y.gguf", quantization="Q8_0")):
+        found = {}
+        load_model(other, exact=found)
+        assert not found
+
+
 # ---- LoRA ------------------------------------------------------------------------------------------------------------
 
 

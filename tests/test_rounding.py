@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llama.rounding import to_int4, to_int4_nearest, to_int8
+from llama.rounding import exact_int4, to_int4, to_int4_nearest, to_int8
 from weights.gguf_blocks import NAMED
 from weights.packed import GROUP
 
@@ -44,6 +44,21 @@ def test_property_what_came_from_4_bits_is_found_again(form, rounding):
     blocks = NAMED[form].pack(torch.randn(64 * 4, GROUP).numpy() * 0.1)
     unpacked = NAMED[form].unpack(blocks).reshape(64, 128)
     assert torch.equal(rounding(unpacked).numbers(), unpacked)
+
+
+@pytest.mark.parametrize("form", ["Q4_1", "Q4_0"])
+def test_property_4_bits_are_exact_or_none(form, monkeypatch):
+    monkeypatch.setattr("llama.rounding.PIECE", 128 * 7)            # seven rows at a time
+    torch.manual_seed(0)
+    weight = NAMED[form].unpack(NAMED[form].pack(torch.randn(64 * 4, GROUP).numpy() * 0.1)).reshape(64, 128)
+    assert torch.equal(exact_int4(weight).numbers(), weight)
+    for place in ((0, 0), (63, 127)):
+        for value in (weight[place] * 1.001 + 1e-6, float("nan"), float("inf")):
+            other = weight.clone()
+            other[place] = value
+            assert exact_int4(other) is None
+    assert exact_int4(torch.randn(64, 128)) is None and exact_int4(weight[:, :100]) is None
+    assert exact_int4(weight.bfloat16()) is None
 
 
 def test_property_the_search_never_loses_and_mostly_gains():
