@@ -139,5 +139,11 @@ def bytes_read(model: Llama) -> int:
     return sum(product.nbytes for product in products) + sum(map(stored_bytes, plain))
 
 
+def reads_few_apart(model: Llama) -> bool:
+    """Whether a few rows are multiplied by another form of the weights than many are."""
+    return any(isinstance(product, TwoForms) for layer in model.layers if isinstance(layer, FusedBlock)
+               for product in layer.products)
+
+
 def _has_parts(module: nn.Module) -> bool:
     return next(module.children(), None) is not None

@@ -31,15 +31,17 @@ with quiet_start(__name__):
     from torch.nn import functional
 
     from llama import cli
+    from llama.compiled import LANES
     from llama.engine import Works, results_alone, serve
-    from llama.fuse import bytes_read
+    from llama.fuse import bytes_read, reads_few_apart
     from llama.generation import Decoder, generate
     from llama.model import Llama
+    from llama.products import FEW_ROWS
     from llama.sampling import SamplingConfig
     from llama.speculative import LookUp, SpeculationConfig, generate_speculatively, success
 
 GREEDY = SamplingConfig(temperature=0)
-STEP = 8                                                            # tokens a call of a compiled step, at most
+STEP = min(LANES, FEW_ROWS)                                         # tokens that go through what single ones do
 
 
 def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool = False) -> Works:
@@ -85,10 +87,11 @@ def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool 
 def mean_loss(model: Llama, ids: Sequence[int], *, block: int, **options: Any) -> float:
     """The mean of -log p(id | ids before it in its block), over all ids but the first; blocks are `block` ids long.
 
-    Each block goes through a cache, since a mode may change that as well, and where there is a compiled step through
-    that, which goes on behind a first token, a few at a time. Options are those of Decoder.
+    Each block goes through a cache, since a mode may change that as well, and where there is a compiled step, or
+    another form of the weights for few tokens, through that: behind a first token, a few at a time. Options are those
+    of Decoder.
     """
-    total, size = 0.0, STEP if model.step else block
+    total, size = 0.0, STEP if model.step or reads_few_apart(model) else block
     for start in range(0, len(ids) - 1, block):
         targets = torch.tensor(ids[start + 1 : start + block + 1], device=model.device)
         given = torch.tensor([ids[start : start + len(targets)]], device=model.device)  # (1, T)
