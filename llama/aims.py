@@ -46,7 +46,7 @@ class Aim:
 
 RATIOS = (
     Aim("decode", "default", TRANSFORMERS, 1.8, 2.2),
-    Aim("decode", "bf16", TRANSFORMERS, 1.8, 2.2),                  # «default» where 4 bits do not do
+    Aim("decode", "bf16", TRANSFORMERS, 1.8, 2.2),                  # the default of models of floats
     Aim("decode", "bf16-compile", TRANSFORMERS, 3.0, 3.8),
     Aim("decode", "bf16-compile", "llama.cpp F16", 1.0, 1.15),
     Aim("decode", "int8", TRANSFORMERS, 2.5, 3.8),

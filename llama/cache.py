@@ -242,15 +242,18 @@ class KVCache:
     def stack(self, others: Sequence["KVCache"], max_length: int) -> "KVCache":
         """A new cache with the rows of this one and then of the others, padded on their left up to the longest.
 
-        None may have dropped slots behind a sliding window, or have gone beyond `steady`.
+        None may have dropped slots behind a sliding window, or have gone beyond `steady`. They are taken apart, layer
+        after layer, so that never all is there twice.
         """
         caches = (self, *others)
         other = copy.copy(self)
         other.length, other.max_length = max(cache.length for cache in caches), max_length
         other.tokens = torch.cat([functional.pad(cache.tokens[:, : cache.length], (
             other.length - cache.length, max_length - other.length)) for cache in caches])
-        other.layers = [layer.stack(same, max_length)
-                        for layer, *same in zip(*(cache.layers for cache in caches), strict=True)]
+        other.layers = []
+        while self.layers:
+            layer, *same = (cache.layers.pop(0) for cache in caches)
+            other.layers.append(layer.stack(same, max_length))
         return other
 
     def reserve(self, length: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llama.config import PRESETS, LlamaConfig, preset, unknown_name
+from llama.fuse import check_unfused
 from llama.heads import config_dict, described, head_config
 from llama.model import Llama
 from llama.quantize import bits_of, install, matrices_packed, noting_4_bits, quantize
@@ -140,6 +141,7 @@ def save_model(model: Llama, path: str | Path, *, overwrite: bool = True) -> Non
     Raises ValueError for a model with LoRA layers: merge them, or save the adapter alone (llama.lora).
     """
     path = Path(path)
+    check_unfused(model)
     tensors = plain_tensors(model)
     files = model.tokenizer.files() if model.tokenizer else {}
     config = config_dict(model)

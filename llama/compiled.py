@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from llama.cache import KVCache
 from llama.config import LlamaConfig
-from llama.model import Llama, rotary_tables
+from llama.fuse import check_unfused
+from llama.model import PROJECTIONS, Llama, rotary_tables
 from llama.quantized_layers import GroupedInt8Linear, Int4Linear, Int8Linear
 
 SOURCE = Path(__file__).with_name("decode.cpp")
@@ -44,9 +45,6 @@ class Matrix(Structure):
     _fields_ = [("weight", c_void_p), ("scale", c_void_p), ("minimum", c_void_p), ("bias", c_void_p),
                 ("rows", c_int64), ("columns", c_int64), ("kind", c_int64)]
 
-
-PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 class Layer(Structure):
@@ -150,6 +148,7 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     """
     if model.device.type != "cpu":
         raise ValueError(f"--compile builds a step for the CPU, but the model is on {model.device.type}; leave one out")
+    check_unfused(model)
     _check_shape(model.config)
     compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:

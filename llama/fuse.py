@@ -1,6 +1,6 @@
 """Fewer and faster calls while generating: whole blocks with less between the products, and those of products.py.
 
-    fuse(model)                          # for generating; no weight is there twice
+    fuse(model)                          # for generating; no weight is there twice, unless `exact` asks for it
     unfuse(model)                        # the readable modules again, with the same numbers
 
 Try: let a FusedBlock turn v as well; tests/test_fuse.py (test_two_ways_fused_equals_readable) fails.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.by_hand import turn
-from llama.model import Block, LayerCache, Llama, RMSNorm, attention
+from llama.model import PROJECTIONS, Block, LayerCache, Llama, RMSNorm, attention
 from llama.products import (
     FastLinear,
     KernelProduct,
@@ -24,14 +24,14 @@ from llama.products import (
     TwoForms,
     stored_bytes,
 )
-from llama.quantized_layers import Quantized, linear_of
+from llama.quantized_layers import Quantized, QuantizedLinear, linear_of
 from weights.packed import Packed
 
 
 class FusedBlock(Block):
     """`Block` with one product for q, k and v, one rotation for q and k, and what follows a product left to it."""
 
-    def __init__(self, plain: Block, exact: Mapping[str, Packed]):
+    def __init__(self, plain: Block, exact: Mapping[str, Packed | None]):
         nn.Module.__init__(self)
         self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn       # names stay what they were
         self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
@@ -39,10 +39,12 @@ class FusedBlock(Block):
         self.norms = _doubled(self.input_layernorm), _doubled(self.post_attention_layernorm)
         self.K, self.H = self.self_attn.head_dim, self.self_attn.q_proj.out_features // self.self_attn.head_dim
         self.products = tuple(
-            make(*(plain.get_submodule(name) for name in names), exact=[exact.get(name) for name in names])
-            for make, names in ((_product, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                                (_product, ("self_attn.o_proj",)), (_gate, ("mlp.gate_proj", "mlp.up_proj")),
-                                (_product, ("mlp.down_proj",))))
+            make(*(plain.get_submodule(name) for name in names), exact=[exact[name] for name in names])
+            for make, names in ((_product, PROJECTIONS[:3]), (_product, PROJECTIONS[3:4]), (_gate, PROJECTIONS[4:6]),
+                                (_product, PROJECTIONS[6:])))
+
+    def _apply(self, *_: Any, **__: Any) -> Any:
+        check_unfused(self)                                         # products do not move with the model
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         qkv_proj, o_proj, gate_up_proj, down_proj = self.products
@@ -98,23 +100,27 @@ def _normed(x: Tensor, weight: Tensor, signs: Tensor, eps: float) -> Tensor:
 
 
 @torch.no_grad()
-def fuse(model: Llama, exact: Mapping[str, Packed] | None = None) -> None:
+def fuse(model: Llama, exact: dict[str, Packed] | None = None) -> None:
     """Swap the blocks and the head for faster ones, in place. For generating alone: no gradient reaches the parameters.
 
     Blocks under LoRA stay as they are: merge first.
 
     exact  by layer, matrices in 4 bits that stand for the very weights of the model (see `load_model`). In bfloat16 on
            the CPU these are held as well, for a few rows at a time: a quarter of the bytes to read. torch's kernel
-           takes their scales in bfloat16, as the others are rounded to it
+           takes their scales in bfloat16, as the others are rounded to it. They are taken out of the dictionary
     """
     exact = exact or {}
     for i, layer in enumerate(model.layers):
         if all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules() if not _has_parts(part)):
-            start = f"layers.{i}."
-            model.layers[i] = FusedBlock(layer, {path.removeprefix(start): packed for path, packed in exact.items()
-                                                 if path.startswith(start)})
+            model.layers[i] = FusedBlock(layer, {name: exact.pop(f"layers.{i}.{name}", None) for name in PROJECTIONS})
     if type(model.lm_head) is nn.Linear:
         model.lm_head = FastLinear(model.lm_head)
+
+
+def check_unfused(model: nn.Module) -> None:
+    """Raise ValueError for a fused model: its plain layers may be empty, and what is done to them means nothing."""
+    if any(isinstance(module, FusedBlock) for module in model.modules()):
+        raise ValueError("this model is fused, for generating alone; unfuse it first (llama.fuse)")
 
 
 def unfuse(model: Llama) -> None:
@@ -141,8 +147,11 @@ def bytes_read(model: Llama) -> int:
 
 def reads_few_apart(model: Llama) -> bool:
     """Whether a few rows are multiplied by another form of the weights than many are."""
-    return any(isinstance(product, TwoForms) for layer in model.layers if isinstance(layer, FusedBlock)
-               for product in layer.products)
+    products = [product for layer in model.layers if isinstance(layer, FusedBlock) for product in layer.products]
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return False
+    return any(isinstance(product, TwoForms) for product in products) or any(
+        layer.has_kernel for layer in model.modules() if isinstance(layer, QuantizedLinear))
 
 
 def _has_parts(module: nn.Module) -> bool:

@@ -291,14 +291,14 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
              stop: Sequence[str] = (), ignore_eos: bool = False, seed: int = 0, num_samples: int = 1,
              batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
              on_text: Callable[[int, str], None] | None = None) -> list[Completion]:
-    """Continue every prompt `num_samples` times. What all prompts begin with is run once.
+    """Continue every prompt `num_samples` times. What all prompts begin with, every one of them, is run once.
 
     prompts      ids, of any lengths; none may be empty
     chat_format  the one that the prompts are written in; None for raw text (see Row)
     stop         texts that end a row and are not part of it
     ignore_eos   go on after ids that close a text
     seed         row i draws from a generator of its own, seeded with seed + i: its text is the same in any company
-                 (but for ties within the rounding of float arithmetic)
+                 (but for ties within the rounding of float arithmetic, and of weights: see products.py)
     batch_size   rows run at once; memory grows with it, results do not change
     cache_dtype  of keys and values; None takes the model's
     on_text      called with (row, new text) as the text grows; what it gets adds up to the row's `text`

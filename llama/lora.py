@@ -21,6 +21,7 @@ from torch import nn
 from llama.adapters import Adapter, check_tensors, read_adapter, write_adapter
 from llama.checkpoint import fingerprint
 from llama.config import LlamaConfig
+from llama.fuse import check_unfused
 from llama.heads import Head, HeadConfig, add_head, config_dict, head_config, remove_head
 from llama.low_rank import DoRA, LoRALinear, LowRank, Replaced, Wrapper
 from llama.model import Llama
@@ -256,6 +257,7 @@ def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> Non
 
 def _attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generator: torch.Generator | None) -> None:
     """`add_lora`; `tied`: embeddings and head that are learned whole are one matrix, not one each."""
+    check_unfused(model)
     _check_free(model, name)
     active = adapter_names(model, active=True)
     adapted, whole = _places(model, config, tied=tied)

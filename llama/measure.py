@@ -9,7 +9,7 @@ text. Speeds are tokens and seconds, so that whoever asks divides.
     prefill     from the call to the first token
     batch       prompts of any lengths at once, reading them included
     answers     whole answers to their own end, one after the other, reading the questions included
-    perplexity  of a text in blocks; where a compiled step is used, through that step
+    perplexity  of a text in blocks, through what single tokens go through
     traffic     bytes that one more token needs from memory: all weights once, and the cache of what stands before
 
 Try: count the first token in `decode` as well; tests/test_measure.py (test_worked_example_decode_counts) fails.

@@ -152,7 +152,10 @@ def document_mask(lengths: Tensor) -> Tensor:
 
 
 def added_mask(mask: Any, dtype: torch.dtype) -> Any:
-    """A bool mask as numbers to add to scores: what torch's kernel would make of it anew in every layer."""
+    """A bool mask as numbers to add to scores: what torch's kernel would make of it anew in every layer.
+
+    Other kinds of mask (`Documents`) stay as they are.
+    """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
@@ -227,6 +230,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")    # the matrices of a Block
 
 
 class Block(nn.Module):

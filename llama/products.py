@@ -3,10 +3,11 @@
 With one token at a time the arithmetic is nothing; the time goes into reading weights, and into the calls themselves.
 torch's general product reads bfloat16 at little more than half the speed of its matrix-vector product, and every call
 costs some microseconds, whatever it does. With many tokens, oneDNN multiplies a quarter faster by weights that it laid
-out for itself («packed»), which serve single tokens as well, and multiplies or bends what comes out on the way.
+out for itself («packed»), which serve single tokens as well, and adds to, multiplies or bends what comes out.
 
-The rows of q_proj, k_proj and v_proj are put below each other, as are those of gate_proj and up_proj, and each
-parameter becomes a part of that; where they are packed, it is empty meanwhile. fuse.py says what is swapped for what.
+The rows of q_proj, k_proj and v_proj are put below each other, as are those of gate_proj and up_proj unless they are
+packed, and each parameter becomes a part of that; where they are packed, it is empty meanwhile. fuse.py says what is
+swapped for what.
 
 Try: let `Then.gated` bend the other half; tests/test_fuse.py (test_two_ways_fused_equals_readable) fails.
 """
@@ -37,7 +38,7 @@ class Then:
         return functional.silu(gate).mul_(up)
 
     def restore(self) -> None:
-        """Nothing to do: what the plain layers hold are parts of the joined weight."""
+        """Give the plain layers their weights back; nothing to do where these are parts of the joined one."""
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +109,8 @@ class TwoForms:
 def _joined(plain: tuple[QuantizedLinear, ...]) -> Iterator[QuantizedLinear]:
     for _, alike in groupby(plain, key=type):
         first, *more = layers = tuple(alike)
+        for layer in layers:
+            layer.forget_kernel()
         if more:
             sizes = [layer.out_features for layer in layers]
             packed = Packed(**{part: _join([getattr(layer, part) for layer in layers], sizes)

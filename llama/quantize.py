@@ -22,12 +22,15 @@ with quiet_start(__name__):
     import torch
     from torch import Tensor, nn
 
+    from llama.fuse import check_unfused
     from llama.heads import NAMES as HEADS_OF_LABELS
     from llama.model import Llama
-    from llama.quantized_layers import PIECE, Quantized, QuantizedEmbedding, linear_of
+    from llama.quantized_layers import PIECE, Int4Linear, Int8Linear, Quantized, QuantizedEmbedding, linear_of
     from llama.rounding import exact_int4, to_int4, to_int8
     from weights.packed import GROUP, Packed
     from weights.sources import Source
+
+__all__ = ["Int4Linear", "Int8Linear", "dequantize", "is_quantized", "quantize"]
 
 ENDS = ("embed_tokens", "lm_head")                                  # never rounded to 4 bits
 FINE = (*ENDS, "v_proj")                                            # of 8 bits, in groups where columns fill them
@@ -88,7 +91,8 @@ def dequantize(model: Llama, *, dtype: torch.dtype | None = None) -> None:
 
 
 def check_floats(model: Llama) -> None:
-    """Raise ValueError for a model that is quantised."""
+    """Raise ValueError for a model that is quantised, or fused."""
+    check_unfused(model)
     if is_quantized(model):
         raise ValueError("this model is quantised already; quantise the one that it was made from")
 

@@ -1,8 +1,10 @@
 """Linear layers and embeddings in 8 or 4 bits: whole numbers and scales, with the face of `nn.Linear`, `nn.Embedding`.
 
 What a layer stands for is in weights/packed.py. A product is defined as that of the weights that it stands for. Where
-torch has a kernel that reads the whole numbers themselves, and computes the same, that is taken; compiled.py has its
-own. Activations stay floats. Such a layer does not learn; LoRA may sit on top of it. quantize.py swaps them in.
+torch has a kernel that reads the whole numbers themselves, and computes the same, that is taken: call by call, since
+it serves a few rows of bfloat16 and no others. compiled.py has its own.
+
+Activations stay floats. Such a layer does not learn; LoRA may sit on top of it. quantize.py swaps them in.
 
 Try: in `Quantized._apply`, leave out what restores the scales; tests/test_quantized_layers.py
 (test_property_another_dtype_leaves_the_weights_alone) fails: `model.to(torch.bfloat16)` would change every weight.
@@ -19,7 +21,7 @@ from torch.nn import functional
 from llama.rounding import to_int4, to_int8
 from weights.packed import GROUP, PARTS, Packed, from_two_a_byte
 
-FEW_ROWS = 16                                                       # beyond, it pays to make numbers of weights first
+KERNEL_ROWS = 16                                                    # beyond, it pays to make numbers of weights first
 PIECE = 1 << 20                                                     # weights at a time: the numbers stay in the cache
 BLOCK = 64                                                          # rows that torch's kernel of 4 bits packs together
 
@@ -108,7 +110,7 @@ class QuantizedLinear(Quantized):
 
     def _has_kernel(self, x: Tensor) -> bool:
         """torch's kernels are fast for few rows of bfloat16."""
-        return (x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * self.in_features and x.device.type == "cpu"
+        return (x.dtype == torch.bfloat16 and x.numel() <= KERNEL_ROWS * self.in_features and x.device.type == "cpu"
                 and self.has_kernel)
 
     @property
@@ -123,11 +125,15 @@ class QuantizedLinear(Quantized):
             self._kernel = self._make_kernel()
         return self._kernel
 
+    def forget_kernel(self) -> None:
+        """And the copies that it may hold; it is made anew when it is needed."""
+        self._kernel = None
+
     def _make_kernel(self) -> Kernel:
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
-        self._kernel = None
+        self.forget_kernel()
         return super()._apply(fn, recurse)
 
 

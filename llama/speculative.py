@@ -7,7 +7,8 @@
 Decoding one token reads all weights, and so does checking eight: where reading them takes the time, a right guess costs
 next to nothing. The texts are distributed as without guesses (arXiv:2211.17192, appendix A.1), and at temperature 0
 they are the same texts, as long as the two likeliest tokens are further apart than float arithmetic of one and of eight
-tokens differs (some 1e-5 of the largest logit in float32, 1e-2 in bfloat16).
+tokens differs (some 1e-5 of the largest logit in float32, 1e-2 in bfloat16, where also more than eight tokens may be
+multiplied by another rounding of the same weights, see products.py).
 
 Try: in `keep`, draw from p instead of from what is left of it when a guess fails; tests/test_speculative.py
 (test_worked_example_the_rule_gives_the_models_own_distribution) fails, while every text still reads well.

@@ -10,15 +10,16 @@ from conftest import same_choices
 from torch import nn
 from torch.testing import assert_close
 
-from llama.checkpoint import plain_tensors
+from llama.checkpoint import plain_tensors, save_model
+from llama.compiled import compile_step
 from llama.config import preset
-from llama.fuse import FusedBlock, bytes_read, fuse, unfuse
+from llama.fuse import FusedBlock, bytes_read, fuse, reads_few_apart, unfuse
 from llama.lora import LoRAConfig, add_lora
 from llama.measure import bytes_a_token
 from llama.model import KVCache, Llama
 from llama.products import FEW_ROWS, FastLinear, PackedGate, PackedLinear, TwoForms
-from llama.quantize import quantize
-from llama.quantized_layers import Int4Linear, works
+from llama.quantize import dequantize, quantize
+from llama.quantized_layers import Int4Linear, Int8Linear, works
 from llama.rounding import to_int4
 
 TINY = preset("test")
@@ -120,6 +121,31 @@ def test_two_ways_two_forms_equal_readable_and_back(in_4_bits):
     unfuse(model)
     after = plain_tensors(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_two_ways_joined_kernels_equal_the_numbers_they_stand_for(bits, in_4_bits):
+    """With 8 bits q and k are one layer, v is in groups and another."""
+    model, _ = in_4_bits
+    quantize(model, bits=bits)
+    plain = copy.deepcopy(model)
+    dequantize(plain, dtype=torch.float32)
+    expected = logits(plain.float())
+    fuse(model)
+    assert reads_few_apart(model) == works(Int8Linear if bits == 8 else Int4Linear)
+    assert [len(product.layers) for product in model.layers[0].products] == [2 if bits == 8 else 1, 1, 1, 1]
+    assert_close(logits(model).float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+    same_choices(logits(model), expected, gap=0.05)
+
+
+def test_refusal_of_what_would_mean_nothing_to_a_fused_model(tmp_path):
+    model = tiny().to(torch.bfloat16)
+    fuse(model)
+    for use in (lambda: save_model(model, tmp_path / "x"), lambda: add_lora(model, LoRAConfig(rank=2)),
+                lambda: quantize(model, bits=8), lambda: compile_step(model), lambda: model.to(torch.float32)):
+        with pytest.raises(ValueError, match=r"this model is fused.*unfuse it first"):
+            use()
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")

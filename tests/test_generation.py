@@ -10,7 +10,7 @@ import sentencepiece
 import torch
 from torch.testing import assert_close
 
-from llama import generation
+from llama import cache, generation
 from llama.cache import KVCache
 from llama.config import RopeScaling, preset
 from llama.generation import Decoder, StopStrings, continue_text, encode_prompt, generate
@@ -93,21 +93,28 @@ def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
         assert_close(stepped[row], single.step(torch.tensor([[30]]))[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 20}, {"sliding_window": 4}])
+@pytest.mark.parametrize("changes, shared", [
+    ({}, False), ({}, True), ({"sliding_window": 26}, True), ({"sliding_window": 10}, False),
+    ({"max_position_embeddings": 16, "rope_scaling": RopeScaling("dynamic", 4.0)}, False)],
+    ids=["plain", "common start", "window behind it", "window", "dynamic"])
 @pytest.mark.parametrize("cache_dtype", [None, torch.int8])
-def test_two_ways_a_pass_for_each_length_equals_one_for_all(monkeypatch, tiny_tokenizer, changes, cache_dtype):
-    """Also behind a common start, and with several texts of a prompt."""
+def test_two_ways_a_pass_for_each_length_equals_one_for_all(monkeypatch, tiny_tokenizer, changes, shared, cache_dtype):
+    """Also behind a common start, with several texts of a prompt, where a window rolls, where angles change later."""
+    monkeypatch.setattr(cache, "ROLL", 3)
+    monkeypatch.setattr(cache, "TAKEN_BACK", 2)
     torch.manual_seed(0)
     model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
-    options = {"tokenizer": tiny_tokenizer, "sampling": HOT, "max_new_tokens": 12, "ignore_eos": True, "seed": 5,
+    options = {"tokenizer": tiny_tokenizer, "sampling": HOT, "max_new_tokens": 30, "ignore_eos": True, "seed": 5,
                "cache_dtype": cache_dtype, "num_samples": 2}
-    start = list(range(30, 30 + generation.WORTH_SHARING))
-    for prompts in (PROMPTS, [start + prompt for prompt in PROMPTS]):
-        written = []
-        for cost in (0, 1000):
-            monkeypatch.setattr(generation, "PASS", cost)
-            written.append(bare(generate(model, prompts, **options)))
-        assert written[0] == written[1]
+    start = list(range(30, 30 + generation.WORTH_SHARING)) if shared else []
+    stacked, stack = [], Decoder.stack
+    monkeypatch.setattr(Decoder, "stack", lambda *rows: stacked.append(rows) or stack(*rows))
+    written = []
+    for cost in (0, 1000):
+        monkeypatch.setattr(generation, "PASS", cost)
+        written.append(bare(generate(model, [start + prompt for prompt in PROMPTS], **options)))
+        assert len(stacked) == 1                                    # in the first run alone
+    assert written[0] == written[1]
 
 
 def test_property_passes_cost_the_least(monkeypatch):

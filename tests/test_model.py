@@ -11,6 +11,7 @@ from llama.model import (
     KVCache,
     Llama,
     RMSNorm,
+    added_mask,
     apply_rotary,
     attention,
     causal_mask,
@@ -199,6 +200,7 @@ def test_two_ways_fused_attention_equals_its_definition(T, S, G):
     q, k, v = torch.randn(2, 4, T, 8), torch.randn(2, G, S, 8), torch.randn(2, G, S, 8)
     for mask in (None, causal_mask(T, S), padding_mask(torch.tensor([0, S - T]), T, S)):
         _close(attention(q, k, v, mask), naive_attention(q, k, v, mask))
+        _close(attention(q, k, v, added_mask(mask, q.dtype)), naive_attention(q, k, v, mask))
 
 
 def test_worked_example_padding_mask():

@@ -86,7 +86,7 @@ def test_property_the_kernel_is_left_alone_where_it_cannot_serve(kind):
 def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
     linear, x = linear_of(to_int8(matrix()), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
     expected = linear(x)
-    for wrong in (None, lambda x, weight: x, lambda x, weight, scale: x.new_zeros(len(x), len(weight))):
+    for wrong in (None, lambda x, weight: x, lambda x, mat2, scales: x.new_zeros(len(x), len(mat2))):
         quantized_layers.works.cache_clear()
         monkeypatch.setattr(torch, "_weight_int8pack_mm", wrong)
         assert not quantized_layers.works(Int8Linear)

@@ -126,8 +126,9 @@ class Typist:
             if select.select([self.screen], [], [], 0.1)[0]:
                 try:
                     self.seen += self.characters.decode(os.read(self.screen, 65536))
-                except OSError:                                     # the program has ended
-                    time.sleep(0.05)
+                except OSError:                                     # nobody holds the other end any more
+                    code = self.process.wait(seconds)
+                    assert words in self.seen, f"{words!r} did not come; ended with {code} behind {self.seen!r}"
         before, _, self.seen = self.seen.partition(words)
         return before + words
 
