@@ -1,9 +1,10 @@
 """The decoding step as one compiled function: decode.cpp built for one shape of model and one processor.
 
 Python and torch need some 15 calls a layer for one token; with small models they take longer than the arithmetic. The
-same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored in:
-nothing is copied. It works on the model's own cache, so long prompts still go through torch, which multiplies matrices
-faster. Building takes some seconds; the result lies beside the model, under a name made of all that it depends on.
+same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored in;
+the model is first moved to where that is fastest (large_pages.py). It works on the model's own cache, so long prompts
+still go through torch, which multiplies matrices faster. Building takes some seconds; the result lies beside the model,
+under a name made of all that it depends on.
 
     compile_step(model)                  # from now on generation uses it, where it can
     model.step = None                    # and no longer
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from llama.cache import KVCache
 from llama.config import LlamaConfig
 from llama.fuse import check_unfused
+from llama.large_pages import settle
 from llama.model import PROJECTIONS, Llama, rotary_tables
 from llama.quantized_layers import GroupedInt8Linear, Int4Linear, Int8Linear
 
@@ -163,6 +165,7 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
         say(f"compiling the decoding step with {Path(compiler).name} …")
         _build(command, library)
         say(f"compiled: {library}")
+    settle(model)
     model.step = CompiledStep(model, library)
 
 
@@ -180,11 +183,18 @@ def _check_shape(config: LlamaConfig) -> None:
 
 
 def _place(model: Llama) -> Path:
-    """Beside the model, or where that cannot be written, a temporary folder of this user's."""
-    folder = Path(model.source) / ".compiled" if model.source and Path(model.source).is_dir() else None
-    if folder is None or not os.access(folder.parent, os.W_OK):
-        folder = Path(tempfile.gettempdir()) / f"llama-compiled-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    """Beside the model, or where that cannot be written, a temporary folder of this user's: what is in it is run."""
+    source = Path(model.source) if model.source else None
+    beside = source if source is None or source.is_dir() else source.parent
+    if beside and os.access(beside, os.W_OK):
+        folder = beside / ".compiled"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"llama-compiled-{os.getuid() if hasattr(os, 'getuid') else 0}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
+        raise ValueError(f"{folder} belongs to somebody else or can be written by others, and what is compiled in it "
+                         "would be run; remove it, or leave --compile out")
     return folder
 
 

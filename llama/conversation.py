@@ -23,7 +23,7 @@ import torch
 from llama.generation import Completion, Reader, Row, evaluating, room_for_answer
 from llama.model import Llama
 from llama.sampling import SamplingConfig
-from llama.speculative import Guesser, NoGuess, write
+from llama.speculative import Guesser, NoGuess, told, write
 from tokenizer.chat import ChatFormat
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class Conversation:
         finally:
             if row.text or row.finish_reason:
                 self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
+        if tally.guessed:
+            return told(row, question, tally, self.reader, self.sampling)
         return row.completion(question, first=tally.first)
 
     def _fit(self, question: str) -> tuple[list[int], int]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from llama.by_hand import turn
 from llama.model import PROJECTIONS, Block, LayerCache, Llama, RMSNorm, attention
@@ -96,7 +95,7 @@ def _normed(x: Tensor, weight: Tensor, signs: Tensor, eps: float) -> Tensor:
 
     x (N, D); weight (2, D) and signs (2, 1) as `_doubled` makes them
     """
-    return functional.layer_norm(x.unsqueeze(1) * signs, weight.shape, weight, None, eps)[:, 0]
+    return torch.layer_norm(x.unsqueeze(1) * signs, weight.shape, weight, None, eps)[:, 0]
 
 
 @torch.no_grad()

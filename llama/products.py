@@ -103,7 +103,7 @@ class TwoForms:
         return self.few.nbytes
 
     def _form(self, x: Tensor) -> Any:
-        return self.few if len(x) <= FEW_ROWS else self.many
+        return self.few if x.shape[0] <= FEW_ROWS else self.many      # len(x) takes longer
 
 
 def _joined(plain: tuple[QuantizedLinear, ...]) -> Iterator[QuantizedLinear]:

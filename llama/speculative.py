@@ -270,13 +270,17 @@ def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guess
             row = Row(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
                       ignore_eos=ignore_eos, generator=torch.Generator().manual_seed(seed + i), on_text=show)
             tally = write(row, reader, guesser, sampling, draft_tokens=draft_tokens)
-            plain = row.completion(tokenizer.decode(prompt, skip_special=True), first=tally.first)
-            completions.append(SpeculativeCompletion(
-                **vars(plain), steps=tally.steps, guessed=tally.guessed,
-                acceptance=round(tally.kept / max(tally.guessed, 1), 4),
-                tokens_per_step=round(len(row.times) / tally.steps, 3),
-                speed_up=round(plain.tokens_per_second * seconds_alone(reader, sampling), 3) if tally.guessed else 0.0))
+            completions.append(told(row, tokenizer.decode(prompt, skip_special=True), tally, reader, sampling))
     return completions
+
+
+def told(row: Row, prompt: str, tally: Tally, reader: Reader, sampling: SamplingConfig) -> SpeculativeCompletion:
+    """What came of a prompt and of guessing, with the speed without guesses measured behind it."""
+    plain = row.completion(prompt, first=tally.first)
+    speed_up = plain.tokens_per_second * seconds_alone(reader, sampling) if tally.guessed else 0.0
+    return SpeculativeCompletion(**vars(plain), steps=tally.steps, guessed=tally.guessed,
+                                 acceptance=round(tally.kept / max(tally.guessed, 1), 4),
+                                 tokens_per_step=round(len(row.times) / tally.steps, 3), speed_up=round(speed_up, 3))
 
 
 def seconds_alone(reader: Reader, sampling: SamplingConfig) -> float:

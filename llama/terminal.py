@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama.conversation import Conversation  # the trainer shows progress and needs no chat
+    from llama.generation import Completion
 
 HELP = """\
 /reset         forget the conversation
@@ -33,10 +34,11 @@ def chat(conversation: "Conversation", *, read: Callable[[str], str] = input) ->
     watched = sys.stdin.isatty()
     if watched:
         _remark("a chat: /help lists the commands, /quit leaves")
+    answers = []
     while (line := _next_line(read, "you> " if watched else "")) is not None:
         command, _, text = line.strip().partition(" ")
         if command == "/quit":
-            return
+            break
         if command == "/reset":
             conversation.reset()
             _remark("the conversation is forgotten")
@@ -48,7 +50,11 @@ def chat(conversation: "Conversation", *, read: Callable[[str], str] = input) ->
         elif command.startswith("/") and command[1:].isalpha():
             _remark(f"there is no command {command}; /help lists those there are")
         elif line.strip():
-            _answer(conversation, line)
+            answers.append(_answer(conversation, line))
+    if guessed := [answer for answer in answers if getattr(answer, "guessed", 0)]:
+        from llama.speculative import success
+
+        _remark(str(success(guessed)))
 
 
 def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
@@ -75,15 +81,18 @@ def _typed() -> str:
     return readline.get_line_buffer() if readline else ""
 
 
-def _answer(conversation: "Conversation", question: str) -> None:
+def _answer(conversation: "Conversation", question: str) -> "Completion | None":
+    """What came of it; None of one that was stopped or refused."""
+    answer = None
     try:
-        conversation.reply(question, lambda text: print(text, end="", flush=True))
+        answer = conversation.reply(question, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
         print(" …", end="")
     except ValueError as error:                                     # a question too long for the context, say
         _remark(str(error))
-        return
+        return None
     print(flush=True)
+    return answer
 
 
 def _remark(text: str) -> None:

@@ -1,5 +1,6 @@
 """The compiled step: equal to the model in every type of weight, for every variant it takes; refusals in words."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ VARIANTS = {
     "yarn": replace(TINY, rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=64)),
 }  # fmt: skip
 
+WHERE = compiled._place                                             # which a fixture replaces for the other tests
 STEPS = (1,) * 20 + (3, 5, 8, 4, 1)                                  # tokens that run at a time, behind a prompt
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
@@ -239,3 +241,21 @@ def test_refusal_of_what_the_compiler_refuses(place, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"the C\+\+ compiler refused decode.cpp"):
         compile_step(tiny())
     assert not list(place.glob("tmp*"))                             # nothing half-built stays
+
+
+def test_worked_example_a_library_lies_beside_its_model(tmp_path):
+    model = tiny()
+    for model.source in (tmp_path, tmp_path / "model.gguf"):
+        assert WHERE(model) == tmp_path / ".compiled" and (tmp_path / ".compiled").is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system has no owners of files")
+def test_refusal_of_a_folder_that_others_can_write(tmp_path, monkeypatch):
+    """Only where the model's own cannot be written; whoever writes there could have anything run."""
+    monkeypatch.setattr(compiled.tempfile, "gettempdir", lambda: str(tmp_path))
+    model = tiny()
+    folder = WHERE(model)
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(ValueError, match="can be written by others.*remove it, or leave --compile out"):
+        WHERE(model)

@@ -9,7 +9,7 @@ from llama import speculative
 from llama.conversation import Conversation, Turn
 from llama.generation import Reader, closing_id
 from llama.sampling import SamplingConfig
-from llama.speculative import LookUp
+from llama.speculative import LookUp, SpeculativeCompletion, success
 from llama.speculative import draw as really_draw
 from tokenizer.chat import FORMATS
 
@@ -232,8 +232,12 @@ def test_two_ways_a_chat_that_speculates_equals_one_that_does_not(chat):
     """Greedily; a random model repeats itself, so look-up finds something."""
     greedy = {"sampling": SamplingConfig(temperature=0), "max_new_tokens": 30, "ignore_eos": True}
     plain, sooner = chat(**greedy), chat(guesser=LookUp(shortest=1), draft_tokens=3, **greedy)
+    answers = []
     for question in ("Who is the fox?", "你好", "And the dog?"):
-        assert plain.reply(question).token_ids == sooner.reply(question).token_ids
+        answers.append(sooner.reply(question))
+        assert plain.reply(question).token_ids == answers[-1].token_ids
+    told = success([answer for answer in answers if isinstance(answer, SpeculativeCompletion)])
+    assert 0 < told.acceptance <= 1 and told.tokens_per_step > 1 and told.speed_up > 0
 
 
 def test_property_a_chat_in_int8_answers(chat):

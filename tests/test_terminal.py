@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from llama import terminal
+from llama.speculative import SpeculativeCompletion, success
 from llama.terminal import Progress, cells, duration, padded
 
 HOME = Path(__file__).resolve().parent.parent
@@ -72,6 +73,16 @@ def test_worked_example_ctrl_c_in_an_answer_goes_back_to_the_prompt(capsys):
     assert capsys.readouterr().out == "You said:  …\nYou said: go on\n"
 
 
+def test_worked_example_a_chat_that_guessed_tells_how_well(capsys, monkeypatch):
+    told = SpeculativeCompletion("", "", [1, 2, 3, 4], "stop", 3, 40.0, steps=2, guessed=4, acceptance=0.5,
+                                 tokens_per_step=2.0, speed_up=1.5)
+    monkeypatch.setattr(Echo, "reply", lambda self, question, on_text: told)
+    talk("a", "b", EOFError())
+    assert str(success([told, told])) in capsys.readouterr().err.splitlines()
+    talk(EOFError())
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("end", [EOFError(), KeyboardInterrupt()])
 def test_worked_example_ctrl_d_or_ctrl_c_at_an_empty_prompt_leaves(end):
     assert talk("a", end).asked == ["a"]
@@ -90,6 +101,7 @@ import sys, time
 sys.path[:0] = [{tests!r}, {home!r}]
 from test_terminal import Echo
 from llama import terminal
+from llama.speculative import SpeculativeCompletion, success
 class Slow(Echo):
     def reply(self, question, on_text):
         for character in question * 200:
