@@ -33,7 +33,9 @@ class ModelFlags:
     model: Annotated[str, "a model folder or file of any form known here, or a name to fetch"] = "smollm2-135m-instruct"
     adapter: Annotated[str, "LoRA adapter folder to put on the model"] = ""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "where to compute"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the computation"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"],
+                     "number format of the computation; where text is written, auto also reads 4 bits that hold the "
+                     "weights exactly"] = "auto"
     quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
     compile: Annotated[bool, "build the decoding step with a C++ compiler, once, and keep it beside the model"] = False
     seed: Annotated[int, "seed of every random choice"] = 0
