@@ -267,7 +267,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     merging = bool(flags.adapter) and flags.compile
     bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
     fine = flags.compile                                            # what the step reads as fast, torch does not
-    plain = flags.dtype == "auto" and not (flags.quantize != "none" or flags.compile or flags.adapter)
+    plain = flags.dtype == "auto" and not (flags.bits or flags.compile or flags.adapter)
     exact = {} if plain and purpose == "generate" and dtype == torch.bfloat16 and device.type == "cpu" else None
     model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
     if flags.adapter:

@@ -48,7 +48,6 @@ class Matrix(Structure):
                 ("rows", c_int64), ("columns", c_int64), ("kind", c_int64)]
 
 
-
 class Layer(Structure):
     _fields_ = [("input_layernorm", c_void_p), ("post_attention_layernorm", c_void_p),
                 *[(name.rpartition(".")[2], Matrix) for name in PROJECTIONS]]

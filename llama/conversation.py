@@ -82,14 +82,14 @@ class Conversation:
             log.warning("the context of %d tokens is full: the oldest turns are forgotten (%d)",
                         self.model.config.context, forgotten)
             del self.turns[:forgotten]
-        try:
-            with evaluating(self.model):
+        with evaluating(self.model):
+            try:
                 tally = write(row, self.reader, self.guesser, self.sampling, draft_tokens=self.draft_tokens)
-        finally:
-            if row.text or row.finish_reason:
-                self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
-        if tally.guessed:
-            return told(row, question, tally, self.reader, self.sampling)
+            finally:
+                if row.text or row.finish_reason:
+                    self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
+            if tally.guessed:
+                return told(row, question, tally, self.reader, self.sampling)
         return row.completion(question, first=tally.first)
 
     def _fit(self, question: str) -> tuple[list[int], int]:

@@ -124,10 +124,10 @@ def check_unfused(model: nn.Module) -> None:
 
 def unfuse(model: Llama) -> None:
     """The inverse of `fuse`."""
+    for product in _products(model):
+        product.restore()
     for i, layer in enumerate(model.layers):
         if isinstance(layer, FusedBlock):
-            for product in layer.products:
-                product.restore()
             model.layers[i] = layer.plain[0]
     if isinstance(model.lm_head, FastLinear):
         model.lm_head = model.lm_head.plain[0]
@@ -139,18 +139,20 @@ def bytes_read(model: Llama) -> int:
     The embedding is not read, but for one row, unless it is the head as well.
     """
     blocks = [layer for layer in model.layers if not isinstance(layer, FusedBlock)]
-    products = [product for layer in model.layers if isinstance(layer, FusedBlock) for product in layer.products]
     plain = [part for block in (*blocks, model.head) for part in block.modules() if hasattr(part, "in_features")]
-    return sum(product.nbytes for product in products) + sum(map(stored_bytes, plain))
+    return sum(product.nbytes for product in _products(model)) + sum(map(stored_bytes, plain))
 
 
 def reads_few_apart(model: Llama) -> bool:
     """Whether a few rows are multiplied by another form of the weights than many are."""
-    products = [product for layer in model.layers if isinstance(layer, FusedBlock) for product in layer.products]
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return False
-    return any(isinstance(product, TwoForms) for product in products) or any(
+    return any(isinstance(product, TwoForms) for product in _products(model)) or any(
         layer.has_kernel for layer in model.modules() if isinstance(layer, QuantizedLinear))
+
+
+def _products(model: Llama) -> list[Any]:
+    return [product for layer in model.layers if isinstance(layer, FusedBlock) for product in layer.products]
 
 
 def _has_parts(module: nn.Module) -> bool:

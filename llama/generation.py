@@ -357,7 +357,7 @@ def _common_start(model: Llama, prompts: Sequence[Sequence[int]]) -> int:
 
 def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, prefill_chunk: int) -> None:
     """Run one batch to its end. A prompt of several rows is run once, and what `first` has read not again."""
-    rows = sorted(rows, key=lambda row: (len(row.prompt), id(row.prompt)))
+    rows = sorted(rows, key=lambda row: len(row.prompt))
     prompts = list({id(row.prompt): row.prompt for row in rows}.values())
     slots = len(prompts[-1]) + max(row.limit for row in rows)
     device = first.model.device
@@ -390,9 +390,8 @@ def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, pref
 def _read(first: Decoder, prompts: Sequence[Sequence[int]], slots: int, chunk: int) -> tuple[Decoder, Tensor]:
     """Read prompts, sorted by length, behind what `first` has read: their decoder, and the logits (B, V) after each."""
     common, longest = first.cache.length, len(prompts[-1])
-    starts = passes([len(prompt) - common for prompt in prompts])
-    if longest > first.cache.unbroken:
-        starts = [0]
+    whole = longest <= first.cache.unbroken                         # else nothing can be stacked
+    starts = passes([len(prompt) - common for prompt in prompts]) if whole else [0]
     decoders, logits = [], []
     for start, end in itertools.pairwise([*starts, len(prompts)]):
         some = prompts[start:end]

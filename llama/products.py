@@ -23,7 +23,7 @@ from torch.nn import functional
 from llama.quantized_layers import QuantizedLinear, linear_of
 from weights.packed import Packed
 
-FEW_ROWS = 8                                                        # beyond, turning the result around takes too long
+FEW_ROWS = 8            # beyond, turning a result around takes too long, and so does reading 4 bits for each row
 
 
 class Then:
