@@ -136,7 +136,8 @@ def main() -> None:
 
     masters = None if arguments.lora else dtype
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
-                      output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow)
+                      output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
+                      readable=flags.readable)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, as_json=flags.json)
         return

@@ -129,7 +129,7 @@ def main() -> None:
                 return
             program = resident()
             trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, None, arguments.optimizer,
-                              config, dtype=dtype, allow=arguments.allow)
+                              config, dtype=dtype, allow=arguments.allow, readable=arguments.readable)
             dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, as_json=arguments.json)
         return
     parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
@@ -148,7 +148,7 @@ def main() -> None:
 
     # train, save, prove that what was saved is the model
     trainer = Trainer(model, task, train_data, eval_data, arguments.optimizer, config, dtype=dtype, output=output,
-                      resume=arguments.resume, allow=arguments.allow)
+                      resume=arguments.resume, allow=arguments.allow, readable=arguments.readable)
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"data": dataclasses.asdict(trainer.report.counts)}
     prompt = documents[0][:12]

@@ -29,7 +29,12 @@ DOORS = {
     "ZeroShot": "llama.zero_shot.asking",
     "Trainer": "llama.trainer",
     "split": "llama.datasets.split",
+    "readable": "llama.fast.agreement",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *DOORS])
 
 
 def __getattr__(name: str) -> Any:

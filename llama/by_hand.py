@@ -157,7 +157,7 @@ def quick_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, m
 
 
 class QuickAttention(Attention):
-    attend = staticmethod(quick_attention)                          # compile_blocks leaves it out
+    quick_attend = staticmethod(quick_attention)                    # compile_blocks leaves it out
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Documents | None,
                 cache: LayerCache | None) -> Tensor:
@@ -165,7 +165,7 @@ class QuickAttention(Attention):
         if not asked or cache is not None:
             return super().forward(x, cos, sin, mask, cache)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return self.o_proj(self.attend(q, k, v, cos, sin, mask).flatten(2))
+        return self.o_proj(self.quick_attend(q, k, v, cos, sin, mask).flatten(2))
 
 
 # ---- SwiGLU ----------------------------------------------------------------------------------------------------------

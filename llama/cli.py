@@ -8,12 +8,14 @@ Try: give a field the type `list[int]`; tests/test_cli.py says which types a fla
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import os
 import re
 import select
 import signal
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable
@@ -38,6 +40,7 @@ class ModelFlags:
                      "weights exactly"] = "auto"
     quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
     compile: Annotated[bool, "build the decoding step with a C++ compiler, once, and keep it beside the model"] = False
+    readable: Annotated[bool, "run the definitions as they stand in the files, slower, and no fast version"] = False
     seed: Annotated[int, "seed of every random choice"] = 0
     json: Annotated[bool, "print results as JSON on stdout"] = False
 
@@ -235,6 +238,9 @@ def choose_dtype(name: str, device: torch.device, *, purpose: Purpose) -> torch.
     """
     if purpose == "train" and name == "float16":
         raise ValueError("--dtype float16 loses small gradients in training; take bfloat16 or float32")
+    if name == "bfloat16" and device.type == "cpu" and not _cpu_multiplies_bfloat16():
+        print("--dtype bfloat16: this processor has no fast products of it, so plain torch makes them; float32 is "
+              "faster here", file=sys.stderr)
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -243,31 +249,49 @@ def choose_dtype(name: str, device: torch.device, *, purpose: Purpose) -> torch.
     return torch.bfloat16 if fast else torch.float32
 
 
+@functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe() for probe in probes if probe)
+    """Whether products of bfloat16 take much less time than those of float32: tried once, in some 20 ms.
+
+    A processor's name does not tell, and what torch says of it does not follow ATEN_CPU_CAPABILITY. Where bfloat16 is
+    emulated it takes longer than float32, where it is built in a third or less, so a noisy machine does not matter.
+    """
+    from llama.products import packs_bfloat16
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, weight = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        taken = []
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    return packs_bfloat16() and seconds(torch.bfloat16) * 1.5 < seconds(torch.float32)
 
 
 def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) -> Any:
     """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
 
-    Where it writes, its parts are swapped for faster ones, or with `compile` its decoding step is compiled; an adapter
-    is then folded into the weights first. With no flag to the contrary, what 4 bits hold without any loss is read so.
+    Where it writes, its parts are swapped for faster ones that compute the same (see fast/agreement.py), or with
+    `compile` its decoding step is compiled; an adapter is then folded into the weights first. With no flag to the
+    contrary, what 4 bits hold without any loss is read so.
     """
     from llama.checkpoint import get_model
-    from llama.compiled import compile_step
-    from llama.fuse import fuse
+    from llama.fast.agreement import readable, use_compiled_step, use_fused_blocks
     from llama.heads import check_writes, head_config
     from llama.lora import load_adapter, merge_lora
     from llama.quantize import quantize
     from weights.paths import resolve
 
+    if flags.readable and flags.compile:
+        raise ValueError("--readable runs the definitions and --compile a fast version of them; give one of the two")
     device = choose_device(flags.device)
     dtype = choose_dtype(flags.dtype, device, purpose=purpose)
     merging = bool(flags.adapter) and flags.compile
     bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
     fine = flags.compile                                            # what the step reads as fast, torch does not
-    plain = flags.dtype == "auto" and not (flags.bits or flags.compile or flags.adapter)
+    plain = flags.dtype == "auto" and not (flags.bits or flags.compile or flags.adapter or flags.readable)
     exact = {} if plain and purpose == "generate" and dtype == torch.bfloat16 and device.type == "cpu" else None
     model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
     if flags.adapter:
@@ -278,10 +302,12 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
         merge_lora(model, forget=True)
         if flags.bits:
             quantize(model, bits=flags.bits, fine=fine, report=False)
-    if flags.compile:
-        compile_step(model, say=lambda text: print(text, file=sys.stderr))
+    if flags.readable:
+        readable(model)
+    elif flags.compile:
+        use_compiled_step(model, say=lambda text: print(text, file=sys.stderr))
     elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
-        fuse(model, exact)
+        use_fused_blocks(model, exact)
     return model
 
 

@@ -29,10 +29,10 @@ def compile_blocks(model: Llama, *, backend: str = "inductor") -> None:
                                                                          for name in compilers):
         raise ValueError("--compile needs a C++ compiler, and none is here (g++ or clang++); install one, or leave it "
                          "out")
-    attend = torch.compiler.disable(QuickAttention.attend)
+    attend = torch.compiler.disable(QuickAttention.quick_attend)
     for layer in model.layers:
         if isinstance(layer.self_attn, QuickAttention):
-            layer.self_attn.attend = attend
+            layer.self_attn.quick_attend = attend
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
@@ -40,7 +40,7 @@ def uncompile_blocks(model: Llama) -> None:
     """The inverse. What `checkpoint_activations` has put there goes as well."""
     for layer in model.layers:
         layer.__dict__.pop("forward", None)
-        layer.self_attn.__dict__.pop("attend", None)
+        layer.self_attn.__dict__.pop("quick_attend", None)
 
 
 def compilations() -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llama.by_hand import turn
-from llama.model import PROJECTIONS, Block, LayerCache, Llama, RMSNorm, attention
+from llama.model import PROJECTIONS, Block, LayerCache, Llama, RMSNorm
 from llama.products import (
     FastLinear,
     KernelProduct,
@@ -21,6 +21,7 @@ from llama.products import (
     PackedLinear,
     QuantizedProduct,
     TwoForms,
+    packs_bfloat16,
     stored_bytes,
 )
 from llama.quantized_layers import Quantized, QuantizedLinear, linear_of
@@ -55,7 +56,7 @@ class FusedBlock(Block):
         k, v = turned[:, H:], qkv[:, H + G :]
         if cache is not None:
             k, v = cache.append(k, v)                               # (B, G, S, K)
-        seen = attention(turned[:, :H], k, v, mask).transpose(1, 2).reshape(B * T, -1)
+        seen = self.self_attn.attend(turned[:, :H], k, v, mask).transpose(1, 2).reshape(B * T, -1)
         x = o_proj.added(seen, to=x)
         gated = gate_up_proj.gated(_normed(x, *self.norms[1]))
         return down_proj.added(gated, to=x).view(B, T, D)
@@ -82,8 +83,7 @@ def _also_in_4_bits(kind: type, plain: Sequence[nn.Linear], exact: Sequence[Pack
 
 
 def _packs(weight: Tensor) -> bool:
-    return (weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"))
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and packs_bfloat16()
 
 
 def _doubled(norm: RMSNorm) -> tuple[Tensor, Tensor, float]:

@@ -166,14 +166,15 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
 
     The definition of `attention`, which is the same through torch's fused kernel.
 
-    q  (B, H, T, K);  k, v  (B, G, S, K);  mask  bool, broadcastable to (B, 1, T, S), None for causal;  ->  as q
+    q  (B, H, T, K);  k, v  (B, G, S, K);  mask  bool, broadcastable to (B, 1, T, S), None for causal, or as
+    `added_mask` makes it;  ->  as q
     """
     H, T, K = q.shape[1:]
     G, S = k.shape[1:3]
     k = k.repeat_interleave(H // G, dim=1)                          # (B, H, S, K): query heads 0..H/G-1 share head 0
     v = v.repeat_interleave(H // G, dim=1)
     scores = q.float() @ k.float().transpose(-2, -1) * K**-0.5      # (B, H, T, S)
-    scores = scores.masked_fill(~(causal_mask(T, S, q.device) if mask is None else mask), float("-inf"))
+    scores = scores + added_mask(causal_mask(T, S, q.device) if mask is None else mask, scores.dtype)
     return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
 
 
@@ -193,6 +194,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 class Attention(nn.Module):
+    attend = staticmethod(attention)                                # `naive_attention` where the two differ
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         D, H, G, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -211,7 +214,7 @@ class Attention(nn.Module):
         k = apply_rotary(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)                               # (B, G, S, K)
-        out = attention(q, k, v, mask)
+        out = self.attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))          # (B, T, D)
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Try: let `Then.gated` bend the other half; tests/test_fuse.py (test_two_ways_fus
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +25,17 @@ from llama.quantized_layers import QuantizedLinear, linear_of
 from weights.packed import Packed
 
 FEW_ROWS = 8            # beyond, turning a result around takes too long, and so does reading 4 bits for each row
+
+
+@cache
+def packs_bfloat16() -> bool:
+    """Whether oneDNN multiplies by bfloat16 weights that it laid out for itself, on this processor: found by trying."""
+    weight = torch.eye(32, dtype=torch.bfloat16)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        return torch.equal(torch.ops.mkldnn._linear_pointwise.default(weight, packed, None, "none", [], ""), weight)
+    except (AttributeError, RuntimeError):
+        return False
 
 
 class Then:

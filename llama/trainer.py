@@ -27,11 +27,13 @@ import torch
 
 from llama import distributed, engine
 from llama.augment import dropped_words
-from llama.by_hand import quicken, slow_down
+from llama.by_hand import slow_down
 from llama.checkpoint import save_model
 from llama.checks import examine
 from llama.compile_blocks import compilations, compile_blocks, uncompile_blocks
 from llama.evaluate import evaluate
+from llama.fast.agreement import readable as use_definitions
+from llama.fast.agreement import use_custom_gradients
 from llama.lora import adapter_configs, has_lora, save_adapter
 from llama.model import Llama, checkpoint_activations, checkpoint_mlps
 from llama.objectives import Plain
@@ -62,13 +64,15 @@ class Trainer:
             `save_epochs` that of each epoch, as ./models/NAME_epoch1 …
     resume  go on from OUTPUT.training/last.pt
     allow   names in llama/checks.py of what need not hold of the training data
+    readable  run the definitions as they stand, and no fast version, not even one that agrees with them
 
     Raises ValueError where anything else there does not hold; `report` tells what was seen.
     """
 
     def __init__(self, model: Llama, task: Task, train_dataset: Any, eval_dataset: Any = None,
                  optimizer: str = "adamw", config: TrainConfig | None = None, *, dtype: torch.dtype | None = None,
-                 output: str | Path | None = None, resume: bool = False, allow: Sequence[str] = ()):
+                 output: str | Path | None = None, resume: bool = False, allow: Sequence[str] = (),
+                 readable: bool = False):
         self.model, self.task, self.config = model, task, config or TrainConfig()
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer; set model.tokenizer = tokenizer.load_tokenizer(…)")
@@ -82,7 +86,7 @@ class Trainer:
         self.report = examine(task, train_dataset, self.samples, model.tokenizer, vocab_size=model.config.vocab_size)
         self.report.refuse(allow)
         self.output = Path(output) if output else None
-        self.objective = Plain(model, task)
+        self.objective = Plain(model, task, readable=readable)
         self.settings = self._settings(optimizer, dtype)
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
@@ -93,7 +97,7 @@ class Trainer:
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
                                         weight_decay=self.config.weight_decay)
         self.packs = packs(model, task, self.config.pack)
-        quicken(model)                                              # until `train` ends
+        (use_definitions if readable else use_custom_gradients)(model)                  # until `train` ends
         if self.config.checkpoint_activations:
             checkpoint_activations(model)
         elif self.config.checkpoint_mlps:

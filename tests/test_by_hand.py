@@ -5,6 +5,7 @@ import torch
 
 from llama import by_hand, trainer
 from llama.config import preset
+from llama.fast.numbers import relative_error
 from llama.lora import LoRAConfig, add_lora
 from llama.model import Llama, checkpoint_activations, checkpoint_mlps, document_mask, full_mask
 from llama.optimizer import TrainConfig
@@ -24,7 +25,7 @@ def _same(found, expected):
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
     assert found[1].keys() == expected[1].keys() and expected[1]
     for name, gradient in expected[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+        assert relative_error(found[1][name], gradient) < 1e-4, name    # near zero, single elements are rounding alone
 
 
 def _lora(model):
@@ -131,7 +132,7 @@ def test_two_ways_a_task_with_labels_learns_the_same(task, tiny_model, monkeypat
         model = Llama(tiny_model.config)
         model.tokenizer = tiny_model.tokenizer
         model.load_state_dict(start)
-        monkeypatch.setattr(trainer, "quicken", quicken)
+        monkeypatch.setattr(trainer, "use_custom_gradients", quicken)
         run = trainer.Trainer(model, copy.deepcopy(task), examples, config=TrainConfig(batch_size=2, accumulate=2))
         losses.append([run._update([0, 1, 2, 3])[0] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0]

@@ -14,6 +14,7 @@ from llama.config import preset
 from llama.fuse import reads_few_apart
 from llama.generation import Decoder
 from llama.model import Llama
+from llama.products import packs_bfloat16
 from llama.quantized_layers import Int4Linear, works
 from weights.convert import convert
 
@@ -165,7 +166,7 @@ def test_property_a_perplexity_is_measured_in_float32_and_what_is_found_is_found
         assert cli.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype
 
 
-@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+@pytest.mark.skipif(not (works(Int4Linear) and packs_bfloat16()), reason="no kernel of 4 bits or no packed bfloat16")
 @pytest.mark.parametrize("flags, read", [({}, True), ({"dtype": "bfloat16"}, False), ({"dtype": "float32"}, False)])
 def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(flags, read, monkeypatch, tiny_tokenizer, tmp_path):
     """The whole way: a GGUF, the flags, single tokens through a cache, against the readable model in float32."""

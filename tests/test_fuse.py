@@ -17,12 +17,13 @@ from llama.fuse import FusedBlock, bytes_read, fuse, reads_few_apart, unfuse
 from llama.lora import LoRAConfig, add_lora
 from llama.measure import bytes_a_token
 from llama.model import KVCache, Llama
-from llama.products import FEW_ROWS, FastLinear, PackedGate, PackedLinear, TwoForms
+from llama.products import FEW_ROWS, FastLinear, PackedGate, PackedLinear, TwoForms, packs_bfloat16
 from llama.quantize import dequantize, quantize
 from llama.quantized_layers import Int4Linear, Int8Linear, works
 from llama.rounding import to_int4
 
 TINY = preset("test")
+PACKED = pytest.mark.skipif(not packs_bfloat16(), reason="oneDNN packs no bfloat16 on this processor")
 VARIANTS = {"tied": TINY, "untied, biases": replace(TINY, tie_word_embeddings=False, attention_bias=True),
             "Qwen's biases": replace(TINY, qkv_bias=True), "one key-value head": replace(TINY, num_key_value_heads=1)}
 
@@ -76,6 +77,7 @@ def test_property_names_and_numbers_of_the_parameters_stay():
     torch.save(model.state_dict(), io.BytesIO())
 
 
+@PACKED
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
 def test_two_ways_packed_equals_readable_and_back():
     model = tiny(VARIANTS["untied, biases"]).to(torch.bfloat16)
@@ -105,6 +107,7 @@ def in_4_bits():
     return model.to(torch.bfloat16), exact
 
 
+@PACKED
 @pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
 def test_two_ways_two_forms_equal_readable_and_back(in_4_bits):
     model, exact = in_4_bits
@@ -138,6 +141,7 @@ def test_two_ways_joined_kernels_equal_the_numbers_they_stand_for(bits, in_4_bit
     same_choices(logits(model), expected, gap=0.05)
 
 
+@PACKED
 def test_refusal_of_what_would_mean_nothing_to_a_fused_model(tmp_path):
     model = tiny().to(torch.bfloat16)
     fuse(model)
@@ -148,6 +152,7 @@ def test_refusal_of_what_would_mean_nothing_to_a_fused_model(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@PACKED
 @pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
 def test_property_each_number_of_rows_goes_through_its_form(in_4_bits):
     model, exact = in_4_bits
@@ -193,6 +198,7 @@ def test_two_ways_fused_equals_readable_on_whole_numbers(bits):
     assert torch.equal(logits(model), before)
 
 
+@PACKED
 def test_property_fused_model_reads_as_many_bytes():
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny(VARIANTS["untied, biases"]).to(dtype)

@@ -1,0 +1,159 @@
+"""Is a fast version what its definition says? Found by running both, before one takes the other's place.
+
+Whoever edits a definition (`Block.forward`, `apply_rotary`, `LoRALinear`, a loss) must see the edit at work. So before
+a model gets fast parts, the definitions, as their files now stand, and the fast versions compute the same on a tiny
+random model with the options of the large one: biases, window, rotary scaling, adapters, dtype, bits. Where the numbers
+differ the swap is not made, one line on stderr says so, and the definition runs, slower. Nothing is hashed and nothing
+is configured. The compiled step, which is built for one shape, is compared on the model itself.
+
+    use_fused_blocks(model)              # for generating
+    use_custom_gradients(model)          # for training
+    use_compiled_step(model)             # for generating, through a C++ compiler
+    readable(model)                      # the definitions again, without asking
+
+Try: let `MLP.forward` in model.py return x * 0.0 and run generate.py: one line says that the file runs, and the text is
+another one; tests/test_learners.py makes such edits.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from llama.by_hand import Documents, is_quick, quicken, slow_down
+from llama.cache import KVCache
+from llama.compiled import compile_step
+from llama.config import LlamaConfig
+from llama.fast.numbers import EXACT, ROUNDED, agree
+from llama.fuse import fuse, unfuse
+from llama.lora import LoRAConfig, add_lora, has_lora
+from llama.model import Llama, attention, document_mask, naive_attention
+from llama.quantize import bits_of, quantize
+from llama.quantized_layers import QuantizedLinear
+from weights.packed import Packed
+
+WHERE = "model.py"
+
+
+def use_fused_blocks(model: Llama, exact: dict[str, Packed] | None = None) -> None:
+    """`fuse` where blocks and fused blocks agree, in float32 and as this model computes; else nothing but a line."""
+    if not _use_attention(model):
+        return
+    kinds = {(model.dtype, bits_of(model)): ROUNDED} | {(torch.float32, 0): EXACT}
+    for (dtype, bits), within in kinds.items():
+        tiny = tiny_like(model.config).to(dtype)
+        if bits:
+            quantize(tiny, bits=bits, report=False)
+        expected = _logits(tiny)
+        fuse(tiny)
+        if not agree(_logits(tiny), expected, WHERE, "fuse.py", within=within):
+            return
+    fuse(model, exact)
+
+
+def use_custom_gradients(model: Llama) -> None:
+    """`quicken` where states and gradients agree with those of autograd through the definitions."""
+    if model.device.type != "cpu" or not _use_attention(model):
+        return
+    tiny = tiny_like(model.config)
+    if has_lora(model):
+        generator = torch.Generator().manual_seed(1)
+        add_lora(tiny, LoRAConfig(rank=2, alpha=3.0), generator=generator)
+        with torch.no_grad():
+            for name, parameter in tiny.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0.0, 0.3, generator=generator)
+    expected = _gradients(tiny)
+    quicken(tiny)
+    where = f"{WHERE} or low_rank.py" if has_lora(model) else WHERE
+    if agree(_gradients(tiny), expected, where, "by_hand.py"):
+        quicken(model)
+
+
+def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
+    """`compile_step` where it gives the logits that the model itself gives for the same token."""
+    attends = _use_attention(model)
+    compile_step(model, say=say)
+    step, padding = model.step, torch.zeros(1, dtype=torch.int64)
+    cache = KVCache(model.config, 1, 2, dtype=model.dtype, device=model.device)
+    first, second = torch.tensor([[1]]), torch.tensor([[min(7, model.config.vocab_size - 1)]])
+    with torch.inference_mode():
+        model(first, cache=cache)
+        if not step.fits(second, cache):
+            return
+        found = step(second, padding=padding, cache=cache)[0]
+        cache.truncate(1)
+        expected = model(second, cache=cache)[0]
+    if not (attends and agree(found, expected, WHERE, "decode.cpp", within=ROUNDED)):
+        model.step = None
+
+
+def readable(model: Llama) -> None:
+    """Let the model run its definitions alone, as they stand in the files: the inverse of all swaps here."""
+    unfuse(model)
+    slow_down(model)
+    model.step = None
+    for layer in model.layers:
+        layer.self_attn.attend = naive_attention
+    for part in model.modules():
+        if isinstance(part, QuantizedLinear):
+            part.forget_kernel()
+            part.runs_definition = True
+
+
+def tiny_like(config: LlamaConfig) -> Llama:
+    """A random float32 model of two small blocks with the options of a large one; torch's own generator stays put.
+
+    Norms are no ones and biases no zeros: else an edit that leaves them out would not show.
+    """
+    G = min(config.num_key_value_heads, 2)
+    H = G * min(config.num_attention_heads // config.num_key_value_heads, 3)
+    small = replace(config, vocab_size=64, hidden_size=32 * H, intermediate_size=96, num_hidden_layers=2,
+                    num_attention_heads=H, num_key_value_heads=G, head_dim=32,
+                    sliding_window=6 if config.sliding_window else 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = Llama(small)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.2, generator=generator)
+    return model.eval()
+
+
+def _use_attention(model: Llama) -> bool:
+    """Whether torch's fused attention is `naive_attention`, as it stands. Where not, the model gets the latter."""
+    generator = torch.Generator().manual_seed(0)
+    found, expected = [], []
+    for T, S in ((5, 5), (3, 7), (1, 7)):
+        q, k, v = (torch.randn(2, heads, length, 16, generator=generator) for heads, length in ((4, T), (2, S), (2, S)))
+        for made, attend in ((found, attention), (expected, naive_attention)):
+            made.append(attend(q, k, v).flatten())
+    if agree(torch.cat(found), torch.cat(expected), "model.py (naive_attention)", "model.py (attention)"):
+        return True
+    for layer in model.layers:
+        layer.self_attn.attend = naive_attention
+    return False
+
+
+@torch.inference_mode()
+def _logits(model: Llama) -> Tensor:
+    """Of a prompt, single tokens and a few at once through a cache, and of a batch with a row padded on its left."""
+    tokens = torch.arange(14).view(1, 14) * 5 % model.config.vocab_size
+    cache = KVCache(model.config, 1, 14, dtype=model.dtype, device="cpu")
+    pieces = [model(piece, cache=cache) for piece in tokens.split([9, 1, 1, 3], dim=1)]
+    return torch.cat([*pieces, model(tokens.view(2, 7)).flatten(0, 1)[None]], dim=1)
+
+
+def _gradients(model: Llama) -> Tensor:
+    """States, and the gradients of what learns, for a batch and for two texts behind each other in one row."""
+    tokens = torch.arange(16) * 5 % model.config.vocab_size
+    lengths = (10, 6)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    texts = Documents(lengths) if is_quick(model) else document_mask(torch.tensor(lengths))
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        states = torch.cat([model.hidden(tokens.view(2, 8)).flatten(0, 1),
+                            model.hidden(tokens[None], positions=positions, mask=texts)[0]])
+        weights = torch.arange(states.numel()).sin().view_as(states)
+        gradients = torch.autograd.grad((states * weights).sum(), learned, allow_unused=True, materialize_grads=True)
+    return torch.cat([states.detach().flatten(), *(gradient.flatten() for gradient in gradients)])
