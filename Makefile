@@ -25,6 +25,7 @@ tasks: $(VENV)/ready .venv-bench/ready
 
 mutants: $(VENV)/ready
 	$(RUN) -m tests.mutants
+	$(RUN) -m tests.learners
 
 lint: $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6

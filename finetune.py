@@ -42,6 +42,9 @@ def main() -> None:
     how.add_argument("--lora", action="store_true", help="learn a LoRA adapter, leave the model as it is")
     how.add_argument("--freeze-layers", type=int, default=0, metavar="N",
                      help="keep the embeddings and the first N blocks as they are")
+    how.add_argument("--freeze", default="", metavar="PATTERN",
+                     help="keep what fits these names as it is, with commas between: embeddings, norms, blocks, head, "
+                     "q_proj, 'layers.1?.mlp.*'")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"examples to learn (default: examples/{DATA})")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="evaluate on these during training")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")
@@ -132,6 +135,8 @@ def main() -> None:
         add_lora(model, lora_config, generator=torch.Generator().manual_seed(flags.seed))
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
+    elif arguments.freeze:
+        freeze(model, pattern=arguments.freeze)
     print(learning_table(model), file=sys.stderr)
 
     masters = None if arguments.lora else dtype

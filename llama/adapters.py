@@ -93,6 +93,12 @@ def write_adapter(folder: str | Path, adapter: Adapter) -> None:
             (partial / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8", newline="")
 
 
+def recorded_base(folder: str | Path) -> str:
+    """The folder or name that an adapter's config gives for the model below it; "" where it gives none."""
+    path = Path(folder) / "adapter_config.json"
+    return str(read_json(path).get("base_model_name_or_path") or "") if path.is_file() else ""
+
+
 def read_adapter(folder: str | Path) -> Adapter:
     """The adapter in a folder written here or by PEFT.
 

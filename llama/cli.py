@@ -293,7 +293,8 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     fine = flags.compile                                            # what the step reads as fast, torch does not
     plain = flags.dtype == "auto" and not (flags.bits or flags.compile or flags.adapter or flags.readable)
     exact = {} if plain and purpose == "generate" and dtype == torch.bfloat16 and device.type == "cpu" else None
-    model = get_model(flags.model, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
+    name = base_of(flags)
+    model = get_model(name, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
     if purpose == "generate":
@@ -309,6 +310,21 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
         use_fused_blocks(model, exact)
     return model
+
+
+def base_of(flags: ModelFlags) -> str:
+    """The model to load: `--model`, or where it is left out, the base that the adapter names, if that is here."""
+    from llama.adapters import recorded_base
+    from weights.paths import resolve
+
+    if not flags.adapter or flags.model != ModelFlags.model:
+        return flags.model
+    base = recorded_base(resolve(flags.adapter, "adapters"))
+    if not base or not resolve(base, "weights").exists():
+        return flags.model
+    if resolve(base, "weights").resolve() != resolve(flags.model, "weights").resolve():
+        print(f"the adapter's own base is taken: {base}", file=sys.stderr)
+    return base
 
 
 def data_files(names: list[str]) -> list[str]:

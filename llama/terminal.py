@@ -100,7 +100,10 @@ def _remark(text: str) -> None:
 
 
 class Progress:
-    """A live line on stderr: what is done, how fast, and an estimate of what is left. Silent where nobody watches."""
+    """A live line on stderr: what is done, how fast, and an estimate of what is left. Silent where nobody watches.
+
+    total  0 where the clock ends the work, and no count is known
+    """
 
     def __init__(self, total: int, what: str):
         self.total, self.what = total, what
@@ -111,7 +114,7 @@ class Progress:
         """`done` of `total`, a few words about it, and seconds left, where the caller knows better than `left`."""
         if self.live:
             left = self.left(done) if left is None else left
-            line = f"{self.what} {done}/{self.total} {text} · {duration(left)} left"
+            line = f"{self.what} {done}{f'/{self.total}' if self.total else ''} {text} · {duration(left)} left"
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def left(self, done: int) -> float:

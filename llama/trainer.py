@@ -130,7 +130,7 @@ class Trainer:
         config, model = self.config, self.model
         if self.step == 0:
             torch.manual_seed(config.seed + distributed.rank())     # dropout differs between processes
-        progress = Progress(self.total_steps, "step")
+        progress = Progress(0 if self._by_the_clock() else self.total_steps, "step")
         before = self.seconds
         started = time.monotonic()
         model.train()
@@ -230,6 +230,10 @@ class Trainer:
         by_steps = (self.step + 1) / self.total_steps
         return max(by_steps, self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0)
 
+    def _by_the_clock(self) -> bool:
+        """Whether nobody asked for a number of steps: then minutes end the run, long before so many epochs do."""
+        return bool(self.config.minutes) and not self.config.max_steps
+
     def _out_of_time(self) -> bool:
         return 0 < self.config.minutes * 60 <= self.seconds
 
@@ -265,7 +269,8 @@ class Trainer:
             done = self._fraction_done()
             progress.show(self.step, text, left=self.seconds * (1 - done) / done)
         else:
-            print(f"step {self.step}/{self.total_steps} {text} · lr {rate:.2e}", file=sys.stderr)
+            count = "" if self._by_the_clock() else f"/{self.total_steps}"
+            print(f"step {self.step}{count} {text} · lr {rate:.2e}", file=sys.stderr)
 
     def _finish(self) -> dict[str, Any]:
         peak = int(distributed.most(peak_memory(self.model.device))[0])     # of training, not of the proof

@@ -13,6 +13,7 @@ from llama.checkpoint import load_model, save_model
 from llama.config import preset
 from llama.fuse import reads_few_apart
 from llama.generation import Decoder
+from llama.lora import LoRAConfig, add_lora, save_adapter
 from llama.model import Llama
 from llama.products import packs_bfloat16
 from llama.quantized_layers import Int4Linear, works
@@ -184,3 +185,13 @@ def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(flags, read, monkey
         decoder = Decoder(fast, [0], 40, vocab_size=400)
         steps = torch.cat([decoder.step(piece) for piece in tokens.split(1, dim=1)])
         same_choices(steps, load_model(file)(tokens)[0, :, :400], gap=0.05)
+
+
+def test_worked_example_an_adapter_alone_brings_its_base(tiny_model, tmp_path, capsys):
+    save_model(tiny_model, tmp_path / "base")
+    tiny_model.source = tmp_path / "base"
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    save_adapter(tiny_model, tmp_path / "adapter")
+    model = cli.load(cli.ModelFlags(adapter=str(tmp_path / "adapter"), device="cpu"), purpose="find")
+    assert model.config == tiny_model.config
+    assert "the adapter's own base is taken" in capsys.readouterr().err

@@ -68,3 +68,11 @@ def test_refusal_of_options_that_make_no_blocks(tmp_path):
         LanguageModelingDataset(path, block_size=8, overlap=8)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         LanguageModelingDataset(tmp_path / "b.txt")
+
+
+def test_worked_example_texts_of_a_list():
+    data = LanguageModelingDataset(["one", "  ", "two"])
+    assert [example["text"] for example in data] == ["one", "two"]
+    assert data[1]["place"] == "text 2"
+    with pytest.raises(ValueError, match="none of the 1 texts"):
+        LanguageModelingDataset([" "])

@@ -7,7 +7,7 @@ Try: read documents="line" from a file with blank lines; tests/test_language_mod
 (test_property_documents_cover_every_line_that_is_not_blank) says where they go.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from llama.datasets.lines import json_records, numbered_lines, text_field
 
 
 class LanguageModelingDataset(Examples):
-    """The documents of text files: `dataset[i]` is {"text": str, "place": "file:line"}.
+    """The documents of text files, or of lists of texts: `dataset[i]` is {"text": str, "place": "file:line"}.
 
     block_size  tokens that a training sample predicts; documents are laid end to end and cut so (tasks/generation.py)
     overlap     tokens at the beginning of a sample that the sample before it has learned, given again as context
@@ -25,14 +25,18 @@ class LanguageModelingDataset(Examples):
     Blank documents are left out. Raises ValueError, naming file and line, for files that hold no such text.
     """
 
-    def __init__(self, *files: str | Path, block_size: int = 512, overlap: int = 0,
+    def __init__(self, *files: str | Path | Sequence[str], block_size: int = 512, overlap: int = 0,
                  documents: Literal["blank-line", "line"] = "blank-line"):
-        self.files = named_files(files, ".txt or .jsonl")
+        texts = [text for given in files if not isinstance(given, str | Path) for text in given]
+        paths = [given for given in files if isinstance(given, str | Path)]
+        self.files = [] if texts and not paths else named_files(paths, ".txt or .jsonl")
         if documents not in _READ_TEXT:
             raise ValueError(f"documents is '{documents}'; .txt files separate them by one of {', '.join(_READ_TEXT)}")
         check_blocks(block_size, overlap)
         self.block_size, self.overlap = block_size, overlap
-        self._examples = []
+        self._examples = [{"text": text, "place": f"text {i}"} for i, text in enumerate(texts) if text.strip()]
+        if texts and not self._examples:
+            raise ValueError(f"none of the {len(texts)} texts given holds more than blanks")
         for path in self.files:
             found = [{"text": text, "place": place} for place, text in _read(path, documents) if text.strip()]
             if not found:
