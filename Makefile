@@ -4,13 +4,21 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test parity bench tasks mutants lint clean
+.PHONY: demo test test-processors parity bench tasks mutants lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
 
 test: $(VENV)/ready
 	$(RUN) -m pytest
+
+# The tests whose outcome can depend on the processor, as on one with AVX2 alone and on one with less.
+PROCESSOR_TESTS := tests/test_fuse.py tests/test_learners.py tests/test_cli.py tests/test_by_hand.py \
+	tests/test_generation.py tests/test_generate.py tests/test_quantized_layers.py tests/test_distributed.py
+
+test-processors: $(VENV)/ready
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest $(PROCESSOR_TESTS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) -m pytest $(PROCESSOR_TESTS)
 
 parity: $(VENV)/ready .venv-parity/ready
 	$(RUN) -m tests.parity --judges .venv-parity/bin/python
