@@ -49,7 +49,6 @@ def model_of(changes, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ways_fast_versions_are_taken_where_nothing_was_edited(name, dtype, capsys):
-    state = torch.get_rng_state()
     model = model_of(VARIANTS[name], dtype)
     use_fused_blocks(model)
     assert all(isinstance(layer, FusedBlock) for layer in model.layers)
@@ -59,7 +58,6 @@ def test_two_ways_fast_versions_are_taken_where_nothing_was_edited(name, dtype, 
         use_custom_gradients(model)
         assert type(model.layers[0].mlp) is QuickMLP
     assert capsys.readouterr().err == ""
-    del state
 
 
 @pytest.mark.parametrize("bits", [8, 4])
