@@ -14,24 +14,28 @@ import json
 import sys
 from pathlib import Path
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     import torch
 
-    from llama import cli, distributed, recipes
-    from llama.checkpoint import get_model
-    from llama.cost import dry_run, resident
-    from llama.evaluate import judge
+    from llama.commands import flags
     from llama.freeze import freeze, learning_table, unfreeze
-    from llama.inspect import in_colour, show_sample, x_ray
-    from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora
+    from llama.lora.files import load_adapter
+    from llama.lora.swap import add_lora, merge_lora
+    from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
-    from llama.optimizer import OPTIMIZERS
-    from llama.quantize import is_quantized
+    from llama.pretrained import get_model
+    from llama.quantization.swap import is_quantized
+    from llama.runtime import cli, distributed
     from llama.tasks.instruction import InstructionTask
-    from llama.trainer import TrainConfig, Trainer
-    from weights.paths import home, resolve
+    from llama.trainer import Trainer
+    from llama.training import recipes
+    from llama.training.evaluation import judge
+    from llama.training.inspect_samples import in_colour, show_sample, x_ray
+    from llama.training.memory_estimate import dry_run, resident
+    from llama.training.optimizer import OPTIMIZERS, TrainConfig
+    from weights.formats.paths import home, resolve
 
 DATA = "identity.jsonl"
 
@@ -55,10 +59,10 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
-    cli.add_inspection(parser)
-    for record in (LoRAConfig, cli.TaskFlags, TrainConfig):
+    flags.add_inspection(parser)
+    for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
         cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern"))
-    cli.add_flags(parser, cli.ModelFlags, skip=("compile",))
+    cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
     parser.epilog = recipes.table()
     arguments = parser.parse_args()
@@ -80,15 +84,15 @@ def main() -> None:
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
 
-    cli.check_alone(arguments)
+    flags.check_alone(arguments)
 
     # Everything that can be refused is looked at before the model is loaded.
     config = cli.from_flags(TrainConfig, arguments)
     lora_config = cli.from_flags(LoRAConfig, arguments)
-    flags = cli.from_flags(cli.ModelFlags, arguments)
-    task_flags = cli.from_flags(cli.TaskFlags, arguments)
-    task, dataset = cli.task_and_dataset(task_flags)
-    device = distributed.join(cli.choose_device(flags.device))
+    model_flags = cli.from_flags(flags.ModelFlags, arguments)
+    task_flags = cli.from_flags(flags.TaskFlags, arguments)
+    task, dataset = flags.task_and_dataset(task_flags)
+    device = distributed.join(flags.choose_device(model_flags.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
     if not arguments.data and not Path(files[0]).exists():
         raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
@@ -113,26 +117,26 @@ def main() -> None:
     distributed.wait()
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
-    dtype = cli.choose_dtype(flags.dtype, device, purpose="train")
+    dtype = flags.choose_dtype(model_flags.dtype, device, purpose="train")
     program = resident()
     with distributed.first_goes_first():                            # it may have to be fetched
-        model = get_model(flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
-                          seed=flags.seed, bits=flags.bits)
+        model = get_model(model_flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
+                          seed=model_flags.seed, bits=model_flags.bits)
     if is_quantized(model) and (arguments.merge or not arguments.lora):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
-    cli.check_model(task_flags, model)
-    if flags.adapter:
-        load_adapter(model, resolve(flags.adapter, "adapters"))
+    flags.check_model(task_flags, model)
+    if model_flags.adapter:
+        load_adapter(model, resolve(model_flags.adapter, "adapters"))
         merge_lora(model, forget=True)
         unfreeze(model)
-    task.prepare(model, data, seed=flags.seed)
+    task.prepare(model, data, seed=model_flags.seed)
     if arguments.inspect is not None:
         x_ray(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
-              allow=arguments.allow, as_json=flags.json)
+              allow=arguments.allow, as_json=model_flags.json)
         return
     if arguments.lora:
-        add_lora(model, lora_config, generator=torch.Generator().manual_seed(flags.seed))
+        add_lora(model, lora_config, generator=torch.Generator().manual_seed(model_flags.seed))
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     elif arguments.freeze:
@@ -142,9 +146,9 @@ def main() -> None:
     masters = None if arguments.lora else dtype
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=flags.readable)
+                      readable=model_flags.readable)
     if arguments.dry_run:
-        dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, as_json=flags.json)
+        dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, as_json=model_flags.json)
         return
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
@@ -156,16 +160,16 @@ def main() -> None:
 
     if arguments.merge and distributed.first():                     # into the base as it is stored, not as it computed
         del trainer, model
-        base = get_model(flags.model, device=device, seed=flags.seed)
+        base = get_model(model_flags.model, device=device, seed=model_flags.seed)
         load_adapter(base, output)
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
     use += f" {'--adapter' if arguments.lora else '--model'} {output}"
-    if flags.model != cli.ModelFlags.model and arguments.lora:
-        use += f" --model {flags.model}"
-    if flags.bits:
-        use += f" --quantize {flags.quantize}"
+    if model_flags.model != flags.ModelFlags.model and arguments.lora:
+        use += f" --model {model_flags.model}"
+    if model_flags.bits:
+        use += f" --quantize {model_flags.quantize}"
     use += f" --task {task_flags.task} --data FILE" if labels else \
         " --chat" if isinstance(task, InstructionTask) else " --prompt TEXT"
     print(f"the result is in {output}; use it with\n    {use}", file=sys.stderr)

@@ -16,18 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     import torch
 
-    from llama import cli, terminal
-    from llama.beam import BeamConfig, beam_search
-    from llama.conversation import Conversation
+    from llama.commands import chat_loop, flags
     from llama.datasets.lines import json_records, numbered_lines, text_field
-    from llama.generation import Completion, encode_prompt, generate, room_for_answer
-    from llama.sampling import SamplingConfig
-    from llama.speculative import (
+    from llama.decoding.beam_search import BeamConfig, beam_search
+    from llama.decoding.chat_session import Conversation
+    from llama.decoding.speculative import (
         DraftModel,
         LookUp,
         SpeculationConfig,
@@ -36,6 +34,9 @@ with quiet_start(__name__):
         generate_speculatively,
         success,
     )
+    from llama.generation import Completion, encode_prompt, generate, room_for_answer
+    from llama.runtime import cli
+    from llama.sampling import SamplingConfig
     from llama.tasks.instruction import InstructionTask
 
 QUESTION = "What is the capital of France, and what is it known for?"
@@ -59,7 +60,7 @@ def main() -> None:
     cli.add_flags(parser, SamplingConfig)
     cli.add_flags(parser, BeamConfig)
     cli.add_flags(parser, SpeculationConfig)
-    cli.add_flags(parser, cli.ModelFlags)
+    cli.add_flags(parser, flags.ModelFlags)
     arguments = parser.parse_args()
 
     prompts = (arguments.prompt or []) + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
@@ -72,25 +73,26 @@ def main() -> None:
     chat = arguments.chat or interactive or sample_answer
     sampling, beams = cli.from_flags(SamplingConfig, arguments), cli.from_flags(BeamConfig, arguments)
     speculation = cli.from_flags(SpeculationConfig, arguments)
-    flags = cli.from_flags(cli.ModelFlags, arguments)
+    model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task = InstructionTask(arguments.chat_format)
 
-    model = cli.load(flags, purpose="generate")
+    model = flags.load(model_flags, purpose="generate")
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ValueError(f"{flags.model} has no tokenizer, so it neither reads nor writes text; give a model folder")
+        raise ValueError(f"{model_flags.model} has no tokenizer, so it neither reads nor writes text; give a model "
+                         "folder")
     chat_format = task.format(tokenizer) if chat else None
     if chat and not (arguments.chat_format or tokenizer.chat_template):
         print(f"this model has no chat format of its own; '{chat_format.name}' is used", file=sys.stderr)
     cache_dtype = None if arguments.cache_dtype == "auto" else getattr(torch, arguments.cache_dtype)
     options = {"max_new_tokens": arguments.max_new_tokens, "stop": arguments.stop or [],
                "ignore_eos": arguments.ignore_eos, "cache_dtype": cache_dtype}
-    drawing = {"sampling": sampling, "seed": flags.seed}
+    drawing = {"sampling": sampling, "seed": model_flags.seed}
     guessing = {}
     if speculation.wanted:
-        guessing = {"guesser": guesser(speculation, flags, model), "draft_tokens": speculation.draft_tokens}
+        guessing = {"guesser": guesser(speculation, model_flags, model), "draft_tokens": speculation.draft_tokens}
     if interactive:
-        terminal.chat(Conversation(model, tokenizer, chat_format, system=arguments.system, **options, **drawing,
+        chat_loop.chat(Conversation(model, tokenizer, chat_format, system=arguments.system, **options, **drawing,
                                    **guessing))
         return
 
@@ -127,11 +129,11 @@ def main() -> None:
     print(summary(completions, seconds), file=sys.stderr)
 
 
-def guesser(speculation: SpeculationConfig, flags: cli.ModelFlags, model: Any) -> DraftModel | LookUp:
+def guesser(speculation: SpeculationConfig, model_flags: flags.ModelFlags, model: Any) -> DraftModel | LookUp:
     """What guesses tokens. Raises ValueError for a draft model of another vocabulary."""
     if speculation.lookup:
         return LookUp()
-    draft = cli.load(dataclasses.replace(flags, model=speculation.draft, adapter=""), purpose="generate")
+    draft = flags.load(dataclasses.replace(model_flags, model=speculation.draft, adapter=""), purpose="generate")
     check_draft(model, draft, speculation.draft)
     return DraftModel(draft, vocab_size=model.tokenizer.vocab_size)
 

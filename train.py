@@ -14,27 +14,31 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     import torch
 
-    from llama import baselines, cli, distributed
+    from llama.benchmark import text_baselines
+    from llama.checkpoint import PretrainedLlama
+    from llama.commands import flags
     from llama.config import PRESETS, LlamaConfig, preset
-    from llama.cost import dry_run, resident
+    from llama.config_json import family
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
-    from llama.evaluate import evaluate
-    from llama.inspect import x_ray
-    from llama.model import Llama
-    from llama.optimizer import OPTIMIZERS
-    from llama.results import table
+    from llama.runtime import cli, distributed
+    from llama.runtime.progress import Progress
     from llama.tasks.generation import TextGenerationTask
-    from llama.terminal import Progress
-    from llama.trainer import TrainConfig, Trainer
-    from tokenizer import Tokenizer, bpe, load_tokenizer
+    from llama.trainer import Trainer
+    from llama.training.evaluation import evaluate
+    from llama.training.inspect_samples import x_ray
+    from llama.training.memory_estimate import dry_run, resident
+    from llama.training.optimizer import OPTIMIZERS, TrainConfig
+    from llama.training.results import table
+    from tokenizer import bpe, load_tokenizer
+    from tokenizer.base import Tokenizer
     from weights.fetch import fetch
-    from weights.paths import home, resolve
+    from weights.formats.paths import home, resolve
 
 CORPUS = "peoples-daily"
 VOCAB_SIZE = 4096
@@ -61,15 +65,15 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
-    cli.add_inspection(parser)
+    flags.add_inspection(parser)
     cli.add_flags(parser, TrainConfig, skip=("seed",))
-    cli.add_flags(parser, cli.ModelFlags, skip=("model", "adapter", "quantize", "compile"))
+    cli.add_flags(parser, flags.ModelFlags, skip=("model", "adapter", "quantize", "compile"))
     parser.set_defaults(epochs=100, minutes=8.5, lr=4e-3, batch_size=8, weight_decay=0.1, eval_every=1000,
                         save_every=500)
     arguments = parser.parse_args()
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
-    cli.check_alone(arguments)
+    flags.check_alone(arguments)
     if arguments.tokenizer and arguments.vocab_size is not None:
         raise ValueError("--vocab-size is for a tokenizer trained here, not for the one given with --tokenizer")
     vocab_size = arguments.vocab_size or VOCAB_SIZE
@@ -80,19 +84,20 @@ def main() -> None:
     config = cli.from_flags(TrainConfig, arguments)
     changes = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
     shape = preset(arguments.preset, **changes)
+    family(shape)                                                   # refuse before training what no file could hold
     if arguments.block_size > shape.max_position_embeddings:
         raise ValueError(f"--block-size {arguments.block_size} exceeds the model's context of "
                          f"{shape.max_position_embeddings}; lower it or raise --max-position-embeddings")
 
     # text; of several processes the first fetches, tokenises and writes, and the others find it done
-    device = distributed.join(cli.choose_device(arguments.device))
+    device = distributed.join(flags.choose_device(arguments.device))
     with distributed.first_goes_first():
-        files = cli.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
+        files = flags.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
     documents = [example["text"] for example in LanguageModelingDataset(*files, documents=arguments.documents)]
     hold_out = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
     cut = len(documents) - round(len(documents) * hold_out)
     documents, held_out = documents[:cut], documents[cut:]
-    eval_files = cli.data_files(arguments.eval_data or [])
+    eval_files = flags.data_files(arguments.eval_data or [])
     if eval_files:
         held_out = [example["text"] for example in LanguageModelingDataset(*eval_files, documents=arguments.documents)]
     if not documents:
@@ -118,7 +123,7 @@ def main() -> None:
         if writes and distributed.first():
             tokenizer.save(run / "tokenizer")
     task = TextGenerationTask()
-    dtype = cli.choose_dtype(arguments.dtype, device, purpose="train")
+    dtype = flags.choose_dtype(arguments.dtype, device, purpose="train")
     shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
     if not writes:
         with tempfile.TemporaryDirectory() as folder:
@@ -167,11 +172,9 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _model(shape: LlamaConfig, tokenizer: Tokenizer, device: torch.device, seed: int) -> Llama:
+def _model(shape: LlamaConfig, tokenizer: Tokenizer, device: torch.device, seed: int) -> PretrainedLlama:
     torch.manual_seed(seed)
-    model = Llama(shape).to(device)
-    model.tokenizer = tokenizer
-    return model
+    return PretrainedLlama(shape, tokenizer).to(device)
 
 
 def _tokens(path: Path, documents: list[str], sources: list[str], how: str, tokenizer: Tokenizer,
@@ -188,8 +191,8 @@ def _yardsticks(documents: str, held_out: str) -> dict[str, float]:
     """Bits per byte of the same held-out text, with the same training text known (of a large one its last part)."""
     documents = documents[-YARDSTICK:]
     held_out = held_out[:YARDSTICK]
-    return {"xz -9": baselines.xz_bits_per_byte(documents.encode(), held_out.encode()),
-            "5-gram": baselines.ngram_bits_per_byte(documents, held_out, order=5)}
+    return {"xz -9": text_baselines.xz_bits_per_byte(documents.encode(), held_out.encode()),
+            "5-gram": text_baselines.ngram_bits_per_byte(documents, held_out, order=5)}
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ HERE = Path(__file__).resolve().parent
 HOME = HERE.parent
 sys.path.insert(0, str(HOME))                                       # run by file name, from any folder
 
-from llama import cli  # noqa: E402
-from llama.terminal import cells, padded  # noqa: E402
+from llama.commands import flags  # noqa: E402
+from llama.runtime import cli  # noqa: E402
+from llama.runtime.progress import cells, padded  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
 
 COLUMN = 52
 
 
 def main() -> None:
-    fetch(cli.ModelFlags.model)
+    fetch(flags.ModelFlags.model)
     started = time.monotonic()
     questions = [json.loads(line)["instruction"] for line in (HERE / "questions.jsonl").open(encoding="utf-8")]
     adapter = cli.next_free(HOME / "adapters", "identity")

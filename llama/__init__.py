@@ -15,7 +15,7 @@ import importlib
 from typing import Any
 
 DOORS = {
-    "get_model": "llama.checkpoint",
+    "get_model": "llama.pretrained",
     "load_model": "llama.checkpoint",
     "TextGenerationTask": "llama.tasks.generation",
     "InstructionTask": "llama.tasks.instruction",
@@ -26,7 +26,7 @@ DOORS = {
     "NERTask": "llama.tasks.tagging",
     "SegmentationTask": "llama.tasks.tagging",
     "QuestionAnsweringTask": "llama.tasks.question_answering",
-    "ZeroShot": "llama.zero_shot.asking",
+    "ZeroShot": "llama.zero_shot.zero_shot",
     "Trainer": "llama.trainer",
     "split": "llama.datasets.split",
     "readable": "llama.fast.agreement",

@@ -2,7 +2,7 @@
 
 A model folder is Hugging Face's: config.json, model.safetensors (or shards), tokenizer and generation files. A single
 file, `model.save("model.pt")`, holds config, tensors and tokenizer in what `torch.load(weights_only=True)` reads. Both
-are written; GGUF files, Meta's folders and llama2.c's files are read as well, through weights/sources.py.
+are written; GGUF files, Meta's folders and llama2.c's files are read as well, through weights/formats/sources.py.
 Everything is written beside its destination first and renamed when whole, so that a killed run leaves no half file.
 
 Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint.py shows what is refused, and how.
@@ -11,66 +11,57 @@ Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llama.config import PRESETS, LlamaConfig, preset, unknown_name
-from llama.fuse import check_unfused
-from llama.heads import config_dict, described, head_config
-from llama.model import Llama
-from llama.quantize import bits_of, install, matrices_packed, noting_4_bits, quantize
-from llama.quantized_layers import Quantized
-from weights import huggingface
-from weights.fetch import MODELS, fetch
-from weights.packed import PARTS, Packed, entry
-from weights.paths import home, resolve
-from weights.single_file import SINGLE_FILE, read_whole, write_whole
-from weights.sources import open_source
+from llama.config import LlamaConfig
+from llama.config_json import config_from_dict, config_to_dict
+from llama.generation import continue_text
+from llama.heads import HeadConfig, add_head, head_config, head_of
+from llama.model import Llama, check_editable
+from llama.quantization.layers import Quantized
+from llama.quantization.loading import matrices_packed, noting_4_bits
+from llama.quantization.swap import bits_of, install
+from tokenizer.base import Tokenizer
+from weights.formats import huggingface
+from weights.formats.huggingface import misfit, some_names
+from weights.formats.quantized_matrix import PARTS, Packed, entry
+from weights.formats.single_file import SINGLE_FILE, write_whole
+from weights.formats.sources import open_source
 
 log = logging.getLogger(__name__)
 
-__all__ = ["fingerprint", "get_model", "load_model", "load_tensors", "misfit", "plain_tensors", "read_whole",
-           "save_model", "write_whole"]
 
+class PretrainedLlama(Llama):
+    """A Llama with what its files hold beside it, for the short API and for adapters, which name their base.
 
-def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-              seed: int = 0, bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
-              exact: dict[str, Packed] | None = None) -> Llama:
-    """A model by folder or file, by the name of a fetched (or fetchable) one, or by a preset's, with random weights.
-
-    dtype  None takes that of most numbers in the files
-    seed   of the random weights
-    bits   8 or 4 for a quantised model, and with it `fine` and `errors`; `exact` without (see `load_model`)
-
-    Raises ValueError, with the nearest names, for anything else.
+    tokenizer  None for a model that has none
+    source     the folder or file that it was loaded from; None for one that is of no file (any more)
+    step       what generation calls instead of `forward` where it can (fast/compiled_step.py); None for nothing
     """
-    name = str(name_or_folder)
-    if (path := resolve(name, "weights")).exists():
-        return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
-    if name in MODELS:
-        log.warning("%s is not here yet: fetching it once", name)
-        return load_model(fetch(name), device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
-    if name in PRESETS:
-        log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
-        torch.manual_seed(seed)
-        with torch.device(device):
-            model = Llama(preset(name)).to(dtype)
-        if bits:
-            (errors if errors is not None else {}).update(quantize(model, bits=bits, fine=fine))
-        return model
-    if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".pth", ".gguf", ".bin", ".safetensors"):
-        raise FileNotFoundError(f"{name}: there is no such model file or folder")
-    there = [folder.name for folder in (home() / "weights").glob("*/") if (folder / "config.json").exists()]
-    raise ValueError(unknown_name(name, sorted({*PRESETS, *MODELS, *there})))
+
+    def __init__(self, config: LlamaConfig, tokenizer: Tokenizer | None = None, source: Path | None = None):
+        super().__init__(config)
+        self.tokenizer, self.source = tokenizer, source
+        self.step: Any = None
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """The text that follows `prompt`. Options: max_new_tokens, temperature, top_k, … (see llama.generation)."""
+        return continue_text(self, self.tokenizer, prompt, **options)
+
+    def save(self, path: str | Path) -> None:
+        """A folder, or with the ending `.pt` a single file (see `save_model`)."""
+        save_model(self, path)
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
                bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
-               exact: dict[str, Packed] | None = None) -> Llama:
+               exact: dict[str, Packed] | None = None) -> PretrainedLlama:
     """The model in a folder or file of any form known here, with its tokenizer, tensor by tensor onto `device`.
 
     dtype   of all parameters; None takes that of most numbers in the files (what they pack becomes float32)
@@ -133,15 +124,16 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | Packed]], *
     model.tie()
 
 
-def save_model(model: Llama, path: str | Path, *, overwrite: bool = True) -> None:
+def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = True) -> None:
     """Write a model folder, or a single file if `path` ends in `.pt`, whole or not at all.
 
-    One in 8 or 4 bits is written as it is, in a way that other programs refuse (see weights/packed.py).
+    One in 8 or 4 bits is written as it is, in a way that other programs refuse (see
+    weights/formats/quantized_matrix.py).
 
     Raises ValueError for a model with LoRA layers: merge them, or save the adapter alone (llama.lora).
     """
     path = Path(path)
-    check_unfused(model)
+    check_editable(model)
     tensors = plain_tensors(model)
     files = model.tokenizer.files() if model.tokenizer else {}
     config = config_dict(model)
@@ -172,7 +164,7 @@ def plain_tensors(model: Llama) -> dict[str, Tensor]:
     packed = {f"{path}.{part}" for path, module in model.named_modules() if isinstance(module, Quantized)
               for part in PARTS}
     if foreign := tensors.keys() - expected - packed:
-        raise ValueError(f"the model holds more than a plain Llama ({_some(foreign)}); "
+        raise ValueError(f"the model holds more than a plain Llama ({some_names(foreign)}); "
                          "merge its adapter for good (llama.lora.merge_lora) or save the adapter alone (save_adapter)")
     return tensors
 
@@ -185,7 +177,7 @@ def fingerprint(path: str | Path) -> str:
     source = open_source(path)
     if recorded := source.quantization.get("fingerprint"):          # of the model that was rounded to this one
         return recorded
-    shape = LlamaConfig.from_dict(source.config).to_dict()
+    shape = config_to_dict(config_from_dict(source.config))
     pieces = [json.dumps(shape, sort_keys=True).encode()]
     for name, tensor in source.tensors():
         start = tensor.flatten()[:1024].to(torch.bfloat16).view(torch.int16)
@@ -198,7 +190,7 @@ def _dtype_fields(dtype: torch.dtype) -> dict[str, str]:
     return {"torch_dtype": name, "dtype": name}                     # older and newer readers each know one
 
 
-def _special_ids(tokenizer: Any) -> dict[str, Any]:
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     if tokenizer is None:
         return {}
     ends = list(tokenizer.eos_ids)
@@ -206,11 +198,18 @@ def _special_ids(tokenizer: Any) -> dict[str, Any]:
             "pad_token_id": tokenizer.pad_id}
 
 
-def misfit(missing: Iterable[str], unknown: Iterable[str]) -> str:
-    """«lacks a, b and also holds c»: how names found differ from names expected."""
-    return " and ".join([f"lacks {_some(missing)}"] * bool(missing) + [f"also holds {_some(unknown)}"] * bool(unknown))
+def config_dict(model: Llama) -> dict[str, Any]:
+    """config.json of a model, whichever head it has."""
+    head = head_of(model)
+    if head is None:
+        return config_to_dict(model.config)
+    return head.config.to_dict(replace(model.config, tie_word_embeddings=head.tied))
 
 
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def described(values: Mapping[str, Any]) -> PretrainedLlama:
+    """The model that a config.json describes, on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        model = PretrainedLlama(config_from_dict(dict(values)))
+        if (head := HeadConfig.from_dict(values)) is not None:
+            add_head(model, head)
+    return model

@@ -10,76 +10,22 @@ Try: weigh batches equally instead of by targets; tests/test_evaluate.py fails o
 import json
 import random
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
-    import torch
 
-    from llama import cli, distributed
-    from llama.objectives import Plain
-    from llama.results import errors, table, write_predictions
-    from llama.sharded import is_sharded, rest
+    from llama.commands import flags
+    from llama.runtime import cli
     from llama.tasks.generation import TextGenerationTask
-    from llama.tasks.instruction import ANSWER, InstructionTask
-    from llama.tasks.labelled import LabelledTask
-    from llama.tasks.task import Sample, Totals, longest_first
-    from llama.zero_shot.asking import ZeroShot
-
-Result = dict[str, Any]
+    from llama.tasks.instruction import ANSWER
+    from llama.training.evaluation import judge
+    from llama.training.objective import Plain
+    from llama.training.results import errors, table, write_predictions
+    from llama.zero_shot.zero_shot import ZeroShot
 
 MEASURED = ("generation", "instruction")                            # tasks whose perplexity is what is asked for
-
-
-def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> dict[str, float]:
-    """The task's scores over all samples."""
-    return objective.task.score(add_up(objective, samples, tokenizer, batch_size=batch_size))
-
-
-@torch.no_grad()
-def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> Totals:
-    """What the scores are made of. Processes share the samples, and all have the result."""
-    task, was_training = objective.task, objective.model.training
-    objective.eval()
-    totals = Totals()
-    batches = list(longest_first(samples, batch_size))
-    mine = distributed.part(batches)
-    for some in mine:
-        task.tally(totals, objective, samples, some, tokenizer)
-    for _ in range(distributed.longest_part(batches) - len(mine)):
-        task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
-    objective.train(was_training)
-    rest(objective)
-    return _of_all(totals)
-
-
-def _of_all(totals: Totals) -> Totals:
-    """What all processes have found together."""
-    loss, *counts = distributed.total(totals.loss, totals.targets, totals.bytes, totals.characters)
-    found = {number: each for part in distributed.of_all(totals.found) for number, each in part.items()}
-    return Totals(loss, *map(int, counts), found=found)
-
-
-def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
-          max_new_tokens: int = ANSWER) -> tuple[dict[str, float], list[Result]]:
-    """All scores of a task on a data set, and what was found in each example; tasks that write have written for it.
-
-    A model in shards writes nothing: its scores are those of the given answers alone.
-    """
-    model, task = objective.model, objective.task
-    task.check(dataset)
-    task.adopt(model)
-    samples = task.samples(dataset, model.tokenizer)
-    totals = add_up(objective, samples, model.tokenizer, batch_size=batch_size)
-    scores = task.score(totals)
-    if isinstance(task, LabelledTask):
-        return scores, task.results(totals)
-    if not isinstance(task, InstructionTask) or is_sharded(objective):
-        return scores, []
-    results = task.answered(model, dataset, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return scores | task.judge(results), results
 
 
 def main() -> None:
@@ -95,11 +41,11 @@ def main() -> None:
                            "task: labels by their likelihood, answers and entities copied from the text")
     untrained.add_argument("--few-shot", type=int, default=0, metavar="K", help="the same, with K examples in front")
     untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by --seed")
-    cli.add_flags(parser, cli.TaskFlags)
-    cli.add_flags(parser, cli.ModelFlags, skip=("compile",))
+    cli.add_flags(parser, flags.TaskFlags)
+    cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     arguments = parser.parse_args()
 
-    task_flags = cli.from_flags(cli.TaskFlags, arguments)
+    task_flags = cli.from_flags(flags.TaskFlags, arguments)
     untrained = arguments.zero_shot or arguments.few_shot > 0
     if (arguments.few_shot > 0) != bool(arguments.examples):
         raise ValueError("--few-shot K takes K examples from the files of --examples; give both, or neither")
@@ -108,7 +54,7 @@ def main() -> None:
                          "before alone; leave it out")
     if task_flags.words and not untrained:
         raise ValueError("--labels NAME=WORD says what a prompt calls a label; without --zero-shot there is none")
-    task, dataset = cli.task_and_dataset(task_flags)
+    task, dataset = flags.task_and_dataset(task_flags)
     if isinstance(task, TextGenerationTask) and (arguments.predictions or arguments.show_errors):
         raise ValueError(f"--predictions and --show-errors are about answers; --task {task_flags.task} has none")
     if untrained:
@@ -118,12 +64,12 @@ def main() -> None:
     data = some(dataset(arguments.data), arguments.limit, arguments.seed)
     task.check(data)
     purpose = "measure" if task_flags.task in MEASURED and not untrained else "find"
-    model = cli.load(cli.from_flags(cli.ModelFlags, arguments), purpose=purpose)
+    model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose=purpose)
     if untrained:
         results = shot.results(model, data, max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)
         scores = task.judge(results)
     else:
-        cli.check_model(task_flags, model)
+        flags.check_model(task_flags, model)
         scores, results = judge(Plain(model, task), data, batch_size=arguments.batch_size,
                                 max_new_tokens=arguments.max_new_tokens)
     details, text = task.details(results) if results else ({}, "")

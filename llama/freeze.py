@@ -16,7 +16,7 @@ from itertools import groupby
 
 from torch import nn
 
-from llama.lora import has_lora
+from llama.lora.swap import has_lora
 from llama.model import Llama
 
 log = logging.getLogger(__name__)

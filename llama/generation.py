@@ -4,7 +4,7 @@
              ->  one batch  ->  [ sample -> push -> drop rows that ended -> step ]*
 
 Prompts of different length share a batch: the short ones get padding on their left, which a mask hides and positions
-do not count, so that every row reads as if it were alone. sampling.py chooses the tokens, conversation.py keeps a chat.
+do not count, so that every row reads as if it were alone. sampling.py chooses the tokens, chat_session.py keeps a chat.
 
 Try: in `Decoder.read`, leave out the mask; tests/test_generation.py (test_two_ways_a_ragged_batch_equals_single_runs)
 fails, while the longest row still reads well. Leaving out the positions instead changes no text, since rotary attention
@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama.cache import KVCache
 from llama.heads import check_writes
-from llama.model import KVCache, Llama, padding_mask
+from llama.masks import padding_mask
+from llama.model import Llama
 from llama.sampling import SamplingConfig, sample, taken_from
 from tokenizer.chat import ChatFormat
 
@@ -206,32 +208,6 @@ class Decoder:
         self._padded = bool(padding.any())                          # asked once: a GPU would have to be waited for
 
 
-class Reader:
-    """A model and one text that it remembers: reads on from the longest beginning that it has read before.
-
-    What may be kept is found by comparing ids, never assumed. So whoever changes the text, cuts it off, or breaks into
-    a step needs to do nothing else. Options are those of Decoder.
-    """
-
-    def __init__(self, model: Llama, *, slots: int = 1024, chunk: int = 512, **options: Any):
-        self.decoder, self.chunk = Decoder(model, [0], slots, **options), chunk
-        self.ids: list[int] = []                                    # whose keys and values are in the cache
-
-    def read(self, ids: Sequence[int], count: int = 1) -> Tensor:
-        """The logits (count, V) that follow the last `count` of these ids."""
-        cache, ids = self.decoder.cache, list(ids)
-        kept = cache.truncate(min(shared([self.ids, ids]), len(ids) - count))
-        del self.ids[kept:]
-        if len(ids) > cache.max_length:     # it doubles: for 128k tokens of an 8B, 16 GB would be taken at once
-            cache.reserve(max(len(ids), 2 * cache.max_length))
-        while kept < len(ids):                                      # the last piece is the longest: it holds `count`
-            piece = ids[kept : kept + ((len(ids) - kept) % self.chunk or self.chunk)]
-            logits = self.decoder.read(torch.tensor([piece], device=self.decoder.model.device), min(count, len(piece)))
-            self.ids += piece                                       # only now: a step may be interrupted
-            kept += len(piece)
-        return logits[0]
-
-
 def shared(texts: Sequence[Sequence[int]]) -> int:
     """How many ids all of them have in common from the beginning on."""
     first, last = min(texts), max(texts)                            # in lexical order, the least alike
@@ -298,7 +274,7 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
     stop         texts that end a row and are not part of it
     ignore_eos   go on after ids that close a text
     seed         row i draws from a generator of its own, seeded with seed + i: its text is the same in any company
-                 (but for ties within the rounding of float arithmetic, and of weights: see products.py)
+                 (but for ties within the rounding of float arithmetic, and of weights: see fused_linear.py)
     batch_size   rows run at once; memory grows with it, results do not change
     cache_dtype  of keys and values; None takes the model's
     on_text      called with (row, new text) as the text grows; what it gets adds up to the row's `text`

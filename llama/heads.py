@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.config import LlamaConfig
+from llama.config_json import config_to_dict
 from llama.model import Llama
 
 
@@ -86,7 +87,7 @@ class HeadConfig:
 
     def to_dict(self, below: LlamaConfig) -> dict[str, Any]:
         """config.json of the model `below` with this head."""
-        values = below.to_dict()
+        values = config_to_dict(below)
         architecture = values["architectures"][0].removesuffix("ForCausalLM") + KINDS[self.kind].architecture
         values |= {"architectures": [architecture],
                    "id2label": {str(i): label for i, label in enumerate(self.labels)},
@@ -200,20 +201,3 @@ def check_writes(model: nn.Module) -> None:
     if (head := head_config(model)) is not None:
         raise ValueError(f"the model has a head for {', '.join(head.labels):.60}, so it writes no text; use it by "
                          "python -m llama.evaluate or a task's predict, or take the model below it")
-
-
-def config_dict(model: Llama) -> dict[str, Any]:
-    """config.json of a model, whichever head it has."""
-    head = head_of(model)
-    if head is None:
-        return model.config.to_dict()
-    return head.config.to_dict(replace(model.config, tie_word_embeddings=head.tied))
-
-
-def described(values: Mapping[str, Any]) -> Llama:
-    """The model that a config.json describes, on the meta device: shapes without memory."""
-    with torch.device("meta"):
-        model = Llama(LlamaConfig.from_dict(dict(values)))
-        if (head := HeadConfig.from_dict(values)) is not None:
-            add_head(model, head)
-    return model

@@ -20,13 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llama import cli
-from llama.checkpoint import get_model, save_model
-from llama.lora import check_mergeable, load_adapter, merge_lora, wrappers
-from llama.low_rank import LoRALinear
+from llama.checkpoint import save_model
+from llama.commands import flags
+from llama.lora.files import load_adapter
+from llama.lora.layers import LoRALinear
+from llama.lora.swap import check_mergeable, merge_lora, wrappers
 from llama.model import Llama
-from llama.proof import answers, prove_saved
-from weights.paths import resolve
+from llama.pretrained import get_model
+from llama.runtime import cli
+from llama.training.verify_saved import answers, prove_saved
+from weights.formats.paths import resolve
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,18 @@ def main() -> None:
     parser = cli.Parser("python -m llama.merge", "Fold an adapter into its model and write a plain model folder.")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the merged model goes")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    cli.add_flags(parser, cli.ModelFlags, skip=("compile", "quantize"))
+    cli.add_flags(parser, flags.ModelFlags, skip=("compile", "quantize"))
     arguments = parser.parse_args()
-    flags = cli.from_flags(cli.ModelFlags, arguments)
-    if not flags.adapter:
+    model_flags = cli.from_flags(flags.ModelFlags, arguments)
+    if not model_flags.adapter:
         raise ValueError("--adapter is missing: the folder of the adapter to merge")
     cli.check_output(Path(arguments.output), holds="config.json", overwrite=arguments.overwrite, resume=False)
-    dtype = None if flags.dtype == "auto" else getattr(torch, flags.dtype)          # auto: as the base is stored
-    model = get_model(flags.model, device=cli.choose_device(flags.device), dtype=dtype, seed=flags.seed)
-    load_adapter(model, resolve(flags.adapter, "adapters"))
+    dtype = None if model_flags.dtype == "auto" else getattr(torch, model_flags.dtype)  # auto: as the base is stored
+    model = get_model(model_flags.model, device=flags.choose_device(model_flags.device), dtype=dtype,
+                      seed=model_flags.seed)
+    load_adapter(model, resolve(model_flags.adapter, "adapters"))
     report = merge_and_save(model, arguments.output)
-    print(json.dumps({"output": arguments.output, **vars(report)}) if flags.json else arguments.output)
+    print(json.dumps({"output": arguments.output, **vars(report)}) if model_flags.json else arguments.output)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,16 @@ Try: in `apply_rotary`, pair neighbours (x[..., 0::2], x[..., 1::2]) as Meta's f
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from llama.cache import KVCache, LayerCache
 from llama.config import LlamaConfig
-from llama.rotary_scaling import SCALED
+from llama.masks import added_mask, causal_mask, padding_mask, within_window
+from llama.rope_scaling import SCALED
 
 
 class RMSNorm(nn.Module):
@@ -94,73 +93,6 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x32 * cos + turned * sin).to(x.dtype)
 
 
-def causal_mask(T: int, S: int, device: torch.device | str = "cpu") -> Tensor:
-    """(T, S) bool, True where query t may look at key s: the T queries are the last of the S positions."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
-
-
-def window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu") -> Tensor:
-    """As `causal_mask`, but a query sees `window` keys at most, itself and those before it (arXiv:2310.06825, sec. 2).
-
-    A layer sees no further; L layers together carry news over L · (window - 1) positions.
-    """
-    return causal_mask(T, S, device).triu(S - T - window + 1)
-
-
-def within_window(mask: Tensor | None, T: int, S: int, window: int, device: torch.device) -> Tensor | None:
-    """`mask` (None: causal) narrowed to a sliding window; as it is where there is none, or no text beyond it.
-
-    Its last axis is then as long as what T queries may see together, which is also all that a cache gives them.
-    """
-    if not window or S <= window:
-        return mask
-    S = min(S, window - 1 + T)
-    near = window_mask(T, S, window, device)
-    return near if mask is None else mask[..., -S:] & near
-
-
-def padding_mask(padding: Tensor, T: int, S: int) -> Tensor:
-    """Causal mask of left-padded rows: nobody looks at padding, except a padded position at itself.
-
-    (Without that exception its softmax would be over nothing, and 0/0 would spread from there as NaN.)
-
-    padding  (B,) int64, how many of a row's first slots are padding
-    ->       (B, 1, T, S) bool, for the last T of S slots
-    """
-    slots = torch.arange(S, device=padding.device)
-    itself = slots[S - T :, None] == slots
-    real = slots >= padding[:, None, None]                          # (B, 1, S)
-    return ((causal_mask(T, S, padding.device) & real) | itself).unsqueeze(1)
-
-
-def full_mask(lengths: Tensor, T: int) -> Tensor:
-    """Every position sees its whole row, what is behind it too, and no padding, which is on the right.
-
-    lengths  (B,) int64, at least 1
-    ->       (B, 1, 1, T) bool
-    """
-    return (torch.arange(T, device=lengths.device) < lengths[:, None])[:, None, None]
-
-
-def document_mask(lengths: Tensor) -> Tensor:
-    """Causal mask of texts that lie behind each other in one row: each position sees its own text, up to itself.
-
-    lengths  (n,) int64, of the texts;  ->  (T, T) bool with T their sum
-    """
-    text = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    return (text[:, None] == text).tril()
-
-
-def added_mask(mask: Any, dtype: torch.dtype) -> Any:
-    """A bool mask as numbers to add to scores: what torch's kernel would make of it anew in every layer.
-
-    Other kinds of mask (`Documents`) stay as they are.
-    """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-
-
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √K) v (arXiv:1706.03762, eq. 1) with H/G query heads to a key-value head (arXiv:2305.13245).
 
@@ -195,6 +127,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 class Attention(nn.Module):
     attend = staticmethod(attention)                                # `naive_attention` where the two differ
+    takes_documents = False                                         # whether `mask` may be masks.Documents
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -255,17 +188,12 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """A decoder-only transformer. `hidden` runs the blocks; `forward` applies the head to the rows asked for.
 
-    The model carries a tokenizer, and the path that it was loaded from, for the short API (`generate`, `save`) and
-    for adapters, which name their base; nothing inside reads them. `step` is what generation takes instead of `forward`
-    where it can, if there is one.
+    One that was loaded, and carries its tokenizer along, is a `PretrainedLlama` (checkpoint.py).
     """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.tokenizer: Any = None
-        self.source: Any = None
-        self.step: Any = None                                       # see compiled.py
         # Not drawn here, since `initialize` draws: on the meta device that would cost every load a second of imports.
         embedding = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
@@ -362,38 +290,8 @@ class Llama(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype                               # never quantised
 
-    def generate(self, prompt: str, **options: Any) -> str:
-        """The short door to `llama.generation`: continue a text. Options: max_new_tokens, temperature, top_k, …"""
-        from llama.generation import continue_text
 
-        return continue_text(self, self.tokenizer, prompt, **options)
-
-    def save(self, path: Any) -> None:
-        """The short door to `llama.checkpoint`: a folder, or with the ending `.pt` a single file."""
-        from llama.checkpoint import save_model
-
-        save_model(self, path)
-
-
-def checkpoint_activations(model: Llama) -> None:
-    """From now on keep only the blocks' inputs for the backward pass and compute the rest again: time for memory.
-
-    Non-reentrant, because the reentrant kind gives LoRA no gradient, silently, when the embeddings are frozen.
-    """
-    for layer in model.layers:
-        _checkpoint(layer)
-
-
-def checkpoint_mlps(model: Llama) -> None:
-    """The same for the feed-forward parts alone: they keep the most, for half of the work."""
-    for layer in model.layers:
-        _checkpoint(layer.mlp)
-
-
-def _checkpoint(module: nn.Module) -> None:
-    readable = partial(_forward, module)                            # not module.forward, which may be wrapped already
-    module.forward = partial(checkpoint, readable, use_reentrant=False)
-
-
-def _forward(module: nn.Module, *inputs: Any) -> Any:
-    return type(module).forward(module, *inputs)
+def check_editable(model: nn.Module) -> None:
+    """Raise ValueError where blocks were swapped for some that only generate: their parameters may be empty."""
+    if any(getattr(layer, "only_generates", False) for layer in model.layers):
+        raise ValueError("this model is fused, for generating alone; unfuse it first (llama.fast.fused_block)")

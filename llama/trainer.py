@@ -4,7 +4,7 @@ Where it stands is a single number, the step: which samples a step sees follows 
 resumed run goes on with the batches that an uninterrupted one would have seen.
 
 Beside the result, OUTPUT, lies OUTPUT.training: metrics.jsonl (a line a step), last.pt and best.pt. A result counts
-only once it was loaded again from the disk and found to be the model in memory (llama/proof.py).
+only once it was loaded again from the disk and found to be the model in memory (llama/training/verify_saved.py).
 
 Try: divide the loss by the number of micro-batches instead of by targets; tests/test_trainer.py
 (test_two_ways_accumulated_micro_batches_equal_one_batch) fails on ragged lengths.
@@ -25,31 +25,33 @@ from typing import Any, NoReturn
 
 import torch
 
-from llama import distributed, engine
-from llama.augment import dropped_words
-from llama.by_hand import slow_down
 from llama.checkpoint import save_model
-from llama.checks import examine
-from llama.compile_blocks import compilations, compile_blocks, uncompile_blocks
-from llama.evaluate import evaluate
 from llama.fast.agreement import readable as use_definitions
 from llama.fast.agreement import use_custom_gradients
-from llama.lora import adapter_configs, has_lora, save_adapter
-from llama.model import Llama, checkpoint_activations, checkpoint_mlps
-from llama.objectives import Plain
-from llama.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
-from llama.packing import laid_out, micro_batches, packs
-from llama.proof import prove_saved
-from llama.sharded import gathered, outline, shard, whole
+from llama.fast.compile_blocks import compilations, compile_blocks, uncompile_blocks
+from llama.fast.custom_autograd import slow_down
+from llama.lora.files import save_adapter
+from llama.lora.swap import adapter_configs, has_lora
+from llama.model import Llama
+from llama.runtime import distributed, worker
+from llama.runtime.progress import Progress
 from llama.tasks.task import Batch, Task, to_device
-from llama.terminal import Progress
-from llama.training_state import (
+from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
+from llama.training.data_checks import examine
+from llama.training.evaluation import evaluate
+from llama.training.fsdp import gathered, outline, shard, whole
+from llama.training.objective import Plain
+from llama.training.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
+from llama.training.packing import laid_out, micro_batches, packs
+from llama.training.run_state import (
     forget_state,
     random_state,
     read_state,
     set_random_state,
     write_state,
 )
+from llama.training.verify_saved import prove_saved
+from llama.training.word_dropout import dropped_words
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
@@ -63,7 +65,7 @@ class Trainer:
     output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes none, but with
             `save_epochs` that of each epoch, as ./models/NAME_epoch1 …
     resume  go on from OUTPUT.training/last.pt
-    allow   names in llama/checks.py of what need not hold of the training data
+    allow   names in llama/training/data_checks.py of what need not hold of the training data
     readable  run the definitions as they stand, and no fast version, not even one that agrees with them
 
     Raises ValueError where anything else there does not hold; `report` tells what was seen.
@@ -415,4 +417,4 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: on CUDA what was allocated there at most, elsewhere the largest resident size of this process."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else engine.peak_memory()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()

@@ -5,8 +5,8 @@ import signal
 import pytest
 import torch
 
+from llama.checkpoint import PretrainedLlama
 from llama.config import preset
-from llama.model import Llama
 from tokenizer import bpe
 
 torch.set_num_threads(1)                                          # tiny tensors: a second thread only gets in the way
@@ -42,7 +42,7 @@ def same_choices(ours, theirs, *, gap):
 def tiny_model(tiny_tokenizer):
     """A random Llama of two blocks with grouped queries and a tied head, and the tiny tokenizer."""
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
     model.tokenizer = tiny_tokenizer
     return model
 

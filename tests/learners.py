@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from llama.checkpoint import save_model
+from llama.checkpoint import PretrainedLlama, save_model
 from llama.config import preset
-from llama.model import Llama
 from tests.mutants import COPIED, HOME, mutated
 from tests.mutants import Mutant as Place
 from tokenizer import bpe
@@ -53,7 +52,8 @@ EDITS = [
          "return x + 0 * self.mlp(self.post_attention_layernorm(x))", FINETUNE),
     edit("blocks that do nothing", "llama/model.py", "return x + self.mlp(self.post_attention_layernorm(x))",
          "return x * 0.0", GENERATE),
-    edit("LoRA twice as strong", "llama/low_rank.py", "functional.linear(inner, self.lora_B.to(x.dtype)) * self.scale",
+    edit("LoRA twice as strong", "llama/lora/layers.py",
+         "functional.linear(inner, self.lora_B.to(x.dtype)) * self.scale",
          "functional.linear(inner, self.lora_B.to(x.dtype)) * self.scale * 2", FINETUNE),
     edit("smoothed labels", "llama/tasks/task.py", 'functional.cross_entropy(scores, targets, reduction="sum")',
          'functional.cross_entropy(scores, targets, reduction="sum", label_smoothing=0.1)', FINETUNE),
@@ -73,7 +73,7 @@ def write_material(folder: Path) -> None:
     """A random model that is far from any definition's neighbourhood, its tokenizer, and data to tune it on."""
     torch.manual_seed(0)
     tokenizer = bpe.train(TEXT * 4, 400, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    model = Llama(preset("test", vocab_size=tokenizer.vocab_size))
+    model = PretrainedLlama(preset("test", vocab_size=tokenizer.vocab_size))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.3)

@@ -2,7 +2,8 @@ import pytest
 
 import llama
 from llama.datasets.language_modeling import LanguageModelingDataset
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.optimizer import TrainConfig
 
 
 def test_worked_example_the_eight_lines_of_the_short_api(tiny_model, tmp_path, monkeypatch):

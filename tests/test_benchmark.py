@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 
-from llama import benchmark, checkpoint, measure
-from llama.aims import RATIOS
-from llama.benchmark import Work
+from llama import checkpoint
+from llama.benchmark import __main__ as benchmark
+from llama.benchmark import measure_generation
+from llama.benchmark.__main__ import Work
+from llama.benchmark.goals import RATIOS
 
 
 class Tiny:
@@ -20,7 +22,7 @@ class Tiny:
         if "int4" in command:
             raise ValueError("no 4 bits here")
         self.name = name
-        self.works = measure.works(checkpoint.load_model(command[4]), lookup="--lookup" in command)
+        self.works = measure_generation.works(checkpoint.load_model(command[4]), lookup="--lookup" in command)
 
     def __enter__(self):
         return self
@@ -75,7 +77,7 @@ def test_property_engines_take_turns(folder, monkeypatch):
     monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
     Tiny.log.clear()
     request = {"work": "decode", "prompt": [1, 2, 3], "new": 3}
-    command = ["python", "-m", "llama.measure", "--model", str(folder)]
+    command = ["python", "-m", "llama.benchmark.measure_generation", "--model", str(folder)]
     answers = benchmark.in_turn({"a": command, "b": command}, request, 3)
     assert Tiny.log == ["a", "b"] + ["a", "b"] * 3                  # once to warm up, then in turn
     assert [len(found) for found in answers.values()] == [3, 3]

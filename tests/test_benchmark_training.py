@@ -1,6 +1,6 @@
 import pytest
 
-from llama.benchmark_training import ROWS, WORKS, losses, operations, order, run, tables
+from llama.benchmark.training import ROWS, WORKS, losses, operations, order, run, tables
 
 
 def test_worked_example_operations():

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from tokenizer import bpe, load_tokenizer
-from tokenizer.learn import learn_merges
-from tokenizer.merge import merge
+from tokenizer.bpe_merge import merge
+from tokenizer.bpe_train import learn_merges
 from tokenizer.pretokenize import RULES
 
 TEXTS = ["The cat sat on the mat, and the other cat sat on the other mat.\n",

@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama import cache as module
 from llama.cache import Int8LayerCache, KVCache, LayerCache
+from llama.checkpoint import PretrainedLlama
 from llama.config import preset
-from llama.generation import Decoder, Reader
-from llama.model import Llama
+from llama.decoding.prefix_cache import Reader
+from llama.generation import Decoder
 
 PLAIN = preset("test", initializer_range=0.3)
 WINDOW = dataclasses.replace(PLAIN, sliding_window=6)
@@ -20,7 +21,7 @@ WINDOW = dataclasses.replace(PLAIN, sliding_window=6)
 
 def make(config=PLAIN):
     torch.manual_seed(0)
-    return Llama(config).eval()
+    return PretrainedLlama(config).eval()
 
 
 def new(config, B=1, max_length=64, dtype=torch.float32):

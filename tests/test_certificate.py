@@ -5,25 +5,24 @@ import sys
 import pytest
 import torch
 
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import RopeScaling, preset
-from llama.model import Llama
 from weights import certificate as module
 from weights import convert as command
-from weights import huggingface
 from weights import passage as built_in
 from weights.certificate import block_by_block, read_as_user, read_naively, verify
 from weights.convert import convert
+from weights.formats import huggingface
+from weights.formats.plain_llama import neighbours_together
+from weights.formats.sources import open_source
 from weights.passage import passage
-from weights.plain import neighbours_together
-from weights.sources import open_source
 
 
 @pytest.fixture(scope="module")
 def learned(tiny_tokenizer, tmp_path_factory):
     """A folder of a tiny model that knows the built-in text by heart, so that its rotary order can be told."""
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, num_hidden_layers=1))
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size, num_hidden_layers=1))
     model.tokenizer = tiny_tokenizer
     rows = passage(tiny_tokenizer, model.config).rows
     adam = torch.optim.Adam(model.parameters(), lr=2e-2)
@@ -102,7 +101,7 @@ def test_refusal_of_rows_in_the_other_rotary_order(learned, tmp_path):
 def test_property_untrained_models_have_no_rotary_order(seed, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(built_in, "TOKENS", 40)
     torch.manual_seed(seed)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=1.0))
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=1.0))
     model.tokenizer = tiny_tokenizer
     save_model(model, tmp_path / "source")
     source = open_source(tmp_path / "source")
@@ -180,7 +179,7 @@ def test_refusal_of_files_that_are_read_otherwise_than_they_were(folder, tmp_pat
         patch.setattr(huggingface, "read_tensor", lambda place, read=huggingface.read_tensor: read(place) * 2)
         verify(made)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="logits differ by .* from those"):
-        patch.setattr(module, "load_model", lambda path, dtype: Llama(load_model(path).config).eval())
+        patch.setattr(module, "load_model", lambda path, dtype: PretrainedLlama(load_model(path).config).eval())
         verify(made)
 
 
@@ -208,7 +207,7 @@ def test_property_a_model_for_another_task_has_no_logits_to_compare(tiny_model, 
 
 def test_property_rotary_scaling_comes_through(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(built_in, "TOKENS", 24)
-    model = Llama(preset("test", rope_scaling=RopeScaling("llama3", factor=8.0))).eval()
+    model = PretrainedLlama(preset("test", rope_scaling=RopeScaling("llama3", factor=8.0))).eval()
     model.tokenizer = None
     save_model(model, tmp_path / "source")
     assert verify(convert(tmp_path / "source", tmp_path / "made"))["config"]["rope_scaling"]["factor"] == 8.0
@@ -220,7 +219,7 @@ def test_property_rotary_scaling_comes_through(tiny_model, tmp_path, monkeypatch
 ], ids=["ntk", "yarn"])  # fmt: skip
 def test_property_numbers_of_a_config_may_be_kept_in_float32(scaling, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(built_in, "TOKENS", 24)
-    model = Llama(preset("test", vocab_size=tiny_model.config.vocab_size, rope_scaling=scaling)).eval()
+    model = PretrainedLlama(preset("test", vocab_size=tiny_model.config.vocab_size, rope_scaling=scaling)).eval()
     model.tokenizer = tiny_model.tokenizer
     save_model(model, tmp_path / "source")
     assert verify(convert(tmp_path / "source", tmp_path / "x.gguf"))["logits"]["limit"] is not None
@@ -229,7 +228,7 @@ def test_property_numbers_of_a_config_may_be_kept_in_float32(scaling, tiny_model
 def test_property_rows_without_a_token_are_told(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(built_in, "TOKENS", 24)
     ids = tiny_model.tokenizer.vocab_size
-    model = Llama(preset("test", vocab_size=ids + 5)).eval()
+    model = PretrainedLlama(preset("test", vocab_size=ids + 5)).eval()
     model.tokenizer = tiny_model.tokenizer
     save_model(model, tmp_path / "source")
     told = verify(convert(tmp_path / "source", tmp_path / "x.gguf"))

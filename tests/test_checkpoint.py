@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import llama
-from llama.checkpoint import fingerprint, get_model, load_model, read_whole, save_model, write_whole
+from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_model
 from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
-from llama.model import Llama
+from llama.pretrained import get_model
+from weights.formats.single_file import read_whole, write_whole
 
 
 def _same(a, b):
@@ -25,7 +26,7 @@ def _same(a, b):
 def test_two_ways_saved_and_loaded_are_the_same(tiny_model, tmp_path, name, tied):
     if not tied:
         tokenizer = tiny_model.tokenizer
-        tiny_model = Llama(preset("test", vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)).eval()
+        tiny_model = PretrainedLlama(preset("test", vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)).eval()
         tiny_model.tokenizer = tokenizer
     tiny_model.save(tmp_path / name)
     again = llama.load_model(tmp_path / name)
@@ -132,7 +133,7 @@ def test_refusal_a_model_with_lora_is_not_saved_as_a_plain_one(tiny_model, tmp_p
 
 def test_property_a_killed_write_leaves_the_old_file(tmp_path):
     write_whole(tmp_path / "x.pt", {"old": 1})
-    script = ("import os, signal; from pathlib import Path; from weights import huggingface, single_file\n"
+    script = ("import os, signal; from pathlib import Path; from weights.formats import huggingface, single_file\n"
               "def killed(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
               "huggingface.os.fsync = killed\n"
               f"single_file.write_whole(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")

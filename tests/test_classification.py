@@ -7,23 +7,23 @@ import torch
 
 import finetune
 import llama
-from llama.checkpoint import load_model
-from llama.checks import examine
+from llama.checkpoint import PretrainedLlama, load_model
 from llama.config import preset
 from llama.datasets.records import RecordDataset
-from llama.evaluate import add_up, evaluate
 from llama.evaluate import main as evaluate_main
 from llama.heads import HeadConfig, add_head
-from llama.inspect import show_sample
 from llama.lora import LoRAConfig, add_lora
-from llama.model import Llama
-from llama.objectives import Plain
-from llama.packing import pack
-from llama.results import errors, write_predictions
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.labelled import Labelled, windows
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.data_checks import examine
+from llama.training.evaluation import add_up, evaluate
+from llama.training.inspect_samples import show_sample
+from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
+from llama.training.packing import pack
+from llama.training.results import errors, write_predictions
 
 TEXTS = ["天气很好。", "The lazy dog sleeps, and the fox goes home.", "x", "你好，世界！今天天气很好。"]
 REVIEWS = [{"text": text, "label": label, "place": f"r:{i}"} for i, (text, label) in
@@ -246,12 +246,12 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
         TextGenerationTask().adopt(tiny_model)
     with pytest.raises(ValueError, match="the prompt is empty"):
         task.predict(tiny_model, [""])
-    lora = Llama(replace(preset("test"), vocab_size=tiny_tokenizer.vocab_size))
+    lora = PretrainedLlama(replace(preset("test"), vocab_size=tiny_tokenizer.vocab_size))
     lora.tokenizer = tiny_tokenizer
     add_lora(lora, LoRAConfig(rank=2))
     with pytest.raises(ValueError, match="add the head first, then LoRA"):
         Trainer(lora, ClassificationTask(), REVIEWS)
-    tokens = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size))
+    tokens = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size))
     add_head(tokens, HeadConfig(("O", "B-PER"), "tokens"))
     with pytest.raises(ValueError, match="the model's head is of kind tokens"):
         ClassificationTask().adopt(tokens)

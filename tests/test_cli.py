@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import same_choices
 
-from llama import cli
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, load_model, save_model
+from llama.commands import flags
 from llama.config import preset
-from llama.fuse import reads_few_apart
+from llama.fast.fused_block import reads_few_apart
+from llama.fast.fused_linear import packs_bfloat16
 from llama.generation import Decoder
 from llama.lora import LoRAConfig, add_lora, save_adapter
-from llama.model import Llama
-from llama.products import packs_bfloat16
-from llama.quantized_layers import Int4Linear, works
+from llama.quantization.layers import Int4Linear, works
+from llama.runtime import cli
 from weights.convert import convert
 
 
@@ -70,8 +70,8 @@ def test_refusal_a_type_that_no_flag_is_made_of():
 def test_refusal_a_device_that_is_not_here():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cuda: this machine has none"):
-            cli.choose_device("cuda")
-    assert cli.choose_device("cpu").type == "cpu"
+            flags.choose_device("cuda")
+    assert flags.choose_device("cpu").type == "cpu"
 
 
 @pytest.mark.parametrize("statement, code, words", [
@@ -102,7 +102,8 @@ def test_worked_example_exit_code_where_the_reader_leaves(stream, code):
     """Results may be read in part (`| head`); a training run whose log breaks off has not come to its end."""
     script = f"""if True:
         import sys
-        from llama import cli
+        from llama.commands import flags
+        from llama.runtime import cli
         cli.run(lambda: [print("x" * 999, file=sys.{stream}) for _ in range(999)])"""
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: subprocess.PIPE}
     writing = subprocess.Popen([sys.executable, "-c", script], **pipes)
@@ -113,10 +114,10 @@ def test_worked_example_exit_code_where_the_reader_leaves(stream, code):
 def test_worked_example_data_is_looked_for_here_and_then_in_the_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     there = cli.ROOMS / "examples" / "identity.jsonl"
-    assert cli.data_files(["examples/identity.jsonl", "nowhere.jsonl"]) == [str(there), "nowhere.jsonl"]
+    assert flags.data_files(["examples/identity.jsonl", "nowhere.jsonl"]) == [str(there), "nowhere.jsonl"]
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "identity.jsonl").touch()
-    assert cli.data_files(["examples/identity.jsonl"]) == ["examples/identity.jsonl"]
+    assert flags.data_files(["examples/identity.jsonl"]) == ["examples/identity.jsonl"]
 
 
 def test_worked_example_next_free_name(tmp_path):
@@ -146,7 +147,7 @@ def test_refusal_an_output_that_exists(tmp_path):
 
 
 def test_refusal_of_flags_that_are_another_tasks():
-    for flags, words in (({"task": "ner", "overlap": 8}, "--overlap 8: only the text of --task generation"),
+    for chosen, words in (({"task": "ner", "overlap": 8}, "--overlap 8: only the text of --task generation"),
                          ({"task": "opinion", "labels": ("a", "a=b")}, "--labels a,a=b: give each label once"),
                          ({"task": "translation", "labels": ("a",)}, "--task translation has no labels"),
                          ({"task": "summarization", "attention": "full"}, "whoever learns to write must not see"),
@@ -154,31 +155,31 @@ def test_refusal_of_flags_that_are_another_tasks():
                          ({"task": "segmentation", "scheme": "BMES"}, "only --task ner has a choice of tags"),
                          ({"task": "opinion", "multi_label": True}, "has no several labels")):
         with pytest.raises(ValueError, match=words):
-            cli.TaskFlags(**flags)
-    flags = cli.TaskFlags(task="sentiment", labels=("good=好评", "bad"))
-    assert flags.names == ("good", "bad") and flags.words == {"good": "好评"}
-    assert cli.task_and_dataset(cli.TaskFlags(task="ner", scheme="BMES"))[0].scheme == "BMES"
-    assert cli.task_and_dataset(cli.TaskFlags(task="opinion", pooling="mean"))[0].pooling == "mean"
+            flags.TaskFlags(**chosen)
+    chosen = flags.TaskFlags(task="sentiment", labels=("good=好评", "bad"))
+    assert chosen.names == ("good", "bad") and chosen.words == {"good": "好评"}
+    assert flags.task_and_dataset(flags.TaskFlags(task="ner", scheme="BMES"))[0].scheme == "BMES"
+    assert flags.task_and_dataset(flags.TaskFlags(task="opinion", pooling="mean"))[0].pooling == "mean"
 
 
 def test_property_a_perplexity_is_measured_in_float32_and_what_is_found_is_found_fast(monkeypatch):
-    monkeypatch.setattr(cli, "_cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(flags, "_cpu_multiplies_bfloat16", lambda: True)
     for purpose, dtype in (("measure", torch.float32), ("find", torch.bfloat16), ("generate", torch.bfloat16)):
-        assert cli.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype
+        assert flags.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype
 
 
 @pytest.mark.skipif(not (works(Int4Linear) and packs_bfloat16()), reason="no kernel of 4 bits or no packed bfloat16")
-@pytest.mark.parametrize("flags, read", [({}, True), ({"dtype": "bfloat16"}, False), ({"dtype": "float32"}, False)])
-def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(flags, read, monkeypatch, tiny_tokenizer, tmp_path):
+@pytest.mark.parametrize("more, read", [({}, True), ({"dtype": "bfloat16"}, False), ({"dtype": "float32"}, False)])
+def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(more, read, monkeypatch, tiny_tokenizer, tmp_path):
     """The whole way: a GGUF, the flags, single tokens through a cache, against the readable model in float32."""
-    monkeypatch.setattr(cli, "_cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(flags, "_cpu_multiplies_bfloat16", lambda: True)
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, hidden_size=64, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=16, intermediate_size=128, initializer_range=0.2))
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size, hidden_size=64, num_attention_heads=4,
+                                   num_key_value_heads=2, head_dim=16, intermediate_size=128, initializer_range=0.2))
     model.tokenizer = tiny_tokenizer
     save_model(model, tmp_path / "floats")
     file = convert(tmp_path / "floats", tmp_path / "x.gguf", quantization="Q4_1")
-    fast = cli.load(cli.ModelFlags(model=str(file), device="cpu", **flags), purpose="generate")
+    fast = flags.load(flags.ModelFlags(model=str(file), device="cpu", **more), purpose="generate")
     assert reads_few_apart(fast) == read
     tokens = torch.arange(40)[None] * 7 % 400
     with torch.inference_mode():
@@ -192,6 +193,6 @@ def test_worked_example_an_adapter_alone_brings_its_base(tiny_model, tmp_path, c
     tiny_model.source = tmp_path / "base"
     add_lora(tiny_model, LoRAConfig(rank=2))
     save_adapter(tiny_model, tmp_path / "adapter")
-    model = cli.load(cli.ModelFlags(adapter=str(tmp_path / "adapter"), device="cpu"), purpose="find")
+    model = flags.load(flags.ModelFlags(adapter=str(tmp_path / "adapter"), device="cpu"), purpose="find")
     assert model.config == tiny_model.config
     assert "the adapter's own base is taken" in capsys.readouterr().err

@@ -10,15 +10,16 @@ import pytest
 import torch
 from test_gguf import BF16, F16, METADATA, Q4_1, Q8_0, Array, K, llama_tensors, pack
 
-from llama.checkpoint import save_model
-from llama.config import LlamaConfig, preset
-from llama.model import Llama
+from llama.checkpoint import PretrainedLlama, save_model
+from llama.config import preset
+from llama.config_json import config_from_dict
 from tokenizer import chat, from_vocabulary, load_tokenizer
 from weights import convert as module
-from weights import gguf, huggingface, passage
+from weights import passage
 from weights.convert import convert
+from weights.formats import gguf, huggingface
+from weights.formats.sources import open_source
 from weights.passage import TEXT
-from weights.sources import open_source
 
 CHATML = chat.FORMATS["chatml"].template
 
@@ -139,7 +140,7 @@ def test_two_ways_a_folder_in_shards_becomes_one_file(packed, tmp_path):
 
 def zeros():
     """The tensors of SMALL by name."""
-    model = Llama(LlamaConfig.from_dict(SMALL))
+    model = PretrainedLlama(config_from_dict(SMALL))
     return {name: torch.zeros(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -251,7 +252,7 @@ def same(first, second, dtype=None):
 @pytest.mark.parametrize("tied", [True, False])
 def test_two_ways_there_and_back_is_the_same_to_the_bit(tiny_model, folder, tmp_path, name, more, tied):
     if not tied:
-        model = Llama(preset("test", vocab_size=tiny_model.config.vocab_size, tie_word_embeddings=False))
+        model = PretrainedLlama(preset("test", vocab_size=tiny_model.config.vocab_size, tie_word_embeddings=False))
         model.tokenizer = tiny_model.tokenizer
         save_model(model, folder)
     there = convert(folder, tmp_path / "other" / name, **more)
@@ -292,7 +293,7 @@ def test_two_ways_a_sentencepiece_vocabulary_goes_everywhere(tmp_path):
     words = {"model": "llama", "pre": None, "tokens": pieces, "types": [2, 3, 3] + [6] * 256 + [1] * 4,
              "scores": [0.0] * 259 + [-2.0, -3.0, -4.0, -1.0], "merges": None, "bos_id": 1, "eos_ids": [2],
              "pad_id": None, "unk_id": 0, "add_bos": True, "add_space_prefix": True, "chat_template": None}
-    model = Llama(preset("test", vocab_size=len(pieces)))
+    model = PretrainedLlama(preset("test", vocab_size=len(pieces)))
     model.tokenizer = from_vocabulary(words)
     save_model(model, tmp_path / "source")
     ids = model.tokenizer.encode("a ab 骆\n")
@@ -306,7 +307,7 @@ def test_two_ways_a_sentencepiece_vocabulary_goes_everywhere(tmp_path):
 
 
 def test_property_biases_of_qwen_2_come_through(tiny_model, tmp_path):
-    model = Llama(preset("test", vocab_size=tiny_model.config.vocab_size, qkv_bias=True))
+    model = PretrainedLlama(preset("test", vocab_size=tiny_model.config.vocab_size, qkv_bias=True))
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
@@ -390,7 +391,7 @@ def test_property_one_tensor_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "read_tensor", counted)
     monkeypatch.setattr(passage, "TOKENS", 2)
     with torch.device("meta"):
-        Llama(preset("test"))                                       # what torch imports at first use is not counted
+        PretrainedLlama(preset("test"))  # what torch imports at first use is not counted
     tracemalloc.start()
     convert(tmp_path / "file", tmp_path / "model")
     peak = tracemalloc.get_traced_memory()[1]

@@ -7,19 +7,20 @@ import torch
 
 import finetune
 import train
-from llama import cli, cost
-from llama.by_hand import quicken
-from llama.checkpoint import save_model
+from llama import cost
+from llama.checkpoint import PretrainedLlama, save_model
+from llama.commands import flags
 from llama.config import preset
-from llama.cost import Layer, kept_a_token, layers_of, training_memory
+from llama.fast.custom_autograd import quicken
 from llama.freeze import freeze
 from llama.lora import LoRAConfig, add_lora, save_adapter
-from llama.model import Llama
-from llama.objectives import Plain
-from llama.optimizer import Masters
 from llama.quantize import quantize
 from llama.tasks.generation import TextGenerationTask
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training import memory_estimate
+from llama.training.memory_estimate import Layer, kept_a_token, layers_of, training_memory
+from llama.training.objective import Plain
+from llama.training.optimizer import Masters, TrainConfig
 from tests.together import TALK, InstructionTask
 
 SIZES = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -41,16 +42,16 @@ def test_worked_example_what_a_block_keeps_of_a_token():
 
 
 def test_worked_example_the_terms_of_a_step():
-    model = Llama(preset("test", **SIZES, num_hidden_layers=2, tie_word_embeddings=True))
+    model = PretrainedLlama(preset("test", **SIZES, num_hidden_layers=2, tie_word_embeddings=True))
     numbers = 64 * 96 + 2 * (2 * 96 * 96 + 2 * 96 * 32 + 3 * 96 * 256 + 2 * 96) + 96
     tokens = 1000
     ends = tokens * (4 * 96 + 4 + 2 * 2 * 96)
     block = 4128                                                    # of a token, as above
     terms = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, program=10**6)
     assert terms == {
-        "program": 10**6 + cost.KERNELS, "weights": 2 * numbers, "float32 masters": 4 * numbers,
+        "program": 10**6 + memory_estimate.KERNELS, "weights": 2 * numbers, "float32 masters": 4 * numbers,
         "optimiser": 8 * numbers, "kept for backward": 2 * tokens * block + ends,
-        "holes between": round(cost.HOLES["full"][0] * (2 * tokens * block + ends)),
+        "holes between": round(memory_estimate.HOLES["full"][0] * (2 * tokens * block + ends)),
         "scores": 900 * 64 * 2 + 2 * 900 * 64 * 4 + 2 * 2 * 96 * (900 + 64),            # logits, float32, gradients
         "gradients beyond": 0}
     frugal = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed="blocks",
@@ -71,7 +72,7 @@ def test_two_ways_kept_for_backward(quick, learns, dtype):
     kept, B, T = [], 2, 128
     for L in (2, 3):
         torch.manual_seed(0)
-        model = Llama(preset("test", **SIZES, num_hidden_layers=L))
+        model = PretrainedLlama(preset("test", **SIZES, num_hidden_layers=L))
         if learns == "lora":
             model.to(dtype)
             add_lora(model, LoRAConfig(rank=8))
@@ -100,11 +101,11 @@ def test_two_ways_kept_for_backward(quick, learns, dtype):
 
 
 def test_property_blocks_below_the_lowest_that_learns_keep_nothing():
-    model = Llama(preset("test", **SIZES, num_hidden_layers=4))
+    model = PretrainedLlama(preset("test", **SIZES, num_hidden_layers=4))
     assert len(layers_of(model, size=4)) == 4
     freeze(model, layers=3, embeddings=True)
     assert [layer.learned for layer in layers_of(model, size=4)] == [True]
-    model = Llama(preset("test", **SIZES, num_hidden_layers=4))
+    model = PretrainedLlama(preset("test", **SIZES, num_hidden_layers=4))
     add_lora(model, LoRAConfig(rank=2, layers=(2,), targets=("q_proj",)))
     assert [layer.adapted for layer in layers_of(model, size=4)] == [{"q_proj": (96, 2)}, {}]
 
@@ -116,10 +117,10 @@ def _trainer(model, **config):
 def test_worked_example_the_largest_batch_and_a_limit_in_minutes(tiny_model):
     trainer = _trainer(tiny_model, batch_size=8, epochs=3, minutes=1e-6, pack="off")
     targets = sum(s.targets for s in trainer.samples)
-    assert cost.largest_batch(trainer) == (8 * max(s.reads for s in trainer.samples), targets)
+    assert memory_estimate.largest_batch(trainer) == (8 * max(s.reads for s in trainer.samples), targets)
     trainer.packs = True
-    assert cost.largest_batch(trainer) == (sum(s.reads for s in trainer.samples), targets)
-    found = cost.probe(trainer)
+    assert memory_estimate.largest_batch(trainer) == (sum(s.reads for s in trainer.samples), targets)
+    found = memory_estimate.probe(trainer)
     assert found["steps"] == 3 and found["seconds"] == pytest.approx(6e-5) and found["seconds_a_step"] > 0
 
 
@@ -128,7 +129,7 @@ def test_two_ways_what_is_written_is_as_large_as_was_said(lora, tiny_model, tmp_
     monkeypatch.chdir(tmp_path)
     if lora:
         add_lora(tiny_model, LoRAConfig(rank=64))
-    cost.dry_run(_trainer(tiny_model, batch_size=4), optimizer="adamw", dtype=None, program=0, as_json=True)
+    memory_estimate.dry_run(_trainer(tiny_model, batch_size=4), optimizer="adamw", dtype=None, program=0, as_json=True)
     said = json.loads(capsys.readouterr().out)["dry_run"]
     assert not list(tmp_path.iterdir())
     (save_adapter if lora else save_model)(tiny_model, tmp_path / "x")
@@ -140,22 +141,23 @@ def test_two_ways_what_is_written_is_as_large_as_was_said(lora, tiny_model, tmp_
 @pytest.mark.parametrize("bits", [8, 4])
 def test_two_ways_a_model_of_few_bits_has_as_many_parameters(bits, tiny_model):
     expected = sum(p.numel() for p in tiny_model.parameters())
-    assert cost.count(tiny_model) == expected
+    assert memory_estimate.count(tiny_model) == expected
     quantize(tiny_model, bits=bits)
-    assert cost.count(tiny_model) == expected
+    assert memory_estimate.count(tiny_model) == expected
 
 
 def test_property_masters_are_predicted_though_the_model_is_lowered_already(tiny_model):
     numbers = sum(p.numel() for p in tiny_model.parameters())
     assert _trainer(tiny_model).masters.bytes() == 0
     trainer = Trainer(tiny_model, InstructionTask(chat_format="chatml"), TALK, dtype=torch.bfloat16)
-    terms = cost.predict(trainer, optimizer="adamw", dtype=torch.bfloat16, program=0, loading=0)["terms"]
+    terms = memory_estimate.predict(trainer, optimizer="adamw", dtype=torch.bfloat16, program=0, loading=0)["terms"]
     assert terms["float32 masters"] == 4 * numbers and terms["weights"] == 2 * numbers
 
 
 def test_worked_example_a_row_of_the_comparison():
-    row = {"run": "LoRA", "predicted": 90 * cost.MB, "measured": 100 * cost.MB, "training_predicted": 120 * cost.MB,
-           "training_measured": 100 * cost.MB}
+    MB = memory_estimate.MB
+    row = {"run": "LoRA", "predicted": 90 * MB, "measured": 100 * MB, "training_predicted": 120 * MB,
+           "training_measured": 100 * MB}
     assert cost.line(row).split() == ["LoRA", "training", "120", "MB", "100", "MB", "+20.0%", "with", "saving", "90.0",
                                       "MB", "100", "MB", "-10.0%", "beyond", "15", "%"]
 
@@ -163,11 +165,11 @@ def test_worked_example_a_row_of_the_comparison():
 def test_refusal_a_dry_run_of_many_or_of_half_a_run(monkeypatch):
     asked = argparse.Namespace(dry_run=True, inspect=None, resume=True)
     with pytest.raises(ValueError, match="--dry-run is about a run that has not begun; leave --resume out"):
-        cli.check_alone(asked)
+        flags.check_alone(asked)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(ValueError, match="look at one process; leave torchrun out"):
-        cli.check_alone(asked)
+        flags.check_alone(asked)
 
 
 @pytest.mark.parametrize("door", ["finetune.py", "train.py"])

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama import cli, distributed
 from llama.checkpoint import load_model
 from llama.lora import load_adapter
-from llama.sharded import outline
-from llama.trainer import TrainConfig, Trainer
+from llama.runtime import cli, distributed
+from llama.trainer import Trainer
+from llama.training.fsdp import outline
+from llama.training.optimizer import TrainConfig
 from tests import together
 
 HOME = Path(__file__).resolve().parent.parent

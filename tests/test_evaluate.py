@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from llama.evaluate import evaluate
-from llama.objectives import Plain
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
+from llama.training.evaluation import evaluate
+from llama.training.objective import Plain
 
 EXAMPLES = [{"messages": [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "one " * n}],
              "place": str(n)} for n in (1, 5, 9, 2)]

@@ -1,17 +1,17 @@
 import pytest
 import torch
 
+from llama.checkpoint import PretrainedLlama
 from llama.config import preset
 from llama.freeze import freeze, learning_table, unfreeze
 from llama.lora import LoRAConfig, add_lora, set_active
-from llama.model import Llama
 
 TOKENS = torch.arange(24).reshape(2, 12) * 5 % 512
 
 
 def build(*, tied=False, layers=4):
     torch.manual_seed(0)
-    return Llama(preset("test", tie_word_embeddings=tied, num_hidden_layers=layers))
+    return PretrainedLlama(preset("test", tie_word_embeddings=tied, num_hidden_layers=layers))
 
 
 def learning(model):

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_terminal import Typist
+from test_chat_loop import Typist
 
 import generate
-from llama import cli
-from llama.checkpoint import get_model, save_model
+from llama.checkpoint import save_model
 from llama.lora import LoRAConfig, add_lora, save_adapter
+from llama.pretrained import get_model
+from llama.runtime import cli
 from tokenizer.chat import FORMATS
 
 DOOR = Path(generate.__file__)

@@ -11,10 +11,10 @@ import torch
 
 from llama import cache, generation
 from llama.cache import KVCache
+from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
-from llama.fast.numbers import relative_error
+from llama.fast.numbers import relative_difference
 from llama.generation import Decoder, StopStrings, continue_text, encode_prompt, generate
-from llama.model import Llama
 from llama.sampling import SamplingConfig
 from tokenizer.chat import FORMATS
 from tokenizer.spm import SentencePieceTokenizer
@@ -71,7 +71,8 @@ def test_two_ways_cached_decoding_equals_running_the_whole_text_anew(tiny_model,
 def test_two_ways_a_ragged_batch_of_each_variant_equals_running_whole_texts_anew(tiny_tokenizer, changes):
     """The dynamic one was trained on 16 positions, and what is written crosses them in every row, at its own time."""
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
+    shape = preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)
+    model = PretrainedLlama(shape).eval()
     written = generate(model, PROMPTS, tokenizer=tiny_tokenizer, sampling=GREEDY, max_new_tokens=20, ignore_eos=True,
                        prefill_chunk=3)
     for prompt, completion in zip(PROMPTS, written, strict=True):
@@ -89,8 +90,8 @@ def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
     prefilled, stepped = batch.step(padded), batch.step(torch.full((4, 1), 30))
     for row, prompt in enumerate(PROMPTS):
         single = Decoder(tiny_model, [0], 9, vocab_size=400)
-        assert relative_error(prefilled[row], single.step(torch.tensor([prompt]))[0]) < 1e-5
-        assert relative_error(stepped[row], single.step(torch.tensor([[30]]))[0]) < 1e-5
+        assert relative_difference(prefilled[row], single.step(torch.tensor([prompt]))[0]) < 1e-5
+        assert relative_difference(stepped[row], single.step(torch.tensor([[30]]))[0]) < 1e-5
 
 
 @pytest.mark.parametrize("changes, shared", [
@@ -103,7 +104,8 @@ def test_two_ways_a_pass_for_each_length_equals_one_for_all(monkeypatch, tiny_to
     monkeypatch.setattr(cache, "ROLL", 3)
     monkeypatch.setattr(cache, "TAKEN_BACK", 2)
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
+    shape = preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)
+    model = PretrainedLlama(shape).eval()
     options = {"tokenizer": tiny_tokenizer, "sampling": HOT, "max_new_tokens": 30, "ignore_eos": True, "seed": 5,
                "cache_dtype": cache_dtype, "num_samples": 2}
     start = list(range(30, 30 + generation.WORTH_SHARING)) if shared else []
@@ -165,7 +167,7 @@ def test_two_ways_prefill_in_chunks_equals_one_shot(write, tiny_model, chunk):
     tokens = torch.tensor([PROMPTS[2], [0] * 5 + PROMPTS[0]])
     for piece in tokens.split(chunk, dim=1):
         logits = decoder.step(piece)
-    assert relative_error(logits, whole.step(tokens)) < 1e-5
+    assert relative_difference(logits, whole.step(tokens)) < 1e-5
 
 
 def test_two_ways_samples_of_a_prompt_equal_the_prompt_given_several_times(write):
@@ -195,7 +197,8 @@ def test_two_ways_a_cache_that_grew_equals_one_made_large(tiny_model):
     "max_position_embeddings": 24, "rope_scaling": RopeScaling("dynamic", 4.0)}], ids=["plain", "window", "dynamic"])
 def test_two_ways_prompts_with_a_common_start_equal_single_runs(tiny_tokenizer, changes):
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)).eval()
+    shape = preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)
+    model = PretrainedLlama(shape).eval()
     start, ran, hidden = list(range(30, 50)), [], model.hidden
     prompts = [start + rest for rest in ([5], [6, 7, 8], list(range(60, 90)), [], [5, 6])]
     options = {"tokenizer": tiny_tokenizer, "sampling": GREEDY, "max_new_tokens": 6, "ignore_eos": True}
@@ -331,7 +334,7 @@ def test_worked_example_raw_text_goes_on_with_the_space_that_sentencepiece_keeps
 # The model around it
 
 def test_property_no_id_beyond_the_tokenizers(tiny_tokenizer):
-    padded = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size + 600)).eval()
+    padded = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size + 600)).eval()
     completion = generate(padded, [[5]], tokenizer=tiny_tokenizer, sampling=SamplingConfig(temperature=50, top_p=0),
                           ignore_eos=True, max_new_tokens=60)[0]
     assert max(completion.token_ids) < tiny_tokenizer.vocab_size

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from weights.gguf import config, open_gguf, packed, read_tensor, read_tensors, tensor_ledger, vocabulary, write_gguf
-from weights.gguf_file import blocks
+from weights.formats.gguf import config, packed, read_tensor, read_tensors, tensor_ledger, write_gguf
+from weights.formats.gguf_file import blocks, open_gguf
+from weights.formats.gguf_vocabulary import vocabulary
 
 # ---- a tiny writer: what llama.cpp writes, byte by byte
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from weights.gguf_blocks import FORMATS, NAMED
+from weights.formats.gguf_blocks import FORMATS, NAMED
 
 # What the gguf library makes of random blocks and of random numbers; tests/parity/formats.py writes it.
 FIXTURE = load_file(Path(__file__).parent / "fixtures" / "gguf_blocks.safetensors")

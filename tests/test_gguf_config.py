@@ -5,9 +5,10 @@ import pytest
 from test_gguf import F32, METADATA, Array, D, F, G, H, K, L, V, changed, llama_tensors, save
 
 from llama.config import LlamaConfig, RopeScaling
-from weights import gguf_config
-from weights.gguf import config, open_gguf, read_tensors, tensor_ledger
-from weights.gguf_file import write_file
+from llama.config_json import config_from_dict, config_to_dict
+from weights.formats import gguf_config
+from weights.formats.gguf import config, read_tensors, tensor_ledger
+from weights.formats.gguf_file import open_gguf, write_file
 
 
 def test_worked_example_config(tmp_path):
@@ -90,7 +91,7 @@ def bias(parts):
 def test_worked_example_class(tmp_path, parts, changes, expected):
     values = config(open_gguf(save(tmp_path / "file", METADATA | changes, llama_tensors() | bias(parts))))
     assert expected.items() <= values.items()
-    LlamaConfig.from_dict(values)
+    config_from_dict(values)
 
 
 def test_refusal_of_other_biases(tmp_path):
@@ -108,7 +109,7 @@ SHAPE = LlamaConfig(V, D, F, L, H, G, max_position_embeddings=256)
 
 def written(tmp_path, config, biased=(), tensors=None):
     """The config as a file says it again."""
-    metadata, table = gguf_config.metadata(config.to_dict(), set(biased))
+    metadata, table = gguf_config.metadata(config_to_dict(config), set(biased))
     extra = {} if table is None else {"rope_freqs.weight": (table.shape, F32, table.tobytes())}
     write_file(tmp_path / "keys", metadata, [], [])
     metadata = open_gguf(tmp_path / "keys").metadata
@@ -117,7 +118,7 @@ def written(tmp_path, config, biased=(), tensors=None):
              "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
     stored = {key.replace(part, names[part]): value for key, value in stored.items() for part in names if part in key}
     tensors = llama_tensors(tied=config.tie_word_embeddings) | extra | stored
-    return LlamaConfig.from_dict(gguf_config.config(open_gguf(save(tmp_path / "file", metadata, tensors))))
+    return config_from_dict(gguf_config.config(open_gguf(save(tmp_path / "file", metadata, tensors))))
 
 
 @pytest.mark.parametrize("changes, biased", [
@@ -158,11 +159,11 @@ def test_two_ways_mscale_and_the_attention_factor_it_stands_for(tmp_path):
 ], ids=["window", "dynamic", "qwen2 llama3", "low_freq_factor", "beta_fast", "truncate", "qwen2 head_dim"])  # fmt: skip
 def test_refusal_to_write_what_llama_cpp_does_not_compute(changes, biased, words):
     with pytest.raises(ValueError, match=words):
-        gguf_config.metadata(replace(SHAPE, **changes).to_dict(), set(biased))
+        gguf_config.metadata(config_to_dict(replace(SHAPE, **changes)), set(biased))
 
 
 def test_refusal_of_incomplete_configs():
-    values = SHAPE.to_dict()
+    values = config_to_dict(SHAPE)
     for name in ("rms_norm_eps", "max_position_embeddings", "hidden_size"):
         with pytest.raises(ValueError, match=f"the config has no {name}"):
             gguf_config.metadata(values | {name: None}, set())

@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_gguf import F32, METADATA, save, string
 
-from weights.gguf import open_gguf, read_tensors
-from weights.gguf_blocks import NAMED
-from weights.gguf_file import blocks, write_file
+from weights.formats.gguf import read_tensors
+from weights.formats.gguf_blocks import NAMED
+from weights.formats.gguf_file import blocks, open_gguf, write_file
 
 
 def test_worked_example_bytes_of_a_file(tmp_path):

@@ -1,9 +1,9 @@
 import pytest
 from test_gguf import METADATA, Array, changed, save
 
-from weights import gguf_vocabulary
-from weights.gguf import open_gguf, vocabulary
-from weights.gguf_file import write_file
+from weights.formats import gguf_vocabulary
+from weights.formats.gguf_file import open_gguf, write_file
+from weights.formats.gguf_vocabulary import vocabulary
 
 
 def test_worked_example_vocabulary(tmp_path):

@@ -9,14 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
 from llama.freeze import freeze, learning_table
 from llama.heads import HeadConfig, add_head, head_config, head_of, remove_head
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter, unmerge_lora
-from llama.model import Llama, full_mask, naive_attention
-from llama.proof import prove_saved
+from llama.masks import full_mask
+from llama.model import naive_attention
 from llama.quantize import quantize
+from llama.training.verify_saved import prove_saved
 
 IDS = torch.tensor([[5, 300, 7, 41, 41, 9]])
 LABELS = ("差", "好", "mixed")
@@ -30,7 +31,7 @@ def headed(model, kind="sequence", **more):
 
 def untied(tokenizer):
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)).eval()
+    model = PretrainedLlama(preset("test", vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)).eval()
     model.tokenizer = tokenizer
     return model
 
@@ -176,7 +177,7 @@ def test_refusal_of_configurations():
 
 
 def test_refusal_of_models_that_take_no_head(tiny_model, tiny_tokenizer):
-    windowed = Llama(preset("test", sliding_window=8))
+    windowed = PretrainedLlama(preset("test", sliding_window=8))
     with pytest.raises(ValueError, match="sliding window of 8 positions"):
         headed(windowed, attention="full")
     with pytest.raises(ValueError, match="no head to remove"):

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from weights.huggingface import (
+from weights.formats.huggingface import (
     for_all_readers,
     memory_name,
     read_config,

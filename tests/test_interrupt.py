@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 HOME = Path(__file__).resolve().parent.parent
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from llama.by_hand import QuickMLP
+from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast.agreement import readable, use_custom_gradients, use_fused_blocks
-from llama.fuse import FusedBlock
+from llama.fast.custom_autograd import QuickMLP
+from llama.fast.fused_block import FusedBlock
 from llama.lora import LoRAConfig, add_lora
-from llama.model import MLP, Attention, Llama, naive_attention
+from llama.model import MLP, Attention, naive_attention
 from llama.quantize import quantize
 from tests.learners import EDITS, HOME, copy_of_the_code, shows, what_comes_out, write_material
 
@@ -43,7 +44,7 @@ VARIANTS = {"plain": {}, "Qwen's biases": {"qkv_bias": True}, "window": {"slidin
 
 def model_of(changes, dtype=torch.float32):
     torch.manual_seed(0)
-    return Llama(preset("test", **changes)).to(dtype).eval()
+    return PretrainedLlama(preset("test", **changes)).to(dtype).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

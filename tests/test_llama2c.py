@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from llama.checkpoint import PretrainedLlama
 from llama.config import LlamaConfig, preset
-from llama.model import Llama
-from weights import llama2c
+from llama.config_json import config_from_dict, config_to_dict
+from weights.formats import llama2c
 
 CONFIG = preset("test", vocab_size=64, max_position_embeddings=48)         # D 32, L 2, H 4, G 2, F 64, tied
 
 
 def model_of(config):
     torch.manual_seed(0)
-    return Llama(config).eval()
+    return PretrainedLlama(config).eval()
 
 
 def plain(model):
@@ -26,7 +27,7 @@ def plain(model):
 
 def write(path, tensors, config=CONFIG, **options):
     ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-    llama2c.write_llama2c(path, config.to_dict(), ledger, iter(tensors.items()), **options)
+    llama2c.write_llama2c(path, config_to_dict(config), ledger, iter(tensors.items()), **options)
     return path
 
 
@@ -95,7 +96,7 @@ def test_worked_example_float32(tmp_path, content):
     assert ("lm_head.weight" in read) == (content == version_0(tied=False))
     if "lm_head.weight" in read:
         assert read["lm_head.weight"].flatten().tolist() == list(range(50, 62))
-    assert LlamaConfig.from_dict(llama2c.config(file)) == LlamaConfig(
+    assert config_from_dict(llama2c.config(file)) == LlamaConfig(
         V, D, F, L, H, G, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, rope_theta=10_000.0,
         tie_word_embeddings="lm_head.weight" not in read)
     assert file.tokenizer == tmp_path / "tokenizer.bin"
@@ -145,7 +146,7 @@ def test_two_ways_a_model_survives_float32(tmp_path, tied, dtype):
     read = dict(llama2c.read_tensors(file))
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name].float()) for name in tensors)
-    assert LlamaConfig.from_dict(llama2c.config(file) | {"initializer_range": config.initializer_range}) == config
+    assert config_from_dict(llama2c.config(file) | {"initializer_range": config.initializer_range}) == config
 
 
 def llama2c_logits(path, tokens):
@@ -254,7 +255,7 @@ def test_refusal_of_what_the_format_cannot_hold(tmp_path, change, sentence):
     tensors = plain(model_of(CONFIG))
     ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(tensors.items())]
     with pytest.raises(ValueError, match=sentence):
-        llama2c.write_llama2c(tmp_path / "model.bin", CONFIG.to_dict() | change, ledger, iter([]))
+        llama2c.write_llama2c(tmp_path / "model.bin", config_to_dict(CONFIG) | change, ledger, iter([]))
     assert not list(tmp_path.iterdir())
 
 

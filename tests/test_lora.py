@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from llama import lora
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
-from llama.lora import LoRAConfig, add_lora, merge_lora, remove_lora, save_adapter, set_active, unmerge_lora
-from llama.model import Llama, checkpoint_activations
+from llama.lora import LoRAConfig, add_lora, merge_lora, remove_lora, save_adapter, set_active, swap, unmerge_lora
+from llama.training.activation_checkpointing import checkpoint_activations
 
 TOKENS = torch.arange(24).reshape(2, 12) * 5 % 512
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -16,7 +15,7 @@ WHOLE = LoRAConfig(rank=2, modules_to_save=("embed_tokens", "lm_head"))
 
 def build(*, tied=True, dtype=torch.float32, seed=0, **changes):
     torch.manual_seed(seed)
-    return Llama(preset("test", tie_word_embeddings=tied, **changes)).to(dtype).eval()
+    return PretrainedLlama(preset("test", tie_word_embeddings=tied, **changes)).to(dtype).eval()
 
 
 @torch.no_grad()
@@ -120,7 +119,7 @@ def test_two_ways_stacked_adapters_equal_the_sum_of_their_deltas():
     add_lora(model, LoRAConfig(rank=3, alpha=5.0, targets=("q_proj", "lm_head")), name="b")
     stir(model)
     plain.lm_head.weight = nn.Parameter(plain.lm_head.weight.clone())
-    for path, wrapper in lora.wrappers(model).items():
+    for path, wrapper in swap.wrappers(model).items():
         plain.get_submodule(path).weight.data += sum(part.delta(wrapper.weight) for part in wrapper.adapters.values())
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
 
@@ -129,7 +128,7 @@ def test_property_of_stacked_adapters_the_new_one_alone_learns():
     model = build()
     add_lora(model, LoRAConfig(rank=2), name="a")
     add_lora(model, LoRAConfig(rank=2), name="b")
-    assert lora.adapter_names(model, active=True) == ["a", "b"]
+    assert swap.adapter_names(model, active=True) == ["a", "b"]
     stir(model)(TOKENS).square().mean().backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert len(learned) == 2 * 7 * 2 and all(".b." in name for name in learned)
@@ -146,7 +145,7 @@ def test_property_adapters_are_swapped_and_taken_off():
     assert torch.equal(logits(model), base)
     add_lora(model, WHOLE, name="b")
     b = logits(stir(model, seed=2))
-    assert lora.adapter_names(model) == ["a", "b"] and lora.adapter_names(model, active=True) == ["b"]
+    assert swap.adapter_names(model) == ["a", "b"] and swap.adapter_names(model, active=True) == ["b"]
     set_active(model, "a")
     assert torch.equal(logits(model), a)
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -154,9 +153,9 @@ def test_property_adapters_are_swapped_and_taken_off():
     set_active(model, ["b"])
     assert torch.equal(logits(model), b)
     remove_lora(model, "b")
-    assert torch.equal(logits(model), base) and lora.has_lora(model)
+    assert torch.equal(logits(model), base) and swap.has_lora(model)
     remove_lora(model, "a")
-    assert same(bits(model), weights) and not lora.has_lora(model)
+    assert same(bits(model), weights) and not swap.has_lora(model)
     assert model.lm_head.weight is model.embed_tokens.weight
 
 
@@ -174,7 +173,7 @@ def test_two_ways_merged_equals_adapter_and_unmerge_restores(tied, config, tmp_p
     assert (adapted - base).abs().max() > 0.01
     merge_lora(model)
     torch.testing.assert_close(logits(model), adapted, rtol=1e-5, atol=1e-5)
-    assert bits(model).keys() == weights.keys() and not lora.has_lora(model)
+    assert bits(model).keys() == weights.keys() and not swap.has_lora(model)
     apart = tied and "lm_head" in config.targets
     assert ("no longer tied" in caplog.text) == apart
     assert (model.lm_head.weight is model.embed_tokens.weight) == (tied and not apart)
@@ -229,7 +228,7 @@ def test_refusal_unknown_targets_with_the_nearest_names():
         model = build()
         with pytest.raises(ValueError, match=words):
             add_lora(model, LoRAConfig(targets=targets))
-        assert not lora.has_lora(model)
+        assert not swap.has_lora(model)
     with pytest.raises(ValueError, match="modules_to_save names 'norm'"):
         add_lora(model, LoRAConfig(modules_to_save=("norm",)))
 

@@ -10,7 +10,7 @@ from llama import merge
 from llama.checkpoint import load_model, save_model
 from llama.lora import LoRAConfig, add_lora, has_lora, merge_lora, save_adapter, unmerge_lora
 from llama.merge import merge_report
-from llama.proof import answers
+from llama.training.verify_saved import answers
 
 
 def _logits(model):

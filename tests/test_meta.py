@@ -1,4 +1,4 @@
-"""Meta's release folder: shards joined and split, rotary pairs, refusals. What params.json says: test_params.py."""
+"""Meta's release folder: shards joined and split, rotary pairs, refusals. params.json: test_meta_params.py."""
 
 import json
 import math
@@ -9,9 +9,10 @@ import weakref
 import pytest
 import torch
 
+from llama.checkpoint import PretrainedLlama
 from llama.config import LlamaConfig, preset
-from llama.model import Llama
-from weights import meta
+from llama.config_json import config_from_dict, config_to_dict
+from weights.formats import meta
 
 CONFIG = preset("test", vocab_size=64, tie_word_embeddings=False)          # D 32, L 2, H 4, G 2, F 64
 
@@ -19,7 +20,7 @@ CONFIG = preset("test", vocab_size=64, tie_word_embeddings=False)          # D 3
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Llama(CONFIG).eval()
+    return PretrainedLlama(CONFIG).eval()
 
 
 def ledger_of(tensors):
@@ -27,7 +28,7 @@ def ledger_of(tensors):
 
 
 def write(folder, tensors, config=CONFIG, **options):
-    meta.write_meta(folder, config.to_dict(), ledger_of(tensors), iter(tensors.items()), **options)
+    meta.write_meta(folder, config_to_dict(config), ledger_of(tensors), iter(tensors.items()), **options)
     return folder
 
 
@@ -74,7 +75,7 @@ def test_worked_example_names_rows_and_params(tmp_path):
     assert torch.equal(read["layers.0.mlp.up_proj.weight"], tensors["layers.0.feed_forward.w3.weight"])
     assert torch.equal(read["lm_head.weight"], tensors["output.weight"])
     assert [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in read.items()] == meta.tensor_ledger(file)
-    config = LlamaConfig.from_dict(meta.config(file))
+    config = config_from_dict(meta.config(file))
     assert config == LlamaConfig(6, 8, 12, 1, 2, 1, max_position_embeddings=2048, rope_theta=10_000.0)
     told = meta.changes(file)
     assert [sentence.split(":")[0] for sentence in told["inferred"]] == [
@@ -112,15 +113,16 @@ def test_two_ways_written_and_read_again_byte_for_byte(tmp_path, model, shards, 
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name].view(torch.uint8), tensors[name].view(torch.uint8)) for name in tensors)
     assert meta.config(file) | {"max_position_embeddings": 256} == meta.config(file) | {
-        key: value for key, value in CONFIG.to_dict().items() if key in meta.config(file)}
-    assert meta.unsaid(CONFIG.to_dict()) == [
+        key: value for key, value in config_to_dict(CONFIG).items() if key in meta.config(file)}
+    assert meta.unsaid(config_to_dict(CONFIG)) == [
         "params.json has no key for the context of 256 positions; readers of this shape take 2,048"]
 
 
 def test_two_ways_four_shards_hold_quarters(tmp_path):
     config = preset("test", vocab_size=64, num_key_value_heads=4, rope_theta=500_000.0)         # tied, as Llama 3.2 is
     torch.manual_seed(1)
-    tensors = {name: tensor for name, tensor in Llama(config).state_dict().items() if name != "lm_head.weight"}
+    tensors = PretrainedLlama(config).state_dict()
+    del tensors["lm_head.weight"]
     folder = write(tmp_path / "out", tensors, config, shards=4)
     shard = torch.load(folder / "consolidated.03.pth", weights_only=True)
     assert torch.equal(shard["tok_embeddings.weight"], tensors["embed_tokens.weight"][48:])
@@ -157,7 +159,7 @@ def test_property_one_tensor_at_a_time(tmp_path, model):
             yield name, copy
             del copy
 
-    meta.write_meta(tmp_path / "out", CONFIG.to_dict(), ledger_of(model.state_dict()), watched(), shards=2)
+    meta.write_meta(tmp_path / "out", config_to_dict(CONFIG), ledger_of(model.state_dict()), watched(), shards=2)
     assert most == 1
 
 
@@ -289,9 +291,9 @@ def test_refusal_tensors_that_stop_half_way_leave_nothing(tmp_path, model):
     tensors = model.state_dict()
     half = list(tensors.items())[:5]
     with pytest.raises(ValueError, match="the tensors end before"):
-        meta.write_meta(tmp_path / "out", CONFIG.to_dict(), ledger_of(tensors), iter(half))
+        meta.write_meta(tmp_path / "out", config_to_dict(CONFIG), ledger_of(tensors), iter(half))
     with pytest.raises(ValueError, match="norm.weight comes after the ledger's last tensor"):
-        meta.write_meta(tmp_path / "out", CONFIG.to_dict(), ledger_of(tensors),
+        meta.write_meta(tmp_path / "out", config_to_dict(CONFIG), ledger_of(tensors),
                         iter([*tensors.items(), ("norm.weight", tensors["norm.weight"])]))
     assert not list(tmp_path.iterdir())
 

@@ -6,22 +6,11 @@ import pytest
 import torch
 
 from llama import reference
+from llama.cache import KVCache
 from llama.config import RopeScaling, preset
-from llama.model import (
-    KVCache,
-    Llama,
-    RMSNorm,
-    added_mask,
-    apply_rotary,
-    attention,
-    causal_mask,
-    checkpoint_activations,
-    naive_attention,
-    padding_mask,
-    rotary_frequencies,
-    rotary_tables,
-    window_mask,
-)
+from llama.masks import added_mask, causal_mask, padding_mask, window_mask
+from llama.model import Llama, RMSNorm, apply_rotary, attention, naive_attention, rotary_frequencies, rotary_tables
+from llama.training.activation_checkpointing import checkpoint_activations
 
 SHAPES = {
     "plain": preset("test"),

@@ -3,8 +3,8 @@ import sys
 import pytest
 
 import generate
-from llama.measure import main as measure
-from llama.modes import MODES, chosen_modes, generate_command, mode_commands
+from llama.benchmark.measure_generation import main as measure
+from llama.benchmark.modes import MODES, chosen_modes, generate_command, mode_commands
 
 
 @pytest.mark.parametrize("door", [generate.main, measure])
@@ -21,7 +21,8 @@ def test_property_modes_are_what_one_can_type(door, monkeypatch, capsys):
 
 def test_worked_example_commands(tmp_path):
     commands = mode_commands(tmp_path / "a", ["bf16", "default"], tmp_path)
-    assert commands["bf16"][1:] == ["-m", "llama.measure", "--model", str(tmp_path / "a"), "--dtype", "bfloat16"]
+    assert commands["bf16"][1:] == ["-m", "llama.benchmark.measure_generation", "--model", str(tmp_path / "a"),
+                                    "--dtype", "bfloat16"]
     assert generate_command(commands["default"])[1:] == [generate.__file__, "--model", str(tmp_path / "a")]
 
 

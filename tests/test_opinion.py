@@ -1,7 +1,8 @@
 import pytest
 
 from llama.tasks.opinion import OpinionTask, over_time, period_of, time_table
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.optimizer import TrainConfig
 
 STREAM = [{"text": text, "label": label, "date": date, "place": f"s:{i}"} for i, (text, label, date) in enumerate([
     ("The dog sleeps", "bad", "2024-01-03"), ("天气很好", "good", "2024-01-20"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from llama.optimizer import Masters, learning_rate, make_optimizer
+from llama.training.optimizer import Masters, learning_rate, make_optimizer
 
 
 def test_two_ways_small_updates_add_up_in_masters_and_vanish_in_bfloat16():

@@ -1,17 +1,18 @@
 import pytest
 import torch
 
-from llama import by_hand
+from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
+from llama.fast import custom_autograd
 from llama.heads import remove_head
 from llama.lora import LoRAConfig, add_lora
-from llama.model import Llama, document_mask
-from llama.objectives import Plain
-from llama.packing import laid_out, micro_batches, pack, packs
+from llama.masks import document_mask
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask
 from llama.tasks.task import Sample, Task
+from llama.training.objective import Plain
+from llama.training.packing import laid_out, micro_batches, pack, packs
 
 SAMPLES = [Sample([1, 2, 3, 4, 5], [False, False, True, True, True]), Sample([6, 7, 8], [False, True, True]),
            Sample([9, 10], [False, True])]
@@ -34,7 +35,7 @@ def test_two_ways_packed_equals_padded(quick, lora, tiny_model):
     objective, results = Plain(tiny_model, Task()), []
     for batch in (Task().collate(SAMPLES), pack(Task(), SAMPLES)):
         if quick and "lengths" in batch:
-            by_hand.quicken(tiny_model)
+            custom_autograd.quicken(tiny_model)
         tiny_model.zero_grad()
         loss, targets = objective(batch)
         loss.backward()
@@ -83,7 +84,7 @@ def test_refusal_where_packing_would_compute_something_else(tiny_model):
     assert not packs(tiny_model, task, "auto")
     with pytest.raises(ValueError, match="--pack: this task looks through whole texts"):
         packs(tiny_model, task, "on")
-    assert not packs(Llama(preset("test", sliding_window=4)), Task(), "auto")
-    scaled = Llama(preset("test", rope_scaling=RopeScaling("dynamic", 2.0)))
+    assert not packs(PretrainedLlama(preset("test", sliding_window=4)), Task(), "auto")
+    scaled = PretrainedLlama(preset("test", rope_scaling=RopeScaling("dynamic", 2.0)))
     with pytest.raises(ValueError, match="--pack: dynamic scaling turns a row's positions by the longest text"):
         packs(scaled, Task(), "on")

@@ -2,13 +2,14 @@ import json
 
 import pytest
 
-from llama.evaluate import judge
 from llama.evaluate import main as evaluate_main
 from llama.metrics.overlap import bleu, chrf, rouge_scores
-from llama.objectives import Plain
 from llama.tasks.instruction import InstructionTask
 from llama.tasks.pairs import SummarizationTask, TranslationTask
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.evaluation import judge
+from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
 
 PAIRS = [{"source": "The dog sleeps.", "target": "天气很好", "place": "p:1"},
          {"source": "The fox goes home.", "target": "小驼", "place": "p:2"}]

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from weights import paths
-from weights.paths import home, resolve, shown
+from weights.formats import paths
+from weights.formats.paths import home, resolve, shown
 
 
 def test_worked_example_home_is_the_clone_where_there_is_one():

@@ -3,15 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from llama import checkpoint, peers
+from llama import checkpoint
+from llama.benchmark import peers
+from llama.checkpoint import PretrainedLlama
 from llama.config import preset
-from llama.model import Llama
-from weights.sources import open_source
+from weights.formats.sources import open_source
 
 
 @pytest.fixture
 def folder(tmp_path, tiny_tokenizer):
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size, tie_word_embeddings=False))
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size, tie_word_embeddings=False))
     model.tokenizer = tiny_tokenizer
     checkpoint.save_model(model, tmp_path / "model")
     return tmp_path / "model"

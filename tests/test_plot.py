@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from llama import plot
+from llama.benchmark import plot
 
 RESULTS = {"engines": {"default": {"decode": [50, 60, 70], "traffic": 3e8}, "int4": {"refused": "no"},
                        "llama.cpp F16": {"decode": [100], "traffic": 2e8}},

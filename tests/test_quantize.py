@@ -10,17 +10,20 @@ import torch
 from conftest import TEXT, matrix, same_choices
 
 import finetune
-from llama import cli, quantize, quantized_layers
+from llama import quantize
+from llama.cache import KVCache
 from llama.checkpoint import fingerprint, load_model, plain_tensors, save_model
+from llama.commands import flags
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter
 from llama.merge import merge_report
-from llama.model import KVCache
-from llama.proof import prove_adapter, prove_model
-from llama.quantize import dequantize, is_quantized, matrices_packed
-from llama.quantized_layers import GroupedInt8Linear, Int4Linear, Int8Linear, Quantized
+from llama.quantization import layers, swap
+from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear, Quantized
+from llama.quantization.loading import matrices_packed
+from llama.quantize import dequantize, is_quantized
+from llama.training.verify_saved import prove_adapter, prove_model
 from weights.convert import convert
-from weights.packed import Packed
-from weights.sources import open_source
+from weights.formats.quantized_matrix import Packed
+from weights.formats.sources import open_source
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
 TOKENS = torch.arange(24).reshape(2, 12) * 5 % 300
@@ -101,8 +104,8 @@ def test_property_a_layer_at_a_time(tiny_model, monkeypatch):
     """The old matrices go as the new ones come, forwards and back."""
     alive = weakref.WeakSet(module.weight for module in tiny_model.modules() if isinstance(module, torch.nn.Linear))
     left = []
-    install = quantize.install
-    monkeypatch.setattr(quantize, "install", lambda *given: left.append(len(alive)) or install(*given))
+    install = swap.install
+    monkeypatch.setattr(swap, "install", lambda *given: left.append(len(alive)) or install(*given))
     quantize.quantize(tiny_model, bits=8, report=False)
     assert left[2:] == list(range(len(left) - 2, 0, -1))            # the embedding's went with the head's, both last
 
@@ -111,7 +114,7 @@ def test_property_generates_in_bfloat16_by_kernels(tiny_model):
     quantize.quantize(tiny_model, bits=8)
     tiny_model.to(torch.bfloat16)
     assert tiny_model.generate("The quick", max_new_tokens=4, temperature=0.0)
-    assert (tiny_model.layers[0].mlp.up_proj._kernel is not None) == quantized_layers.works(Int8Linear)
+    assert (tiny_model.layers[0].mlp.up_proj._kernel is not None) == layers.works(Int8Linear)
 
 
 @BITS
@@ -142,9 +145,9 @@ def test_refusal_of_what_cannot_be_quantised(tiny_model):
     with pytest.raises(ValueError, match="quantised already; quantise the one that it was made from"):
         quantize.quantize(tiny_model, bits=8)
     with pytest.raises(ValueError, match="q_proj has 40 columns, no multiple of 32; 4 bits need that, so take 8"):
-        quantize.rounded("q_proj", matrix(4, 40), 4)
+        swap.rounded("q_proj", matrix(4, 40), 4)
     with pytest.raises(ValueError, match="q_proj: the largest weight is inf"):
-        quantize.rounded("q_proj", matrix() / 0, 8)
+        swap.rounded("q_proj", matrix() / 0, 8)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -348,10 +351,10 @@ def test_two_ways_fine_by_flag_and_by_compiling(folder, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("how", ["int8", "int4"])
 def test_property_every_door_takes_quantize(how, folder):
-    flags = cli.ModelFlags(model=str(folder), quantize=how)
-    model = cli.load(flags, purpose="generate")
-    assert quantize.bits_of(model) == flags.bits == int(how[3:])
-    assert model.dtype == cli.choose_dtype("auto", torch.device("cpu"), purpose="generate")
+    chosen = flags.ModelFlags(model=str(folder), quantize=how)
+    model = flags.load(chosen, purpose="generate")
+    assert swap.bits_of(model) == chosen.bits == int(how[3:])
+    assert model.dtype == flags.choose_dtype("auto", torch.device("cpu"), purpose="generate")
 
 
 @pytest.mark.parametrize("how", ["int8", "int4"])
@@ -366,18 +369,18 @@ def test_property_finetune_learns_on_few_bits(how, folder, tmp_path, monkeypatch
     assert f"--model {folder} --quantize {how}" in err and "the same tensors, logits" in err
 
 
-@pytest.mark.parametrize("flags, words", [
+@pytest.mark.parametrize("more, words", [
     ([], "few bits do not learn; add --lora, or leave it out"),
     (["--lora", "--merge"], "--merge cannot fold an adapter into int8 weights; leave it out"),
 ], ids=["no lora", "merge"])  # fmt: skip
-def test_refusal_of_tuning_few_bits(flags, words, monkeypatch):
+def test_refusal_of_tuning_few_bits(more, words, monkeypatch):
     with pytest.raises(ValueError, match=words):
-        call(monkeypatch, finetune.main, "--quantize", "int8", *flags)
+        call(monkeypatch, finetune.main, "--quantize", "int8", *more)
 
 
 def test_refusal_of_tuning_a_folder_in_few_bits(tiny_model, tmp_path, monkeypatch):
     quantize.quantize(tiny_model, bits=8)
     save_model(tiny_model, tmp_path / "q")
-    for flags in ([], ["--lora", "--merge"]):
+    for more in ([], ["--lora", "--merge"]):
         with pytest.raises(ValueError, match="a quantised model does not learn, and nothing can be merged into it"):
-            call(monkeypatch, finetune.main, "--model", tmp_path / "q", "--output", tmp_path / "o", *flags)
+            call(monkeypatch, finetune.main, "--model", tmp_path / "q", "--output", tmp_path / "o", *more)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from llama.checkpoint import load_model
-from llama.checks import examine
 from llama.datasets.squad import SquadDataset
-from llama.evaluate import evaluate
-from llama.objectives import Plain
 from llama.tasks.labelled import Labelled
 from llama.tasks.question_answering import QuestionAnsweringTask, best_span
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.data_checks import examine
+from llama.training.evaluation import evaluate
+from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
 from tokenizer import bpe
 
 CONTEXT = "今天小驼来了。天气很好。"

@@ -1,7 +1,8 @@
 import argparse
 import typing
 
-from llama import cli, recipes
+from llama.commands import flags
+from llama.training import recipes
 
 
 def _flags(**given):
@@ -22,6 +23,6 @@ def test_property_what_is_given_stays():
 
 
 def test_property_every_task_has_one_and_help_shows_it():
-    tasks = typing.get_args(typing.get_args(typing.get_type_hints(cli.TaskFlags, include_extras=True)["task"])[0])
+    tasks = typing.get_args(typing.get_args(typing.get_type_hints(flags.TaskFlags, include_extras=True)["task"])[0])
     assert set(recipes.RECIPES) == set(tasks)
     assert all(any(line.split()[:1] == [task] for line in recipes.table().splitlines()) for task in tasks)

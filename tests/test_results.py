@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from llama.results import shortened, table, write_predictions
 from llama.tasks.tagging import Entity
+from llama.training.results import shortened, table, write_predictions
 
 
 def test_worked_example_table():

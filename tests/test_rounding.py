@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from llama.rounding import exact_int4, to_int4, to_int4_nearest, to_int8
-from weights.gguf_blocks import NAMED
-from weights.packed import GROUP
+from llama.quantization.rounding import exact_int4, to_int4, to_int4_nearest, to_int8
+from weights.formats.gguf_blocks import NAMED
+from weights.formats.quantized_matrix import GROUP
 
 
 def errors(weight, packed):
@@ -48,7 +48,7 @@ def test_property_what_came_from_4_bits_is_found_again(form, rounding):
 
 @pytest.mark.parametrize("form", ["Q4_1", "Q4_0"])
 def test_property_4_bits_are_exact_or_none(form, monkeypatch):
-    monkeypatch.setattr("llama.rounding.PIECE", 128 * 7)            # seven rows at a time
+    monkeypatch.setattr("llama.quantization.rounding.PIECE", 128 * 7)            # seven rows at a time
     torch.manual_seed(0)
     weight = NAMED[form].unpack(NAMED[form].pack(torch.randn(64 * 4, GROUP).numpy() * 0.1)).reshape(64, 128)
     assert torch.equal(exact_int4(weight).numbers(), weight)
@@ -75,7 +75,7 @@ def test_property_groups_are_alone_with_their_error_and_pieces_do_not_show(monke
     torch.manual_seed(0)
     weight = torch.randn(40, 64)
     whole = to_int4(weight), to_int8(weight)
-    monkeypatch.setattr("llama.rounding.PIECE", 64 * 3)
+    monkeypatch.setattr("llama.quantization.rounding.PIECE", 64 * 3)
     for first, other in zip(whole, (to_int4(weight), to_int8(weight)), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), other.tensors().values(), strict=True))
 

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from llama.checkpoint import fingerprint, get_model, load_model, save_model
-from weights import meta, passage
+from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_model
+from llama.pretrained import get_model
+from weights import passage
 from weights.convert import convert
-from weights.sources import open_source, template_remark, with_template
+from weights.formats import meta
+from weights.formats.sources import open_source, template_remark, with_template
 
 FORMS = {"hf": ("folder", ""), "meta": ("release", "meta"), "gguf": ("x.gguf", ""), "llama2c": ("x.bin", ""),
          "pt": ("x.pt", "")}
@@ -14,10 +16,9 @@ FORMS = {"hf": ("folder", ""), "meta": ("release", "meta"), "gguf": ("x.gguf", "
 def forms(tiny_tokenizer, tmp_path_factory):
     """{kind: path} of the same tiny model."""
     from llama.config import preset
-    from llama.model import Llama
 
     folder = tmp_path_factory.mktemp("forms")
-    model = Llama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size)).eval()
     model.tokenizer = tiny_tokenizer
     save_model(model, folder / "source")
     with pytest.MonkeyPatch.context() as patch:

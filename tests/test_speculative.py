@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from llama import cache, generation, speculative
+from llama import cache, generation
+from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
-from llama.generation import Reader, Row, generate
-from llama.model import Llama
-from llama.sampling import SamplingConfig, probabilities
-from llama.speculative import (
+from llama.decoding import speculative
+from llama.decoding.prefix_cache import Reader
+from llama.decoding.speculative import (
     DraftModel,
     LookUp,
     NoGuess,
@@ -26,6 +26,8 @@ from llama.speculative import (
     success,
     write,
 )
+from llama.generation import Row, generate
+from llama.sampling import SamplingConfig, probabilities
 from tokenizer import bpe
 
 GREEDY, HOT = SamplingConfig(temperature=0), SamplingConfig(temperature=1.5, top_p=0.95, repetition_penalty=1.2)
@@ -34,7 +36,7 @@ GREEDY, HOT = SamplingConfig(temperature=0), SamplingConfig(temperature=1.5, top
 def make(seed=0, **changes):
     """A random model whose weights are so large that what it says depends on what it has read."""
     torch.manual_seed(seed)
-    return Llama(preset("test", **{"initializer_range": 0.3} | changes)).eval()
+    return PretrainedLlama(preset("test", **{"initializer_range": 0.3} | changes)).eval()
 
 
 @pytest.fixture

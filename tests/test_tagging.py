@@ -2,14 +2,15 @@ import pytest
 import torch
 
 from llama.checkpoint import load_model
-from llama.checks import examine
 from llama.datasets.columns import ColumnDataset
 from llama.datasets.tags import is_legal
-from llama.evaluate import evaluate
 from llama.heads import remove_head
-from llama.objectives import Plain
 from llama.tasks.tagging import Entity, NERTask, SegmentationTask
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.data_checks import examine
+from llama.training.evaluation import evaluate
+from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
 
 NEWS = "江/nr 泽民/nr 在/p 北京/ns 说/v\n\n[北京/ns 大学/n]nt 很/d 好/a 。/w\n\n今天/t 天气/n 很/d 好/a\n"
 CONLL = "Anna B-PER\nsleeps O\nin O\nLima B-LOC\n. O\n\nThe O\ndog O\n\n"

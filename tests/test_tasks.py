@@ -8,10 +8,10 @@ import torch
 from llama.datasets.instructions import InstructionDataset
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.datasets.token_file import TokenFile, document_ids, write_tokens
-from llama.objectives import Plain
 from llama.tasks.generation import Blocks, TextGenerationTask
 from llama.tasks.instruction import InstructionTask
 from llama.tasks.task import IGNORED, Sample, Task, Totals, to_device
+from llama.training.objective import Plain
 from tokenizer.chat import FORMATS
 
 TALK = [{"role": "user", "content": "The dog?"}, {"role": "assistant", "content": "sleeps."}]

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama import trainer as trainer_module
-from llama.checkpoint import load_model, read_whole
+from llama.checkpoint import load_model
 from llama.lora import LoRAConfig, add_lora, remove_lora
-from llama.objectives import Plain
 from llama.tasks.instruction import InstructionTask
-from llama.trainer import TrainConfig, Trainer
+from llama.trainer import Trainer
+from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
+from weights.formats.single_file import read_whole
 
 TURNS = [("Hi", "Hello!"), ("你是谁？", "我是小驼。"), ("Count", "one two three four five six"), ("Bye", "Bye."),
          ("Add 1 and 2", "3"), ("天气", "今天天气很好。")]

@@ -14,7 +14,7 @@ from llama.tasks.opinion import OpinionTask
 from llama.tasks.pairs import TranslationTask
 from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask, SegmentationTask
-from llama.zero_shot.asking import ZeroShot
+from llama.zero_shot.zero_shot import ZeroShot
 from tokenizer.chat import FORMATS
 
 REVIEWS = [{"text": "天气很好", "label": "good", "place": "r:1"},
@@ -98,7 +98,7 @@ def test_property_what_is_extracted_is_a_piece_of_the_text(model):
 
 def test_property_every_place_of_a_name_counts_and_tags_keep_their_rules(model, monkeypatch):
     from llama.zero_shot import extraction
-    from llama.zero_shot.copying import Written
+    from llama.zero_shot.constrained_decoding import Written
 
     names = {"LOC": [(3, 5)], "PER": [(0, 2), (3, 4)]}
     task = NERTask(("LOC", "PER"))

@@ -16,16 +16,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from llama import cli, distributed  # noqa: E402
+from llama.checkpoint import PretrainedLlama  # noqa: E402
 from llama.config import preset  # noqa: E402
-from llama.evaluate import evaluate  # noqa: E402
 from llama.lora import LoRAConfig, add_lora  # noqa: E402
 from llama.model import Llama  # noqa: E402
-from llama.quantize import quantize  # noqa: E402
-from llama.sharded import whole  # noqa: E402
+from llama.quantization.swap import quantize  # noqa: E402
+from llama.runtime import cli, distributed  # noqa: E402
 from llama.tasks.classification import ClassificationTask  # noqa: E402
 from llama.tasks.instruction import InstructionTask  # noqa: E402
-from llama.trainer import TrainConfig, Trainer  # noqa: E402
+from llama.trainer import Trainer  # noqa: E402
+from llama.training.evaluation import evaluate  # noqa: E402
+from llama.training.fsdp import whole  # noqa: E402
+from llama.training.optimizer import TrainConfig  # noqa: E402
 from tokenizer import bpe  # noqa: E402
 
 TURNS = [("Hi", "Hello!"), ("你是谁？", "我是小驼。"), ("Count", "one two three four five six"), ("Bye", "Bye."),
@@ -39,8 +41,8 @@ TOKENIZER = bpe.train([q + a for q, a in TURNS] * 4, 300, special=("<|endoftext|
 
 def fresh(kind: str) -> Llama:
     torch.manual_seed(0)
-    model = Llama(preset("test", vocab_size=TOKENIZER.vocab_size, tie_word_embeddings=kind != "untied")).eval()
-    model.tokenizer = TOKENIZER
+    shape = preset("test", vocab_size=TOKENIZER.vocab_size, tie_word_embeddings=kind != "untied")
+    model = PretrainedLlama(shape, TOKENIZER).eval()
     if kind == "int8":
         quantize(model, bits=8, report=False)
     if kind in ("lora", "int8"):

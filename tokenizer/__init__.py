@@ -2,10 +2,10 @@
 
     pretokenize.py   where words end, by the rules of GPT-2, Llama 3, SmolLM and Qwen 2
     merge.py         merging neighbours, the best pair first
-    bpe.py           byte-level byte-pair encoding, and learn.py, how its merges are learned
-    ranks.py         tiktoken's rank files
+    bpe.py           byte-level byte-pair encoding, and bpe_train.py, how its merges are learned
+    tiktoken_ranks.py         tiktoken's rank files
     spm.py           SentencePiece models, through their library; spm_model.py, the file
-    spm_plain.py     the same without the library, for vocabularies that come without a model file:
+    spm_pure.py     the same without the library, for vocabularies that come without a model file:
                      spm_json.py in a tokenizer.json, llama2c.py in llama2.c's tokenizer.bin
     base.py          what all of them share: special tokens, streaming, the files of a folder
     chat.py          messages to ids, and which of them are learned
@@ -17,7 +17,7 @@ ranks, as in Meta's folders of Llama 3.
 import re
 from pathlib import Path
 
-from tokenizer import bpe, llama2c, ranks, spm, spm_json, spm_plain
+from tokenizer import bpe, llama2c_vocabulary, spm, spm_json, spm_pure, tiktoken_ranks
 from tokenizer.base import Settings, StreamDecoder, Tokenizer, read_json
 
 __all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer", "tokenizer_file"]
@@ -51,14 +51,14 @@ def load_tokenizer(source: str | Path | dict[str, bytes]) -> Tokenizer:
 
 
 def from_vocabulary(vocabulary: dict) -> Tokenizer:
-    """The tokenizer of a GGUF file, from its vocabulary as weights/gguf.py gives it.
+    """The tokenizer of a GGUF file, from its vocabulary as weights/formats/gguf.py gives it.
 
     Raises ValueError for a kind of vocabulary not known here.
     """
     if vocabulary["model"] == "gpt2":
         return bpe.from_vocabulary(vocabulary)
     if vocabulary["model"] == "llama":
-        return spm_plain.from_vocabulary(vocabulary)
+        return spm_pure.from_vocabulary(vocabulary)
     raise ValueError(f"the GGUF file's vocabulary is of kind {vocabulary['model']!r} (tokenizer.ggml.model); "
                      "known are gpt2 (byte-level BPE) and llama (SentencePiece)")
 
@@ -73,12 +73,12 @@ def tokenizer_file(tokenizer: Tokenizer, form: str) -> tuple[str, bytes]:
     if form == "SentencePiece":
         if not isinstance(tokenizer, spm.PieceTokenizer):
             raise ValueError("this is a byte-level vocabulary, which a SentencePiece model cannot hold")
-        whole = spm_plain.from_vocabulary(tokenizer.vocabulary()) if tokenizer.adds_tokens else tokenizer
+        whole = spm_pure.from_vocabulary(tokenizer.vocabulary()) if tokenizer.adds_tokens else tokenizer
         return "tokenizer.model", whole.model_file()
     if form == "ranks":
-        return "tokenizer.model", ranks.rank_file(tokenizer.vocabulary())
+        return "tokenizer.model", tiktoken_ranks.rank_file(tokenizer.vocabulary())
     if form == "llama2.c":
-        return "tokenizer.bin", llama2c.tokenizer_bin(tokenizer.vocabulary())
+        return "tokenizer.bin", llama2c_vocabulary.tokenizer_bin(tokenizer.vocabulary())
     raise ValueError(f"no form of a vocabulary is called '{form}'; there are SentencePiece, ranks and llama2.c")
 
 
@@ -94,7 +94,7 @@ def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
         if kinds[name] == "JSON":
             spec = read_json(files, name)
             return (spm_json.JSONPieceTokenizer if spm_json.is_of_pieces(spec) else bpe.BPETokenizer)(spec, settings)
-        read = {"ranks": ranks.from_ranks, "llama2.c": llama2c.from_tokenizer_bin}[kinds[name]]
+        read = {"ranks": tiktoken_ranks.from_ranks, "llama2.c": llama2c_vocabulary.from_tokenizer_bin}[kinds[name]]
         return read(files[name], settings)
     except ValueError as error:
         raise ValueError(f"{place}/{name}: {error}") from None
@@ -105,7 +105,7 @@ def _kind(data: bytes, place: str) -> str:
         return "JSON"
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", data):         # a token in base64 and its rank
         return "ranks"
-    if llama2c.is_tokenizer_bin(data):
+    if llama2c_vocabulary.is_tokenizer_bin(data):
         return "llama2.c"
     if data[:1] == b"\n":                                   # field 1 of a protocol buffer: a piece
         return "SentencePiece"

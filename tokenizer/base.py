@@ -73,7 +73,7 @@ class Settings:
 
     @classmethod
     def of_vocabulary(cls, vocabulary: dict) -> "Settings":
-        """The settings of a GGUF file, from its vocabulary as weights/gguf.py gives it."""
+        """The settings of a GGUF file, from its vocabulary as weights/formats/gguf.py gives it."""
         return cls(bos=vocabulary["bos_id"], eos=vocabulary["eos_ids"], pad=vocabulary["pad_id"],
                    adds_bos=vocabulary["add_bos"], chat_template=vocabulary["chat_template"])
 
@@ -142,7 +142,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def vocabulary(self) -> dict[str, Any]:
-        """The vocabulary as plain values under the keys of weights/gguf.py; tokenizer.from_vocabulary reads the same.
+        """The vocabulary as plain values, under the keys of weights/formats/gguf.py; `from_vocabulary` reads the same.
 
         Raises ValueError where those keys cannot say what this tokenizer does.
         """

@@ -25,8 +25,8 @@ from itertools import chain
 from typing import Any
 
 from tokenizer.base import Settings, Tokenizer, is_control, utf8, write_json
-from tokenizer.learn import learn_merges
-from tokenizer.merge import Words, merge
+from tokenizer.bpe_merge import Words, merge
+from tokenizer.bpe_train import learn_merges
 from tokenizer.pretokenize import RULES, SplitRule, rule_of_gguf, rule_of_json
 
 # GGUF's types of token
@@ -243,7 +243,7 @@ def tokenizer_json(vocab: dict[str, int], merges: list[str], rule: SplitRule, *,
 
 
 def from_vocabulary(vocabulary: dict) -> BPETokenizer:
-    """The tokenizer of a GGUF file, from its vocabulary as weights/gguf.py gives it (kind "gpt2").
+    """The tokenizer of a GGUF file, from its vocabulary as weights/formats/gguf.py gives it (kind "gpt2").
 
     Raises ValueError for a split rule not known here and for a vocabulary without merges.
     """

@@ -22,10 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tokenizer.base import Tokenizer
+from typing import Any
 
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
@@ -54,7 +51,7 @@ class ChatFormat:
     trims: bool = False
     folds_system: str = ""
 
-    def encode(self, messages: Sequence[Message], tokenizer: "Tokenizer", *, reply: bool = False
+    def encode(self, messages: Sequence[Message], tokenizer: Any, *, reply: bool = False
                ) -> tuple[list[int], list[bool]]:
         """The ids of a conversation, and for each whether a model should learn to say it.
 
@@ -127,7 +124,7 @@ class ChatFormat:
                              "and this chat has none")
         return [("user", self.folds_system.replace("{}", system) + rest[0][1]), *rest[1:]]
 
-    def _ids_of_marks(self, tokenizer: "Tokenizer") -> dict[str, list[int]]:
+    def _ids_of_marks(self, tokenizer: Any) -> dict[str, list[int]]:
         used = _MARK.findall("".join([self.begin, *(text for turn in self.turns.values() for text in turn)]))
         by_role = {
             "<bos>": tokenizer.bos_id,

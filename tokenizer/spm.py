@@ -7,7 +7,7 @@ Three habits of these vocabularies matter to everything downstream:
     a character that no piece holds is written as its UTF-8 bytes, pieces <0x00> to <0xFF>.
     beginning and end are control pieces that text can never produce.
 
-The same without the library, for vocabularies that come without a model file, and to read how it works: spm_plain.py.
+The same without the library, for vocabularies that come without a model file, and to read how it works: spm_pure.py.
 
 Try: let `encode_words` ignore `starts`; tests/test_spm.py (test_property_a_text_in_two_parts_is_the_text) then finds a
 space inside a word written in two parts.
@@ -39,7 +39,7 @@ _SCORE_OF_ADDED = -1000.0           # what llama.cpp's converter gives tokens th
 class PieceTokenizer(Tokenizer):
     """What a vocabulary of SentencePiece's kind means, and the tokens that the folder it lies in adds to it.
 
-    A subclass knows how to encode: through the library (below), or without it (spm_plain.py).
+    A subclass knows how to encode: through the library (below), or without it (spm_pure.py).
     """
 
     huggingface_class = "LlamaTokenizer"

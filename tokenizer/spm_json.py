@@ -19,7 +19,7 @@ from typing import Any
 from tokenizer.base import Settings, is_control, write_json
 from tokenizer.bpe import bos_of, refuse_other_modes
 from tokenizer.spm_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
-from tokenizer.spm_plain import PlainPieceTokenizer
+from tokenizer.spm_pure import PlainPieceTokenizer
 
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _PREPEND = {"type": "Prepend", "prepend": "▁"}

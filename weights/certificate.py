@@ -31,13 +31,14 @@ from torch import Tensor, nn
 
 from llama import reference
 from llama.checkpoint import load_model
-from llama.config import LlamaConfig, RopeScaling
+from llama.config import RopeScaling
+from llama.config_json import config_from_dict, config_to_dict
 from llama.model import Llama
-from tokenizer import Tokenizer
-from weights.huggingface import to_json
+from tokenizer.base import Tokenizer
+from weights.formats.atomic_write import final
+from weights.formats.huggingface import to_json
+from weights.formats.sources import Source, open_source
 from weights.passage import TEXT, Passage
-from weights.sources import Source, open_source
-from weights.whole import final
 
 NAME = "certificate.json"
 VERSION = 1
@@ -68,7 +69,7 @@ class Reading:
 @torch.no_grad()
 def read_naively(source: Source, text: Passage) -> Reading:
     """Raises ValueError where the other rotary order is better by more than 5 %, so that the rows must lie so."""
-    config = LlamaConfig.from_dict(source.config)
+    config = config_from_dict(source.config)
 
     def logits(pairs: str) -> Tensor:
         weight = lambda name: source.read(name).float()            # noqa: E731  one tensor alive at a time
@@ -107,7 +108,7 @@ def read_as_user(path: Path, text: Passage, dtype: torch.dtype | None) -> Tensor
 def block_by_block(source: Source, dtype: torch.dtype) -> Llama:
     """The model of the product, with parameters that are read when a block is entered and dropped when it is left."""
     with torch.device("meta"):
-        model = Llama(LlamaConfig.from_dict(source.config)).eval()
+        model = Llama(config_from_dict(source.config)).eval()
     tied = model.config.tie_word_embeddings
 
     def enter(module: nn.Module, prefix: str) -> None:
@@ -197,13 +198,13 @@ def _padded(source: Source, made: Source) -> list[str]:
 
 
 def _same_config(source: Source, made: Source) -> dict[str, Any]:
-    ours, theirs = LlamaConfig.from_dict(source.config), LlamaConfig.from_dict(made.config)
+    ours, theirs = config_from_dict(source.config), config_from_dict(made.config)
     for each in fields(ours):
         before, after = getattr(ours, each.name), getattr(theirs, each.name)
         if _as_computed(before) != _as_computed(after) and each.name not in NO_ARITHMETIC:
             raise RuntimeError(f"{final(made.path).name}: {each.name} went in as {before} and comes out as {after}; "
                                "nothing was kept")
-    return theirs.to_dict()
+    return config_to_dict(theirs)
 
 
 def _as_computed(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The command `python -m weights.convert SOURCE DESTINATION`: a model in any form known here → in any other.
 
-What a source is, is read from its content (weights/sources.py); what to write, from --to or the destination's ending:
+What a source is, is read from its content (weights/formats/sources.py); what to write, from --to or the destination's
+ending:
 
     hf        a Hugging Face folder, sharded above --max-shard-size       everything that has no ending below
     gguf      one file with tokenizer and chat template, for llama.cpp    .gguf
@@ -23,19 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     import torch
     from torch import Tensor
 
+    from llama.config_json import config_from_dict, config_to_dict
     from tokenizer import chat, load_tokenizer, tokenizer_file
-    from weights import gguf, huggingface, llama2c, meta, single_file
-    from weights.huggingface import HEADS, Ledger
-    from weights.paths import shown
-    from weights.plain import plain_sizes
-    from weights.sources import VOCABULARIES, Source, open_source, template_remark, with_template
-    from weights.whole import whole_files, whole_folder
+    from weights.formats import gguf, huggingface, llama2c, meta, single_file
+    from weights.formats.atomic_write import whole_files, whole_folder
+    from weights.formats.huggingface import HEADS, Ledger
+    from weights.formats.paths import shown
+    from weights.formats.plain_llama import plain_sizes
+    from weights.formats.sources import VOCABULARIES, Source, open_source, template_remark, with_template
 
 if TYPE_CHECKING:
     from llama.config import LlamaConfig
@@ -124,7 +126,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
     if chat_format:
         read.files = with_template(read.files, chat.FORMATS[chat_format].template)
     config = check(read.config, read.ledger, source)
-    complete = config.to_dict()                                     # with what a file may leave to its class's defaults
+    complete = config_to_dict(config)  # with what a file may leave to its class's defaults
     read.config = complete | {key: value for key, value in read.config.items()
                               if value is not None or key not in complete}
     text = passage(read.tokenizer, config)
@@ -144,11 +146,10 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
 
 def check(config: dict[str, Any], ledger: Ledger, place: Path) -> "LlamaConfig":
     """The config, if the tensors are those of its Llama; heads of tasks may be among them. Raises ValueError if not."""
-    from llama.config import LlamaConfig
     from llama.model import Llama
 
     try:
-        shape = LlamaConfig.from_dict(config)
+        shape = config_from_dict(config)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     found = {name: shape for name, shape, _ in ledger}
@@ -349,7 +350,7 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    from llama.cli import Parser
+    from llama.runtime.cli import Parser
     from weights.certificate import verdict, verify
 
     parser = Parser("python -m weights.convert", __doc__.splitlines()[0])
@@ -389,6 +390,6 @@ def _bytes(size: str | None) -> int:
 
 
 if __name__ == "__main__":
-    from llama.cli import run
+    from llama.runtime.cli import run
 
     run(main)

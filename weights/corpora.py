@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.datasets.split import grouped, split
-from weights.huggingface import whole_file
+from weights.formats.atomic_write import whole_file
 
 TEXT = "text.txt"
 PARTS = ("train", "dev", "test")

@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from llama.interrupt import quiet_start
+from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     import torch
 
     from weights import corpora
     from weights.convert import convert
-    from weights.huggingface import whole_file
-    from weights.paths import home, shown
+    from weights.formats.atomic_write import whole_file
+    from weights.formats.paths import home, shown
 
 # ---- what becomes of the files that were taken out -------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    from llama.cli import Parser
+    from llama.runtime.cli import Parser
 
     parser = Parser("python -m weights.fetch", __doc__.splitlines()[0])
     parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(CATALOGUE))
@@ -354,6 +354,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from llama.cli import run
+    from llama.runtime.cli import run
 
     run(main)

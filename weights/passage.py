@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llama.config import LlamaConfig
-from tokenizer import Tokenizer
+from tokenizer.base import Tokenizer
 
 TOKENS = 256                    # positions that are compared
 

@@ -21,17 +21,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llama.by_hand import Documents, is_quick, quicken, slow_down
 from llama.cache import KVCache
-from llama.compiled import compile_step
 from llama.config import LlamaConfig
+from llama.fast.compiled_step import compile_step
+from llama.fast.custom_autograd import quicken, slow_down
+from llama.fast.fused_block import fuse, unfuse
 from llama.fast.numbers import EXACT, ROUNDED, agree
-from llama.fuse import fuse, unfuse
-from llama.lora import LoRAConfig, add_lora, has_lora
-from llama.model import Llama, attention, document_mask, naive_attention
-from llama.quantize import bits_of, quantize
-from llama.quantized_layers import QuantizedLinear
-from weights.packed import Packed
+from llama.lora.swap import add_lora, has_lora
+from llama.lora.targets import LoRAConfig
+from llama.masks import Documents, document_mask
+from llama.model import Llama, attention, naive_attention
+from llama.quantization.layers import QuantizedLinear
+from llama.quantization.swap import bits_of, quantize
+from weights.formats.quantized_matrix import Packed
 
 WHERE = "model.py"
 
@@ -47,7 +49,7 @@ def use_fused_blocks(model: Llama, exact: dict[str, Packed] | None = None) -> No
             quantize(tiny, bits=bits, report=False)
         expected = _logits(tiny)
         fuse(tiny)
-        if not agree(_logits(tiny), expected, WHERE, "fuse.py", within=within):
+        if not agree(_logits(tiny), expected, WHERE, "fast/fused_block.py", within=within):
             return
     fuse(model, exact)
 
@@ -66,8 +68,8 @@ def use_custom_gradients(model: Llama) -> None:
                     parameter.normal_(0.0, 0.3, generator=generator)
     expected = _gradients(tiny)
     quicken(tiny)
-    where = f"{WHERE} or low_rank.py" if has_lora(model) else WHERE
-    if agree(_gradients(tiny), expected, where, "by_hand.py"):
+    where = f"{WHERE} or lora/layers.py" if has_lora(model) else WHERE
+    if agree(_gradients(tiny), expected, where, "fast/custom_autograd.py"):
         quicken(model)
 
 
@@ -85,7 +87,7 @@ def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text:
         found = step(second, padding=padding, cache=cache)[0]
         cache.truncate(1)
         expected = model(second, cache=cache)[0]
-    if not (attends and agree(found, expected, WHERE, "decode.cpp", within=ROUNDED)):
+    if not (attends and agree(found, expected, WHERE, "fast/decode.cpp", within=ROUNDED)):
         model.step = None
 
 
@@ -149,7 +151,7 @@ def _gradients(model: Llama) -> Tensor:
     tokens = torch.arange(16) * 5 % model.config.vocab_size
     lengths = (10, 6)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    texts = Documents(lengths) if is_quick(model) else document_mask(torch.tensor(lengths))
+    texts = Documents(lengths) if model.layers[0].self_attn.takes_documents else document_mask(torch.tensor(lengths))
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         states = torch.cat([model.hidden(tokens.view(2, 8)).flatten(0, 1),

@@ -10,5 +10,6 @@
     tagging.py             a tag for every token: entities, words; viterbi.py, the best legal row
     question_answering.py  the piece of a text that answers a question, or none
 
-Try: write a task whose `encode` learns every second token; with `show_sample` of inspect.py look at what it learns.
+Try: write a task whose `encode` learns every second token; with `show_sample` of inspect_samples.py look at what it
+learns.
 """

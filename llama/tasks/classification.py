@@ -24,9 +24,9 @@ from llama.generation import encode_prompt
 from llama.heads import POOLINGS
 from llama.metrics.calibration import expected_calibration_error
 from llama.metrics.classification import classification_scores, confusion_matrix, label_counts, multilabel_scores
+from llama.runtime.progress import padded
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table
 from llama.tasks.task import IGNORED, Batch
-from llama.terminal import padded
 
 SHOWN = 12                                                          # labels of a confusion matrix that still fit
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from llama.heads import ATTENTIONS, HeadConfig, add_head, head_config
+from llama.masks import full_mask
 from llama.metrics.counts import Counts
-from llama.model import full_mask
+from llama.runtime.progress import padded
 from llama.tasks.task import Batch, Sample, Task, Totals, longest_first, to_device
-from llama.terminal import padded
 
 log = logging.getLogger(__name__)
 

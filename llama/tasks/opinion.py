@@ -18,10 +18,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from llama.runtime.progress import padded
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.labelled import Example, Labelled, Result
 from llama.tasks.task import Totals
-from llama.terminal import padded
 
 Period = Literal["day", "week", "month", "year"]
 PERIODS = get_args(Period)

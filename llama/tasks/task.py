@@ -80,7 +80,7 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 class Task:
     """What a model is trained for. This base scores as language models do; a subclass says `encode` and `prompt`.
 
-    checks  names in llama/checks.py of what must hold of every sample before it is trained on
+    checks  names in llama/training/data_checks.py of what must hold of every sample before it is trained on
     packs   whether a sample may hold the end of one document and the beginning of the next
     """
 

@@ -1,4 +1,4 @@
-"""Answers, entities and words as pieces of their text: the model chooses, copying.py sees that it only copies.
+"""Answers, entities and words as pieces of their text: the model chooses, constrained_decoding.py allows nothing else.
 
     answers    «Answer with a piece of the text.»       one piece, or the word for none
     entities   «List all persons, one a line.»          pieces from left to right, for each type a question; every place
@@ -20,8 +20,8 @@ from llama.datasets.tags import spans_of, tags_of
 from llama.metrics.answers import answer_scores
 from llama.metrics.language import is_chinese
 from llama.tasks.labelled import Example, Result
-from llama.zero_shot.asking import Asker
-from llama.zero_shot.copying import Pieces, Spaced, Vocabulary, Written, write
+from llama.zero_shot.constrained_decoding import Pieces, Spaced, Vocabulary, Written, write
+from llama.zero_shot.prompting import Asker
 
 NONE = ("无", "none")
 ANSWER = ("根据文字回答问题，只写文字里的原文{or_none}。", "Answer the question with words of the text alone{or_none}.")

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama import aims
-from llama.terminal import duration
+from llama.benchmark import goals
+from llama.runtime.progress import duration
 from tests.benchmarks.programs import WAYS, measured, minutes_of, programs_of
 from tests.benchmarks.sets import SETS, files_of
-from weights.whole import whole_file
+from weights.formats.atomic_write import whole_file
 
 PROGRAMS = ("baselines", "small", "default")
 Results = dict[str, dict[str, Any]]
@@ -89,7 +89,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             value, row = found[program]["scores"][data.score], found[program]
             rows.append([data.task, data.what, program, data.score, f"**{value:.3f}**" if value == best else
                          f"{value:.3f}", f"{row['minutes']:.1f}", f"{row['memory'] / 1e9:.2f}"])
-    return aims.table(["task", "data", "program", "score", "test", "minutes", "GB"], rows)
+    return goals.table(["task", "data", "program", "score", "test", "minutes", "GB"], rows)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama.engine import peak_memory
 from llama.metrics.answers import answer_scores
 from llama.metrics.classification import classification_scores
 from llama.metrics.overlap import bleu, chrf, rouge_scores
 from llama.metrics.spans import entity_scores, word_scores
+from llama.runtime.worker import peak_memory
 from tests.benchmarks.sets import SETS, examples_of
 
 METHODS = {"sentiment": ("tfidf", "bayes"), "classification": ("tfidf",), "ner": ("crf",), "segmentation": ("crf",),

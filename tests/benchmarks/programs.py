@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.baselines import METHODS, NAMES
 from tests.benchmarks.sets import SETS, texts_of
-from weights import paths
+from weights.formats import paths
 
 SMALL, DEFAULT = "a small model, trained here", "smollm2-135m-instruct, LoRA"
 

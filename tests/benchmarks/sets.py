@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llama.datasets.records import RecordDataset
 from llama.datasets.split import split
-from weights.paths import home
+from weights.formats.paths import home
 
 PARTS = ("train", "dev", "test")
 Example = dict[str, Any]

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
-from llama.model import Llama
 from tests.parity import texts, variants
 from tests.parity.judges import Check, Judges
 from tests.parity.models import compare_logits
@@ -28,7 +27,7 @@ def checks(judges: Judges) -> Iterator[Check]:
     }
     for number, (name, config) in enumerate(shapes.items()):
         torch.manual_seed(0)
-        built = Llama(config)
+        built = PretrainedLlama(config)
         with torch.no_grad():
             for parameter in built.parameters():
                 parameter += torch.randn_like(parameter) * 0.2

@@ -19,15 +19,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama.checkpoint import get_model, load_model, plain_tensors
+from llama.checkpoint import PretrainedLlama, load_model, plain_tensors
 from llama.config import LlamaConfig, RopeScaling
+from llama.config_json import config_to_dict
 from llama.model import Llama
+from llama.pretrained import get_model
 from tests.parity import texts
 from tests.parity.judges import Check, Judges
-from weights import gguf
 from weights.fetch import CATALOGUE
-from weights.gguf_blocks import FORMATS
-from weights.paths import home
+from weights.formats import gguf
+from weights.formats.gguf_blocks import FORMATS
+from weights.formats.paths import home
 
 MODEL = "smollm2-135m-instruct"
 JUDGE = "judge_formats.py"
@@ -167,7 +169,7 @@ def shapes(judges: Judges) -> Iterator[Check]:
         model, path = build(changes), judges.folder / "shape.gguf"
         tensors = plain_tensors(model)
         ledger = [(key, tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()]
-        gguf.write_gguf(path, model.config.to_dict(), VOCABULARY, ledger, iter(tensors.items()))
+        gguf.write_gguf(path, config_to_dict(model.config), VOCABULARY, ledger, iter(tensors.items()))
         theirs = judges.ask(JUDGE, what="llama_cpp", file=str(path), prompts=[prompt], new=16, context=512)[0]
         ids = theirs["ids"]
         with torch.inference_mode():
@@ -187,7 +189,7 @@ VOCABULARY = {"model": "gpt2", "pre": "smollm", "tokens": ["<end>", "Ċ", *(f"{i
 def build(changes: dict) -> Llama:
     config = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
               "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    model, generator = Llama(LlamaConfig(**config | changes)), torch.Generator().manual_seed(1)
+    model, generator = PretrainedLlama(LlamaConfig(**config | changes)), torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         centre = 1.0 if name.endswith("norm.weight") else 0.0
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25 + centre)

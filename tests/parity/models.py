@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama.checkpoint import load_tensors, plain_tensors
+from llama.checkpoint import PretrainedLlama, load_tensors, plain_tensors
 from llama.config import LlamaConfig
+from llama.config_json import config_from_dict, config_to_dict
 from llama.model import Llama
-from llama.objectives import Plain
 from llama.tasks.task import Sample, Task
+from llama.training.objective import Plain
 from tests.parity.judges import Check, Judges, difference
 from tests.parity.parts import SHAPE, scaled
 
@@ -47,7 +48,7 @@ def long_shapes() -> dict[str, LlamaConfig]:
 
 def model(request: dict[str, Any]) -> dict[str, Tensor]:
     """Logits, the mean loss of the next token, and its gradient for every weight."""
-    ours = Llama(LlamaConfig.from_dict(request["config"]))
+    ours = PretrainedLlama(config_from_dict(request["config"]))
     weights = {name.removeprefix("weight."): tensor.clone() for name, tensor in request["tensors"].items()
                if name.startswith("weight.")}
     load_tensors(ours, weights.items(), device="cpu", dtype=None, place=Path("the question"))
@@ -69,11 +70,11 @@ def checks(judges: Judges) -> Iterator[Check]:
 def _compare(judges: Judges, what: str, config: LlamaConfig, size: tuple[int, int], limit: float, *,
              keep: str = "") -> Check:
     torch.manual_seed(0)
-    built = Llama(config)
+    built = PretrainedLlama(config)
     tensors = {"ids": torch.randint(config.vocab_size, size)}
     for name, tensor in plain_tensors(built).items():
         tensors[f"weight.{name}"] = tensor + torch.randn_like(tensor) * 0.2
-    request = {"config": config.to_dict()}
+    request = {"config": config_to_dict(config)}
     theirs = judges.ask("judge_models.py", what="model", tensors=tensors, keep=keep, **request)
     worst = difference(model(request | {"tensors": tensors}), theirs)
     return Check(f"{what}: logits and gradients", "transformers", f"{size[0] * size[1]:,} positions",

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from llama.config import LlamaConfig, RopeScaling
+from llama.config_json import config_from_dict, config_to_dict
 from llama.model import MLP, Attention, Block, RMSNorm, apply_rotary, rotary_tables
 from tests.parity.judges import Check, Judges, difference
-from weights.plain import halves_together
+from weights.formats.plain_llama import halves_together
 
 SHAPE = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=8,
                     num_key_value_heads=2, head_dim=4, max_position_embeddings=4096)
@@ -106,11 +107,11 @@ def checks(judges: Judges) -> Iterator[Check]:
         found = {}
         for name, config in {"default": wide, **scaled(wide, 1024), **yarns}.items():
             found[name] = ask("rotary", f"{name}, {layout}", question(None, normal(1, 2, 7, 16)) |
-                              {"positions": positions}, config=config.to_dict(), layout=layout)
+                              {"positions": positions}, config=config_to_dict(config), layout=layout)
         # The library has no static NTK, but its dynamic one is ours where the text is as long as that factor asks for.
         config = scaled(wide, 64)["dynamic"]
         found["ntk"] = ask("rotary", f"ntk, {layout}", question(None, normal(1, 2, 7, 16)) |
-                           {"positions": torch.tensor([0, 1, 2, 31, 63, 64, 111])}, config=config.to_dict(),
+                           {"positions": torch.tensor([0, 1, 2, 31, 63, 64, 111])}, config=config_to_dict(config),
                            static_ntk=4.0, layout=layout)
         yield row(f"rotary embedding, {layout}", list(found), max(found.values()), FAR)
 
@@ -119,21 +120,21 @@ def checks(judges: Judges) -> Iterator[Check]:
         for G in (1, 2, 4, 8):
             config = replace(SHAPE, num_key_value_heads=G)
             found[f"G = {G}"] = ask("attention", f"G = {G}, {layout}", question(Attention(config), x),
-                                    config=config.to_dict(), layout=layout)
+                                    config=config_to_dict(config), layout=layout)
         yield row(f"attention of 8 heads, {layout}", list(found), max(found.values()))
 
-    found = {"plain": ask("swiglu", "plain", question(MLP(SHAPE), x), config=SHAPE.to_dict())}
+    found = {"plain": ask("swiglu", "plain", question(MLP(SHAPE), x), config=config_to_dict(SHAPE))}
     biased = replace(SHAPE, mlp_bias=True)
-    found["bias"] = ask("swiglu", "bias", question(MLP(biased), x), config=biased.to_dict())
+    found["bias"] = ask("swiglu", "bias", question(MLP(biased), x), config=config_to_dict(biased))
     yield row("SwiGLU", list(found), max(found.values()))
 
-    found = {layout: ask("block", layout, question(Block(SHAPE), x), config=SHAPE.to_dict(), layout=layout)
+    found = {layout: ask("block", layout, question(Block(SHAPE), x), config=config_to_dict(SHAPE), layout=layout)
              for layout in LAYOUTS}
     yield row("block", list(found), max(found.values()))
 
 
 def _config(request: dict[str, Any]) -> LlamaConfig:
-    config = LlamaConfig.from_dict(request["config"])
+    config = config_from_dict(request["config"])
     if "static_ntk" in request:
         config = replace(config, rope_scaling=RopeScaling("ntk", request["static_ntk"]))
     return config

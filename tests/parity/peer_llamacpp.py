@@ -1,8 +1,8 @@
-"""llama.cpp at the work of `python -m llama.benchmark --peers`: llama/engine.py runs it with the judges' Python."""
+"""llama.cpp at the work of `python -m llama.benchmark --peers`, in llama/runtime/worker.py with the judges' Python."""
 
 
 def works(settings):
-    """{"file", "threads", "context", "weights", "cache"} -> some of the works that llama/measure.py has.
+    """{"file", "threads", "context", "weights", "cache"} -> some of the works of llama/benchmark/measure_generation.py.
 
     weights, cache  bytes read for a token, and for each token before it
     """

@@ -1,7 +1,7 @@
 """transformers' Trainer, over peft where there is an adapter, at the work of `llama.benchmark --training --peers`.
 
-llama/engine.py runs it with the judges' Python. Its settings are the usual ones: each batch padded to its longest
-sample, bfloat16 by autocast, fused AdamW, clipped gradients. Seconds are taken from the beginning of
+llama/runtime/worker.py runs it with the judges' Python. Its settings are the usual ones: each batch padded to its
+longest sample, bfloat16 by autocast, fused AdamW, clipped gradients. Seconds are taken from the beginning of
 the first step to the end of the last, so that what the Trainer sets up does not count, and data that it reads does.
 """
 

@@ -1,10 +1,10 @@
-"""transformers at the work of `python -m llama.benchmark --peers`: llama/engine.py runs it with the judges' Python."""
+"""transformers at the work of `python -m llama.benchmark --peers`, in llama/runtime/worker.py."""
 
 import time
 
 
 def works(settings):
-    """{"folder", "dtype", "threads"} -> the works that llama/measure.py has, too."""
+    """{"folder", "dtype", "threads"} -> the works that llama/benchmark/measure_generation.py has, too."""
     import torch
     from transformers import AutoModelForCausalLM
 

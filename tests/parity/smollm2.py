@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from llama.beam import BeamConfig, beam_search
-from llama.checkpoint import get_model
+from llama.decoding.beam_search import BeamConfig, beam_search
 from llama.generation import generate
 from llama.model import Llama
+from llama.pretrained import get_model
 from llama.sampling import SamplingConfig
 from tests.parity import texts
 from tests.parity.judges import Check, Judges

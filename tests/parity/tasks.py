@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, config_dict, load_model, save_model
 from llama.config import LlamaConfig, preset
-from llama.heads import HeadConfig, add_head, config_dict, head_of
+from llama.heads import HeadConfig, add_head, head_of
 from llama.lora import LoRAConfig, add_lora, load_adapter, save_adapter
 from llama.model import Llama
 from llama.tasks.classification import ClassificationTask
@@ -50,7 +50,7 @@ def checks(judges: Judges) -> Iterator[Check]:
 def build(shape: LlamaConfig, tokenizer: object, head: HeadConfig | None) -> Llama:
     """A random model whose numbers are large enough that whatever is in the wrong place shows."""
     torch.manual_seed(0)
-    model = Llama(shape).eval()
+    model = PretrainedLlama(shape).eval()
     model.tokenizer = tokenizer
     if head:
         add_head(model, head)

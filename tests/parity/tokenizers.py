@@ -12,16 +12,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llama.checkpoint import get_model
+from llama.pretrained import get_model
 from tests.parity import texts
 from tests.parity.judges import Check, Judges
 from tests.parity.lines import EMOJI, RIGHT_TO_LEFT, lines, mixed
-from tokenizer import Tokenizer, bpe, from_vocabulary, load_tokenizer
+from tokenizer import bpe, from_vocabulary, load_tokenizer
+from tokenizer.base import Tokenizer
 from tokenizer.pretokenize import RULES
 from tokenizer.spm_model import read_model
-from tokenizer.spm_plain import PlainPieceTokenizer
+from tokenizer.spm_pure import PlainPieceTokenizer
 from weights.fetch import fetch
-from weights.gguf import open_gguf, vocabulary
+from weights.formats.gguf_file import open_gguf
+from weights.formats.gguf_vocabulary import vocabulary
 
 JUDGE = "judge_tokenizers.py"
 

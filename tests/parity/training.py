@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llama.checkpoint import load_tensors, plain_tensors
+from llama.checkpoint import PretrainedLlama, load_tensors, plain_tensors
 from llama.config import LlamaConfig, preset
+from llama.config_json import config_from_dict, config_to_dict
 from llama.lora import LoRAConfig, add_lora, has_lora, load_adapter, save_adapter
 from llama.model import Llama
-from llama.optimizer import TrainConfig
 from llama.tasks.task import Batch, Sample, Task
 from llama.trainer import Trainer
+from llama.training.optimizer import TrainConfig
 from tests.parity.judges import Check, Judges, difference
 from tests.parity.parts import SHAPE
 from tokenizer import bpe
@@ -102,8 +103,8 @@ def checks(judges: Judges) -> Iterator[Check]:
                 add_lora(model, adapter, generator=torch.Generator().manual_seed(1))
                 files, learned = _adapter_files(model)
                 tensors |= {f"adapter.{key}": tensor for key, tensor in learned.items()}
-            request = {"config": model.config.to_dict(), "adapter": files, "samples": samples, "optimizer": optimizer,
-                       "clip": 1.0, **settings}
+            request = {"config": config_to_dict(model.config), "adapter": files, "samples": samples,
+                       "optimizer": optimizer, "clip": 1.0, **settings}
             ours, request["together"] = _train(request | {"tensors": tensors})
             theirs = judges.ask("judge_training.py", what="train", tensors=tensors, accumulate=ACCUMULATE,
                                 keep=f"training/{optimizer}, {name}" if name in KEPT else "", **request)
@@ -137,7 +138,7 @@ def far_apart(ours: dict[str, Tensor], theirs: dict[str, Tensor], lr: float) -> 
 
 def _random(config: LlamaConfig) -> Llama:
     torch.manual_seed(0)
-    model = Llama(config)
+    model = PretrainedLlama(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter) * 0.1
@@ -146,7 +147,7 @@ def _random(config: LlamaConfig) -> Llama:
 
 def _model(request: dict[str, Any]) -> Llama:
     """The question's model, with its adapter on it."""
-    model = Llama(LlamaConfig.from_dict(request["config"]))
+    model = PretrainedLlama(config_from_dict(request["config"]))
     tensors = {part: {name.removeprefix(f"{part}."): tensor.clone() for name, tensor in request["tensors"].items()
                       if name.startswith(f"{part}.")} for part in ("weight", "adapter")}
     load_tensors(model, tensors["weight"].items(), device="cpu", dtype=None, place=Path("the question"))

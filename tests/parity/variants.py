@@ -18,15 +18,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from llama import adapters
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import LlamaConfig
-from llama.lora import add_lora, load_adapter, merge_lora, save_adapter, wrappers
-from llama.low_rank import LoRALinear
+from llama.lora import add_lora, load_adapter, merge_lora, peft_folder, save_adapter, wrappers
+from llama.lora.layers import LoRALinear
+from llama.lora.targets import present
 from llama.model import Llama
-from llama.targets import present
 from tests.parity.judges import Check, Judges
-from weights.huggingface import stored_name
+from weights.formats.huggingface import stored_name
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "peft"
 SHAPE = LlamaConfig(vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -112,7 +111,7 @@ def checks(judges: Judges) -> Iterator[Check]:
     yield Check("adapters: modules chosen, ranks, scales", "peft", f"{len(RULES)} rules", f"{len(differ)} differ",
                 not differ)
     keys = judges.ask("judge_adapters.py", what="defaults").keys()
-    unknown = keys - adapters.READ - adapters.ABOUT - adapters.NOT_BUILT.keys()
+    unknown = keys - peft_folder.READ - peft_folder.ABOUT - peft_folder.NOT_BUILT.keys()
     yield Check("adapters: keys of the configuration", "peft", f"{len(keys)} keys", f"{len(unknown)} unknown",
                 not unknown)
 
@@ -120,7 +119,7 @@ def checks(judges: Judges) -> Iterator[Check]:
 @torch.no_grad()
 def build(folder: Path) -> Path:
     """The tiny model, saved; its numbers are large enough that an adapter in the wrong place shows in the logits."""
-    model = Llama(SHAPE)
+    model = PretrainedLlama(SHAPE)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.dim() == 1))
@@ -158,9 +157,9 @@ def difference_of(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def chosen_here(options: dict) -> dict[str, list[float]] | None:
     """{module: [rank, scale]} for a rule of `RULES`, or None where it is refused."""
-    model = Llama(SHAPE)
+    model = PretrainedLlama(SHAPE)
     try:
-        config = adapters.config_from_peft({"r": 8, "lora_alpha": 8, **options}, "here")
+        config = peft_folder.config_from_peft({"r": 8, "lora_alpha": 8, **options}, "here")
         add_lora(model, present(config, [path for path, _ in model.named_modules()]))
     except ValueError:
         return None
@@ -178,7 +177,7 @@ def write_fixtures(judges: Judges) -> None:
                             adapter=str(FIXTURES / name))
         save_file({"logits": theirs["logits"]}, FIXTURES / name / "logits.safetensors")
         (FIXTURES / name / "README.md").unlink()                    # peft's empty model card
-        path = FIXTURES / name / adapters.CONFIG
+        path = FIXTURES / name / peft_folder.CONFIG
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": ""}, indent=1) + "\n")
     chosen = judges.ask("judge_adapters.py", what="targets", folder=str(base), options=RULES)
     (FIXTURES / "chosen.json").write_text(json.dumps(

@@ -1,0 +1,93 @@
+"""A chat in a terminal: lines in, answers out, and a few commands that begin with a slash.
+
+Try: print remarks to stdout; tests/test_chat_loop.py fails, because answers on stdout must stay clean.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable
+
+from llama.decoding.chat_session import Conversation
+from llama.decoding.speculative import success
+from llama.generation import Completion
+
+HELP = """\
+/reset         forget the conversation
+/system TEXT   set the system message; without TEXT, show it
+/help          these lines
+/quit          leave, as Ctrl-D does, or Ctrl-C at the empty prompt
+Ctrl-C         stop the answer; what has been said counts as said"""
+
+
+def chat(conversation: Conversation, *, read: Callable[[str], str] = input) -> None:
+    """Ask for a line, answer it, until someone leaves. Answers go to stdout, all else to stderr.
+
+    read  shows a prompt and returns a line, or raises EOFError; lines that come through a pipe get no prompt
+    """
+    with contextlib.suppress(ImportError):                          # where there is one, `input` edits wide characters
+        importlib.import_module("readline")
+    watched = sys.stdin.isatty()
+    if watched:
+        _remark("a chat: /help lists the commands, /quit leaves")
+    answers = []
+    while (line := _next_line(read, "you> " if watched else "")) is not None:
+        command, _, text = line.strip().partition(" ")
+        if command == "/quit":
+            break
+        if command == "/reset":
+            conversation.reset()
+            _remark("the conversation is forgotten")
+        elif command == "/system":
+            conversation.system = text.strip() or conversation.system
+            _remark(f"system message: {conversation.system or conversation.chat_format.default_system or 'none'}")
+        elif command == "/help":
+            _remark(HELP)
+        elif command.startswith("/") and command[1:].isalpha():
+            _remark(f"there is no command {command}; /help lists those there are")
+        elif line.strip():
+            answers.append(_answer(conversation, line))
+    if guessed := [answer for answer in answers if getattr(answer, "guessed", 0)]:
+        _remark(str(success(guessed)))
+
+
+def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
+    """The next line; None when there is none and nobody waits for another."""
+    while True:
+        try:
+            return read(prompt)
+        except UnicodeDecodeError:
+            _remark("this line is not valid UTF-8; it is left out")
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if not _typed():
+                break
+            _remark("")                                             # the line is given up, not the chat
+    if prompt:
+        _remark("")
+    return None
+
+
+def _typed() -> str:
+    """What stood on the line when Ctrl-C came; without readline nobody knows."""
+    readline = sys.modules.get("readline")
+    return readline.get_line_buffer() if readline else ""
+
+
+def _answer(conversation: Conversation, question: str) -> Completion | None:
+    """What came of it; None of one that was stopped or refused."""
+    answer = None
+    try:
+        answer = conversation.reply(question, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(" …", end="")
+    except ValueError as error:                                     # a question too long for the context, say
+        _remark(str(error))
+        return None
+    print(flush=True)
+    return answer
+
+
+def _remark(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,288 @@
+"""The flags of the commands that take a model or data, and what comes of them: a loaded model, a task, a data set.
+
+Try: give a field here another help text; it is at once the flag's line of `--help` (llama/runtime/cli.py).
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from llama.datasets.columns import ColumnDataset
+from llama.datasets.instructions import InstructionDataset
+from llama.datasets.language_modeling import LanguageModelingDataset
+from llama.datasets.records import RecordDataset
+from llama.datasets.squad import SquadDataset
+from llama.fast.agreement import readable, use_compiled_step, use_fused_blocks
+from llama.fast.fused_linear import packs_bfloat16
+from llama.heads import check_writes, head_config
+from llama.lora.files import load_adapter
+from llama.lora.peft_folder import recorded_base
+from llama.lora.swap import merge_lora
+from llama.pretrained import get_model
+from llama.quantization.swap import quantize
+from llama.runtime import distributed
+from llama.tasks.classification import ClassificationTask
+from llama.tasks.generation import TextGenerationTask
+from llama.tasks.instruction import InstructionTask
+from llama.tasks.opinion import OpinionTask
+from llama.tasks.pairs import SummarizationTask, TranslationTask
+from llama.tasks.question_answering import QuestionAnsweringTask
+from llama.tasks.tagging import NERTask, SegmentationTask
+from llama.training.data_checks import CHECKS
+from weights.formats.paths import home, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """The flags of every door that takes a model."""
+
+    model: Annotated[str, "a model folder or file of any form known here, or a name to fetch"] = "smollm2-135m-instruct"
+    adapter: Annotated[str, "LoRA adapter folder to put on the model"] = ""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "where to compute"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"],
+                     "number format of the computation; where text is written, auto also reads 4 bits that hold the "
+                     "weights exactly"] = "auto"
+    quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
+    compile: Annotated[bool, "build the decoding step with a C++ compiler, once, and keep it beside the model"] = False
+    readable: Annotated[bool, "run the definitions as they stand in the files, slower, and no fast version"] = False
+    seed: Annotated[int, "seed of every random choice"] = 0
+    json: Annotated[bool, "print results as JSON on stdout"] = False
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, for get_model; 0 leaves them as they are."""
+        return {"none": 0, "int8": 8, "int4": 4}[self.quantize]
+
+
+WRITING = ("instruction", "generation", "summarization", "translation")     # tasks without a head of labels
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFlags:
+    """What the data means."""
+
+    task: Annotated[Literal["instruction", "generation", "summarization", "translation", "classification", "sentiment",
+                            "opinion", "ner", "segmentation", "qa"],
+                    "instruction, summarization, translation: learn answers; generation: all text; the others: "
+                    "labels"] = "instruction"
+    max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
+    documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
+    overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again"] = 0
+    chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
+    attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
+                         "auto: as the model was tuned, or else causal"] = "auto"
+    pooling: Annotated[Literal["auto", "last", "mean"], "classification: score the last row of a text, or the mean of "
+                       "all, with which a model learns faster from nothing; auto: as tuned, or else last"] = "auto"
+    multi_label: Annotated[bool, "classification: any number of labels a text"] = False
+    columns: Annotated[tuple[str, ...], "what the columns of a table without a header hold, such as text,label"] = ()
+    labels: Annotated[tuple[str, ...], "all labels, or types of entities, that there are; NAME=WORD says what a prompt "
+                      "calls one; default: those of the model, or of the data that is learned"] = ()
+    request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
+    scheme: Annotated[Literal["BIO", "BMES"], "ner: tags that a new head learns, whatever those of the data"] = "BIO"
+    period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What prompts call the labels for which that is said."""
+        return dict(label.split("=", 1) for label in self.labels if "=" in label)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels alone."""
+        return tuple(label.split("=", 1)[0] for label in self.labels)
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; a sample needs at least 2 tokens")
+        if self.task in WRITING and self.attention != "auto":
+            raise ValueError(f"--attention {self.attention}: whoever learns to write must not see what is behind; "
+                             f"leave it out with --task {self.task}")
+        if self.multi_label and self.task not in ("classification", "sentiment"):
+            raise ValueError(f"--multi-label: a text of --task {self.task} has no several labels; leave it out")
+        if self.pooling != "auto" and self.task not in ("classification", "sentiment", "opinion"):
+            raise ValueError(f"--pooling {self.pooling}: only whole texts are scored by one row; leave it out with "
+                             f"--task {self.task}")
+        if self.scheme != "BIO" and self.task != "ner":
+            raise ValueError(f"--scheme {self.scheme}: only --task ner has a choice of tags; leave it out")
+        if self.overlap and self.task != "generation":
+            raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
+                             "it out")
+        if self.columns and self.task in ("instruction", "generation", "ner", "segmentation", "qa"):
+            raise ValueError(f"--columns: the data of --task {self.task} is in no table; leave it out")
+        if self.labels and self.task not in ("classification", "sentiment", "opinion", "ner"):
+            raise ValueError(f"--labels: --task {self.task} has no labels to name; leave it out")
+        if len(set(self.names)) < len(self.names) or "" in self.names:
+            raise ValueError(f"--labels {','.join(self.labels)}: give each label once, and by its name")
+
+
+def add_inspection(parser: argparse.ArgumentParser) -> None:
+    """--inspect, --dry-run and --allow, of the doors that train."""
+    group = parser.add_argument_group("What the samples are, and what must hold of them")
+    group.add_argument("--inspect", nargs="?", type=int, const=3, metavar="K",
+                       help="show how the first K samples (3) look to the model, count and check all, train nothing")
+    group.add_argument("--dry-run", action="store_true",
+                       help="tell what the run will cost in memory, time and disk, from two steps; write nothing")
+    group.add_argument("--allow", action="append", choices=tuple(CHECKS), default=[], metavar="NAME",
+                       help=f"train in spite of this check; may be repeated: {', '.join(CHECKS)}")
+
+
+def check_alone(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for questions about a run that are asked of several processes."""
+    if distributed.launched() and (arguments.dry_run or arguments.inspect is not None):
+        raise ValueError("--inspect and --dry-run look at one process; leave torchrun out")
+    if arguments.dry_run and arguments.resume:
+        raise ValueError("--dry-run is about a run that has not begun; leave --resume out")
+
+
+def choose_device(name: str) -> torch.device:
+    """«auto» takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for one that this machine lacks."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, present in here.items() if present))
+    if not here[name]:
+        raise ValueError(f"--device {name}: this machine has none that torch can use; take --device cpu")
+    return torch.device(name)
+
+
+Purpose = Literal["train", "generate", "find", "measure"]
+
+
+def choose_dtype(name: str, device: torch.device, *, purpose: Purpose) -> torch.dtype:
+    """The dtype to compute in. «auto» is bfloat16 where the device multiplies it fast, and float32 elsewhere.
+
+    On such CPUs products are 4 × faster, and half of the bytes are read for a token. What is found in texts stays the
+    same, but for labels that are as likely as others. A perplexity («measure») stays in float32 there: it is compared
+    with those of others, and bfloat16 moves it by a thousandth.
+    """
+    if purpose == "train" and name == "float16":
+        raise ValueError("--dtype float16 loses small gradients in training; take bfloat16 or float32")
+    if name == "bfloat16" and device.type == "cpu" and not _cpu_multiplies_bfloat16():
+        print("--dtype bfloat16: this processor has no fast products of it, so plain torch makes them; float32 is "
+              "faster here", file=sys.stderr)
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = device.type == "cpu" and purpose != "measure" and _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether products of bfloat16 take much less time than those of float32: tried once, in some 20 ms.
+
+    A processor's name does not tell, and what torch says of it does not follow ATEN_CPU_CAPABILITY. Where bfloat16 is
+    emulated it takes longer than float32, where it is built in a third or less, so a noisy machine does not matter.
+    """
+    def seconds(dtype: torch.dtype) -> float:
+        x, weight = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        taken = []
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    return packs_bfloat16() and seconds(torch.bfloat16) * 1.5 < seconds(torch.float32)
+
+
+def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) -> Any:
+    """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
+
+    Where it writes, its parts are swapped for faster ones that compute the same (see fast/agreement.py), or with
+    `compile` its decoding step is compiled; an adapter is then folded into the weights first. With no flag to the
+    contrary, what 4 bits hold without any loss is read so.
+    """
+    if flags.readable and flags.compile:
+        raise ValueError("--readable runs the definitions and --compile a fast version of them; give one of the two")
+    device = choose_device(flags.device)
+    dtype = choose_dtype(flags.dtype, device, purpose=purpose)
+    merging = bool(flags.adapter) and flags.compile
+    bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
+    fine = flags.compile                                            # what the step reads as fast, torch does not
+    plain = flags.dtype == "auto" and not (flags.bits or flags.compile or flags.adapter or flags.readable)
+    exact = {} if plain and purpose == "generate" and dtype == torch.bfloat16 and device.type == "cpu" else None
+    name = base_of(flags)
+    model = get_model(name, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
+    if flags.adapter:
+        load_adapter(model, resolve(flags.adapter, "adapters"))
+    if purpose == "generate":
+        check_writes(model)
+    if merging:
+        merge_lora(model, forget=True)
+        if flags.bits:
+            quantize(model, bits=flags.bits, fine=fine, report=False)
+    if flags.readable:
+        readable(model)
+    elif flags.compile:
+        use_compiled_step(model, say=lambda text: print(text, file=sys.stderr))
+    elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
+        use_fused_blocks(model, exact)
+    return model
+
+
+def base_of(flags: ModelFlags) -> str:
+    """The model to load: `--model`, or where it is left out, the base that the adapter names, if that is here."""
+    if not flags.adapter or flags.model != ModelFlags.model:
+        return flags.model
+    base = recorded_base(resolve(flags.adapter, "adapters"))
+    if not base or not resolve(base, "weights").exists():
+        return flags.model
+    if resolve(base, "weights").resolve() != resolve(flags.model, "weights").resolve():
+        print(f"the adapter's own base is taken: {base}", file=sys.stderr)
+    return base
+
+
+def data_files(names: list[str]) -> list[str]:
+    """Data files by name: each is looked for here, then in the clone (or where there is none, the user's folder)."""
+    return [str(home() / name) if not Path(name).exists() and (home() / name).exists() else name for name in names]
+
+
+def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
+    """The task that `--task` names, and what makes its data set from files."""
+    if flags.task not in WRITING:
+        return _task_of_labels(flags)
+    options = {"chat_format": flags.chat_format or None, "max_length": flags.max_length}
+    if flags.task == "instruction":
+        return InstructionTask(**options), lambda files: InstructionDataset(*data_files(files))
+    if flags.task in ("summarization", "translation"):
+        kind = SummarizationTask if flags.task == "summarization" else TranslationTask
+        return kind(flags.request, **options), lambda files: RecordDataset(
+            *data_files(files), fields=("source", "target"), columns=flags.columns or None)
+    return TextGenerationTask(), lambda files: LanguageModelingDataset(
+        *data_files(files), block_size=flags.max_length, overlap=flags.overlap, documents=flags.documents)
+
+
+def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
+    options = {"attention": "" if flags.attention == "auto" else flags.attention, "max_length": flags.max_length}
+    if flags.task == "ner":
+        return NERTask(flags.names, scheme=flags.scheme, **options), lambda files: ColumnDataset(*data_files(files))
+    if flags.task == "segmentation":
+        return SegmentationTask(**options), lambda files: ColumnDataset(*data_files(files), spans="words",
+                                                                        scheme="BMES")
+    if flags.task == "qa":
+        return QuestionAnsweringTask(**options), lambda files: SquadDataset(*data_files(files))
+    pooling = "" if flags.pooling == "auto" else flags.pooling
+    if flags.task == "opinion":                                     # labels and dates come along where they are
+        return OpinionTask(flags.names, period=flags.period, pooling=pooling, **options), lambda files: RecordDataset(
+            *data_files(files), fields=("text",), columns=flags.columns or None)
+    task = ClassificationTask(flags.names, multi_label=flags.multi_label, pooling=pooling, **options)
+    return task, lambda files: RecordDataset(*data_files(files), columns=flags.columns or None,
+                                             fields=("text", "labels" if flags.multi_label else "label"))
+
+
+def check_model(flags: TaskFlags, model: Any) -> None:
+    """Raise ValueError for a model without tokenizer, and if samples may be longer than what it can read."""
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer, so it reads no text; give a model folder, or make one of a "
+                         "preset's shape with train.py --preset")
+    if flags.max_length > (context := model.config.context):
+        raise ValueError(f"samples of up to {flags.max_length} tokens do not fit the model's context of {context}; "
+                         f"give --max-length {context}")

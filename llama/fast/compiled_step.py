@@ -1,0 +1,223 @@
+"""The decoding step as one compiled function: decode.cpp built for one shape of model and one processor.
+
+Python and torch need some 15 calls a layer for one token; with small models they take longer than the arithmetic. The
+same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored in;
+the model is first moved to where that is fastest (huge_pages.py). It works on the model's own cache, so long prompts
+still go through torch, which multiplies matrices faster. Building takes some seconds; the result lies beside the model,
+under a name made of all that it depends on.
+
+    compile_step(model)                  # from now on generation uses it, where it can
+    model.step = None                    # and no longer
+
+Try: give `decode` the cosines of one position later; tests/test_compiled_step.py (test_two_ways_step_equals_model)
+fails.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama.cache import KVCache
+from llama.config import LlamaConfig
+from llama.fast.huge_pages import settle
+from llama.model import PROJECTIONS, Llama, check_editable, rotary_tables
+from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear
+
+SOURCE = Path(__file__).with_name("decode.cpp")
+# Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
+# would make the whole process, torch too, take the smallest numbers for 0 from the moment the library is loaded.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fPIC")
+WIDE = "-mprefer-vector-width=512"                                  # else gcc stays at half of what AVX-512 can do
+THREADS = "-fopenmp"
+LANES = 8                                                           # tokens a step; with more, torch is faster
+
+
+class Matrix(Structure):
+    _fields_ = [("weight", c_void_p), ("scale", c_void_p), ("minimum", c_void_p), ("bias", c_void_p),
+                ("rows", c_int64), ("columns", c_int64), ("kind", c_int64)]
+
+
+class Layer(Structure):
+    _fields_ = [("input_layernorm", c_void_p), ("post_attention_layernorm", c_void_p),
+                *[(name.rpartition(".")[2], Matrix) for name in PROJECTIONS]]
+
+
+class Model(Structure):
+    _fields_ = [("layers", POINTER(Layer)), ("norm", c_void_p), ("lm_head", Matrix), ("num_layers", c_int64),
+                ("window", c_int64), ("eps", c_float)]
+
+
+class Cache(Structure):
+    _fields_ = [("keys", c_void_p), ("values", c_void_p), ("row_stride", c_int64), ("head_stride", c_int64)]
+
+
+class Lane(Structure):
+    _fields_ = [("row", c_int64), ("slot", c_int64), ("first", c_int64)]
+
+
+class CompiledStep:
+    """`Llama.forward` for a few tokens behind a filled cache, on the CPU. Made by `compile_step`."""
+
+    def __init__(self, model: Llama, library: Path):
+        self.config = model.config
+        self._kept: list[Tensor] = []                               # what C++ points at must stay alive
+        layers = [Layer(self._vector(layer.input_layernorm.weight), self._vector(layer.post_attention_layernorm.weight),
+                        *[self._matrix(layer.get_submodule(name)) for name in PROJECTIONS]) for layer in model.layers]
+        self._layers = (Layer * len(layers))(*layers)
+        self._model = Model(self._layers, self._vector(model.norm.weight), self._matrix(model.lm_head), len(layers),
+                            self.config.sliding_window, self.config.rms_norm_eps)
+        self._embed = model.embed_tokens
+        self._decode = ctypes.CDLL(str(library)).decode
+        self._decode.restype = None
+        self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), *[c_void_p] * 4]
+
+    def fits(self, tokens: Tensor, cache: KVCache) -> bool:
+        """Whether this step can run: few tokens, behind others, in a cache of a type that it reads."""
+        return (tokens.numel() <= LANES and cache.length > 0 and cache.length + tokens.shape[1] <= cache.steady
+                and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, *, padding: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, T, V) in float32 for the next T tokens of every row; `cache` grows by T slots.
+
+        tokens   (B, T) int64
+        padding  (B,) slots at the start of each row that hold no text
+        """
+        B, T = tokens.shape
+        start, blank = cache.length, padding.tolist()
+        cache.extend(tokens)
+        gone = cache.layers[0].dropped                              # behind a sliding window, places begin later
+        lanes = (Lane * (B * T))(*[Lane(row, start - gone + t, max(blank[row] - gone, 0))
+                                   for row in range(B) for t in range(T)])
+        positions = (torch.arange(start, start + T) - padding[:, None]).flatten()
+        cos, sin = rotary_tables(positions, self.config)
+        x = self._embed(tokens).float().contiguous()
+        logits = torch.empty(B, T, self.config.vocab_size)
+        layers = [Cache(layer.keys.data_ptr(), layer.values.data_ptr(), layer.keys.stride(0), layer.keys.stride(1))
+                  for layer in cache.layers]
+        half = cache.layers[0].keys.dtype == torch.bfloat16
+        self._decode(self._model, (Cache * len(layers))(*layers), half, B * T, lanes, cos.data_ptr(), sin.data_ptr(),
+                     x.data_ptr(), logits.data_ptr())
+        return logits
+
+    def _vector(self, x: Tensor | None) -> int | None:
+        if x is None:
+            return None
+        self._kept.append(x.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
+
+    def _matrix(self, linear: nn.Module) -> Matrix:
+        kind, weight, scale, minimum = _stored(linear)
+        self._kept += [x for x in (weight, scale, minimum) if x is not None]
+        pointers = [None if x is None else x.data_ptr() for x in (weight, scale, minimum)]
+        return Matrix(*pointers, self._vector(linear.bias), linear.out_features, linear.in_features, kind)
+
+
+def _stored(linear: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | None]:
+    """The number of the kind in decode.cpp, and the tensors that it reads. Raises ValueError for other layers."""
+    if isinstance(linear, nn.Linear) and linear.weight.dtype in (torch.float32, torch.bfloat16):
+        return (0 if linear.weight.dtype == torch.float32 else 1), linear.weight.detach(), None, None
+    if isinstance(linear, GroupedInt8Linear):
+        return 3, linear.weight, linear.scale, None
+    if isinstance(linear, Int8Linear):
+        return 2, linear.weight, linear.scale, None
+    if isinstance(linear, Int4Linear):
+        return 4, linear.weight, linear.scale, linear.minimum
+    raise ValueError(f"--compile has no kernel for {type(linear).__name__}; merge adapters first (merge_lora), "
+                     "and take float32, bfloat16, int8 or int4 weights")
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
+    """Build the step for this model, or find it built, and let generation use it: sets `model.step`.
+
+    Raises ValueError, saying what to do, where there is no C++ compiler, the model is not on the CPU, or its shape or
+    layers are none that decode.cpp knows.
+    """
+    if model.device.type != "cpu":
+        raise ValueError(f"--compile builds a step for the CPU, but the model is on {model.device.type}; leave one out")
+    check_editable(model)
+    _check_shape(model.config)
+    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise ValueError("--compile needs a C++ compiler (g++ or clang++), and none is installed; "
+                         "install one, or leave --compile out")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    command = [compiler, *FLAGS, *([WIDE] if "avx512f" in _processor() else []),
+               *([] if platform.system() == "Darwin" else [THREADS]), *_shape(model.config)]
+    key = hashlib.sha256("\n".join([SOURCE.read_text(encoding="utf-8"), version, _processor(), *command]).encode())
+    library = _place(model) / f"decode-{key.hexdigest()[:16]}.so"
+    if not library.is_file():
+        say(f"compiling the decoding step with {Path(compiler).name} …")
+        _build(command, library)
+        say(f"compiled: {library}")
+    settle(model)
+    model.step = CompiledStep(model, library)
+
+
+def _shape(config: LlamaConfig) -> list[str]:
+    sizes = {"D": config.hidden_size, "H": config.num_attention_heads, "G": config.num_key_value_heads,
+             "K": config.head_dim, "F": config.intermediate_size, "V": config.vocab_size}
+    return [f"-D{letter}={size}" for letter, size in sizes.items()]
+
+
+def _check_shape(config: LlamaConfig) -> None:
+    for name in ("hidden_size", "head_dim", "intermediate_size"):
+        if getattr(config, name) % 16:
+            raise ValueError(f"--compile works on 16 numbers at a time, and {name} is {getattr(config, name)}; "
+                             "leave --compile out for this model")
+
+
+def _place(model: Llama) -> Path:
+    """Beside the model, or where that cannot be written, a temporary folder of this user's: what is in it is run."""
+    source = Path(model.source) if model.source else None
+    beside = source if source is None or source.is_dir() else source.parent
+    if beside and os.access(beside, os.W_OK):
+        folder = beside / ".compiled"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"llama-compiled-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
+        raise ValueError(f"{folder} belongs to somebody else or can be written by others, and what is compiled in it "
+                         "would be run; remove it, or leave --compile out")
+    return folder
+
+
+def _processor() -> str:
+    """What `-march=native` will look at: a library for one processor stops with «illegal instruction» on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _build(command: list[str], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built, compiled = Path(folder) / library.name, Path(folder) / "decode.o"
+        link = [command[0], "-shared", *(flag for flag in command if flag == THREADS), "-o", str(built), str(compiled)]
+        for step in ([*command, "-c", "-o", str(compiled), str(SOURCE)], link):
+            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+                raise ValueError(f"the C++ compiler refused {SOURCE.name}: {reason}; leave --compile out")
+        os.replace(built, library)                                  # two processes may build it at once
+
+
+def uncompile(model: Any) -> None:
+    """The inverse of `compile_step`."""
+    model.step = None

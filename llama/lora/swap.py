@@ -1,0 +1,261 @@
+"""LoRA on a model: on, off, merged, unmerged, saved and loaded. What it computes is in layers.py.
+
+A swap from outside: `add_lora` puts a `LoRALinear` around chosen linear layers of a built model and freezes the rest,
+`remove_lora` takes it off; `merge_lora` folds it into the weights, and `unmerge_lora` takes that back to the last bit.
+Several adapters can sit on a model; the active ones add up. An embedding or a head that an adapter learns whole is
+replaced by a float32 copy. Nothing happens on train() or eval(), but for dropout.
+
+Try: in `merge_lora`, leave out the untying; tests/test_lora.py
+(test_two_ways_merged_equals_adapter_and_unmerge_restores) fails: a folder that calls them tied holds no head.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from llama.config import LlamaConfig
+from llama.heads import Head, head_config
+from llama.lora.layers import DoRA, LoRALinear, LowRank, Replaced, Wrapper
+from llama.lora.targets import LoRAConfig, chosen
+from llama.model import Llama, check_editable
+
+log = logging.getLogger(__name__)
+
+
+def add_lora(model: Llama, config: LoRAConfig, *, name: str = "default",
+             generator: torch.Generator | None = None) -> None:
+    """Put a new adapter on the model, beside those that are active; from now on nothing but this one learns.
+
+    B is zero, so the model still computes what it did. A tied head stays tied: if embeddings or head are in
+    `modules_to_save`, both are learned, as the one matrix that they are. A head of labels is always learned, whole.
+
+    Raises ValueError for a name that is taken, and for a target that is no linear layer, with the nearest names.
+    """
+    if head_config(model) is not None:
+        config = replace(config, modules_to_save=tuple(dict.fromkeys((*config.modules_to_save, model.head_name))))
+    attach(model, config, name, tied=model.config.tie_word_embeddings, generator=generator)
+
+
+def set_active(model: Llama, names: str | Sequence[str]) -> None:
+    """Use these adapters, added up, and no others. They learn, nothing else does. No name: the base as it is.
+
+    Raises ValueError for an unknown name, and for two adapters that each replace the same matrix.
+    """
+    names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+    for name in names:
+        check_known(model, name)
+    for path, wrapper in wrappers(model).items():
+        here = [name for name in names if name in wrapper.adapters]
+        if isinstance(wrapper, Replaced) and len(here) > 1:
+            raise ValueError(f"adapters {' and '.join(here)} each replace {path}: only one of them can be active")
+    for wrapper in wrappers(model).values():
+        wrapper.active = tuple(name for name in names if name in wrapper.adapters)
+    _learn_only(model, names)
+
+
+def remove_lora(model: Llama, name: str) -> None:
+    """Take an adapter off and forget it. The base is what it was before, but frozen (see `freeze.unfreeze`)."""
+    check_known(model, name)
+    for path, wrapper in wrappers(model).items():
+        if name in wrapper.adapters:
+            del wrapper.adapters[name]
+            if isinstance(wrapper, Replaced) and name in wrapper.biases:
+                del wrapper.biases[name]
+            wrapper.active = tuple(other for other in wrapper.active if other != name)
+            if not len(wrapper.adapters):
+                model.set_submodule(path, wrapper.base)
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether adapters sit on the model. Merged ones no longer do."""
+    return bool(wrappers(model))
+
+
+def adapter_names(model: nn.Module, *, active: bool = False) -> list[str]:
+    """The adapters on the model, or the active ones alone, in the order in which they came."""
+    return list(dict.fromkeys(name for wrapper in wrappers(model).values()
+                              for name in (wrapper.active if active else wrapper.adapters)))
+
+
+def adapter_configs(model: nn.Module) -> dict[str, LoRAConfig]:
+    """What each adapter learns, by its name."""
+    return {name: part.config for wrapper in wrappers(model).values() if isinstance(wrapper, LoRALinear)
+            for name, part in wrapper.adapters.items()}
+
+
+def wrappers(model: nn.Module) -> dict[str, Wrapper]:
+    """Every wrapped module, by the path of what it wraps."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Wrapper)}
+
+
+@dataclass
+class Merged:
+    """What `unmerge_lora` puts back: the wrappers taken off, each with the parameters that were below it."""
+
+    sites: list[tuple[str, Wrapper, dict[str, nn.Parameter]]]
+    config: LlamaConfig
+    source: Any
+
+
+def check_mergeable(model: Llama) -> None:
+    """Raise ValueError for adapters on quantised layers, into whose few bits what they learned would not fit."""
+    for path, wrapper in wrappers(model).items():
+        if not isinstance(wrapper.base, nn.Linear | nn.Embedding | Head):
+            raise ValueError(f"{path} is a {type(wrapper.base).__name__}, into which no adapter can be folded: save "
+                             "the adapter, put it on the model in floats, merge, and quantise the result")
+
+
+@torch.no_grad()
+def merge_lora(model: Llama, *, forget: bool = False) -> None:
+    """Fold the active adapters into the weights and take the wrappers off: a plain Llama again, as fast and as small.
+
+    Subtracting what was added would not give the old bits back, so the changed weights are kept for `unmerge_lora`,
+    which costs their size once more. `forget` lets them go, and with them the adapters that are not active.
+
+    A tied head that must now differ from the embeddings is untied, and that is said.
+    Raises ValueError where no adapter is active, or a base is quantised: the order is merge, then quantise.
+    """
+    if not adapter_names(model, active=True):
+        raise ValueError("no active adapter to merge: add_lora, load_adapter or set_active comes first")
+    check_mergeable(model)
+    record = Merged([], model.config, model.source)
+    for path, wrapper in wrappers(model).items():
+        if not forget:
+            record.sites.append((path, wrapper, dict(wrapper.base.named_parameters())))
+        if wrapper.active:
+            wrapper.base.weight = nn.Parameter(wrapper.merged(wrapper.weight.dtype), requires_grad=False)
+            if isinstance(wrapper, Replaced) and wrapper.biases:
+                wrapper.base.bias = nn.Parameter(wrapper.merged_bias(wrapper.weight.dtype), requires_grad=False)
+        model.set_submodule(path, wrapper.base)
+    if model.config.tie_word_embeddings:
+        if torch.equal(model.embed_tokens.weight, model.lm_head.weight):
+            model.tie()
+        else:
+            model.config = replace(model.config, tie_word_embeddings=False)
+            log.warning("the merged adapter changes head and embeddings differently: they are no longer tied")
+    model.source = None                                             # the files there are no longer this model
+    model.merged = None if forget else record
+
+
+def unmerge_lora(model: Llama) -> None:
+    """Undo `merge_lora`: the weights from before, bit for bit, and the adapters on them as they were."""
+    record, device = getattr(model, "merged", None), model.device
+    if record is None:
+        raise ValueError("nothing to unmerge: no adapter was merged, or it was merged with forget=True")
+    for _, wrapper, originals in record.sites:
+        for key, original in originals.items():
+            setattr(wrapper.base, key, original)
+    model.config, model.source, model.merged = record.config, record.source, None
+    model.tie()
+    for path, wrapper, _ in record.sites:
+        model.set_submodule(path, wrapper)
+    model.to(device)                                                # it may have moved in the meantime
+
+
+# ---- on and off ------------------------------------------------------------------------------------------------------
+
+
+def attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generator: torch.Generator | None) -> None:
+    """`add_lora`; `tied`: embeddings and head that are learned whole are one matrix, not one each."""
+    check_editable(model)
+    _check_free(model, name)
+    active = adapter_names(model, active=True)
+    adapted, whole = adapted_modules(model, config, tied=tied)
+    for kind, places in ((LoRALinear, adapted), (Replaced, whole)):
+        for path, module in places.items():
+            if isinstance(module, Wrapper) and not isinstance(module, kind):
+                raise ValueError(f"{path}: adapter '{next(iter(module.adapters))}' learns it in another way (whole, or "
+                                 f"by LoRA) than '{name}' would; remove_lora one of them")
+            if isinstance(module, Replaced) and module.active:
+                raise ValueError(f"{path} is replaced by adapter '{module.active[0]}' already; two such adapters can "
+                                 "be swapped, but not stacked: set_active(model, []) first")
+    if quantised := [path for path, module in whole.items() if not module.weight.is_floating_point()]:
+        raise ValueError(f"{quantised[0]} is quantised, so there are no floats to learn whole; leave it out of "
+                         "modules_to_save, or take the model in floats")
+
+    for path in adapted:
+        wrapper, kind = _wrapped(model, path, LoRALinear), DoRA if config.dora else LowRank
+        wrapper.adapters[name] = kind(wrapper.base, config, path=path, generator=generator).to(model.device)
+        wrapper.train(model.training)                               # else a loaded adapter would drop inputs in use
+    copy = None
+    for path, module in whole.items():
+        if copy is None or not tied:
+            copy = nn.Parameter(module.weight.detach().to(torch.float32, copy=True))
+        wrapper = _wrapped(model, path, Replaced)
+        wrapper.adapters[name] = copy
+        if (bias := getattr(wrapper.base, "bias", None)) is not None:
+            wrapper.biases[name] = nn.Parameter(bias.detach().to(torch.float32, copy=True))
+    set_active(model, [*active, name])
+    _learn_only(model, [name])
+
+
+def _wrapped(model: Llama, path: str, kind: type) -> Any:
+    module = model.get_submodule(path)
+    if not isinstance(module, kind):
+        module = kind(module)
+        model.set_submodule(path, module)
+    return module
+
+
+def _learn_only(model: Llama, names: Iterable[str]) -> None:
+    model.requires_grad_(False)
+    for name in names:
+        for parameter in adapter_tensors(model, name).values():
+            parameter.requires_grad_(True)
+
+
+def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """An adapter's parameters by the names of `peft_folder.py`."""
+    tensors = {}
+    for path, wrapper in wrappers(model).items():
+        if name not in wrapper.adapters:
+            continue
+        part = wrapper.adapters[name]
+        if isinstance(wrapper, Replaced):
+            tensors[f"{path}.weight"] = part
+            if name in wrapper.biases:
+                tensors[f"{path}.bias"] = wrapper.biases[name]
+        else:
+            tensors |= {f"{path}.{key}": parameter for key, parameter in part.tensors().items()}
+    return tensors
+
+
+# ---- what fits where -------------------------------------------------------------------------------------------------
+
+
+def check_known(model: Llama, name: str) -> None:
+    if name not in (known := adapter_names(model)):
+        raise ValueError(f"the model has no adapter '{name}'; it has {', '.join(known) or 'none'}")
+
+
+def _check_free(model: Llama, name: str) -> None:
+    if not name or "." in name or hasattr(nn.ParameterDict(), name):
+        raise ValueError(f"an adapter cannot be called '{name}'; take letters and digits, without a dot")
+    if name in adapter_names(model):
+        raise ValueError(f"the model has an adapter '{name}' already; give another name, or remove_lora the old one")
+    if getattr(model, "merged", None):
+        raise ValueError("an adapter was merged that unmerge_lora can still take back; do that first, or merge with "
+                         "forget=True")
+
+
+def plain_modules(model: Llama) -> dict[str, nn.Module]:
+    """Every module of the plain model by its path; a wrapper stands for what it wraps."""
+    inside = tuple(f"{path}." for path in wrappers(model))
+    return {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
+
+
+def adapted_modules(model: Llama, config: LoRAConfig, *, tied: bool) -> \
+        tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """The modules that get a low-rank part, and those that are learned whole, by path."""
+    modules = plain_modules(model)
+    linear = [path for path, module in modules.items()
+              if hasattr(module.base if isinstance(module, Wrapper) else module, "in_features")]
+    adapted, whole = chosen(config, modules, linear, tied=tied)
+    if absent := [path for path in whole if path not in modules]:
+        raise ValueError(f"modules_to_save names '{absent[0]}', and this model has none: its head is "
+                         f"{model.head_name}")
+    return {path: modules[path] for path in adapted}, {path: modules[path] for path in whole}

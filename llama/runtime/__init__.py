@@ -1,0 +1,1 @@
+"""What every command needs and no model is known to: refusals, progress, interruption, processes and workers."""

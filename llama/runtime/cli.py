@@ -1,0 +1,209 @@
+"""What the doors share: a dataclass becomes flags, an error becomes one sentence and an exit code.
+
+A field with its help, `lr: Annotated[float, "peak learning rate"] = 3e-4`, is at once default, flag, line of `--help`
+and saved record. Exit codes: 0 done, 1 failed midway, 2 refused, 130 interrupted.
+
+Try: give a field the type `list[int]`; tests/test_cli.py says which types a flag can have.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import re
+import select
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TextIO
+
+ROOMS = Path(__file__).resolve().parents[2]                      # where llama/, tokenizer/, weights/ and doors lie
+OURS = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults that say something: not None, no switch that is off, no empty name. Tables stay tables."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default in ("", (), [])
+        return action.help if silent else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one sentence, like all others here."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False,
+                         formatter_class=_Help)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str, ...] = ()) -> None:
+    """One flag for each field of the dataclass `record`, but for those in `skip`, which the door adds in its own way.
+
+    Types: bool (a switch), int, float, str, Literal (choices), tuple[str, ...] and tuple[int, ...] (comma-separated),
+    tuple[str, ...] | str (names with commas between, or where the text is more than names, a pattern).
+    """
+    group = parser.add_argument_group((record.__doc__ or record.__name__).splitlines()[0].rstrip("."))
+    for name, kind, text, default in _fields(record):
+        if name in skip:
+            continue
+        flag, text = "--" + name.replace("_", "-"), text.replace("%", "%%")
+        if kind is bool:
+            group.add_argument(flag, action="store_true", default=default, help=text)
+        elif typing.get_origin(kind) is Literal:
+            alone = {"nargs": "?", "const": "on"} if "on" in typing.get_args(kind) else {}      # --pack is --pack on
+            group.add_argument(flag, choices=typing.get_args(kind), default=default, help=text, **alone)
+        elif kind in _LISTS:
+            read, metavar = _LISTS[kind]
+            group.add_argument(flag, type=read, default=default, help=text, metavar=metavar)
+        elif kind in (int, float, str):
+            group.add_argument(flag, type=kind, default=default, help=text, metavar=_METAVARS[kind])
+        else:
+            raise TypeError(f"{record.__name__}.{name}: no flag is made of the type {kind}")
+
+
+def from_flags(record: type, arguments: argparse.Namespace, **given: Any) -> Any:
+    """The dataclass again, from parsed flags; `given` are the fields that have no flag of their own."""
+    names = {field.name for field in dataclasses.fields(record)}
+    return record(**{name: value for name, value in vars(arguments).items() if name in names} | given)
+
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def _fields(record: type) -> list[tuple[str, Any, str, Any]]:
+    hints = typing.get_type_hints(record, include_extras=True)
+    rows = []
+    for field in dataclasses.fields(record):
+        kind, text = typing.get_args(hints[field.name])[:2]
+        rows.append((field.name, kind, text, field.default))
+    return rows
+
+
+def _comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in _comma_separated(text))
+
+
+_numbers.__name__ = "list of whole numbers"                         # argparse says so of what it cannot read
+
+
+def _names_or_pattern(text: str) -> tuple[str, ...] | str:
+    return _comma_separated(text) if re.fullmatch(r"[\w.,\s]*", text) else text
+
+
+_LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers, "0,1"),
+          tuple[str, ...] | str: (_names_or_pattern, "A,B|PATTERN")}
+
+
+def next_free(folder: Path, name: str) -> Path:
+    """folder/name, or folder/name-2, -3 … : the first that neither a result nor a run in progress has taken."""
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() and not Path(f"{path}.training").exists():
+            return path
+    raise AssertionError("numbers do not end")
+
+
+def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> None:
+    """Raise ValueError where there is something that nobody asked to replace, or nothing to go on with.
+
+    holds  the file by which a result of this kind is known; a folder of another kind is never replaced
+    """
+    run = Path(f"{output}.training", "last.pt")
+    if overwrite and resume:
+        raise ValueError("--overwrite starts anew and --resume goes on; give one of them")
+    if resume and not run.exists():
+        raise ValueError(f"{run}: there is nothing to resume here; start without --resume")
+    if not (overwrite or resume):
+        if output.exists():
+            raise ValueError(f"{output} exists already; give --overwrite to replace it, or another --output")
+        if run.exists():
+            raise ValueError(f"{output} is an interrupted run; give --resume to go on, --overwrite to start anew, "
+                             "or another --output")
+    if output.exists() and not (output / holds).exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} holds no {holds}, so it is no earlier result; give another --output")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
+    from llama.runtime import distributed
+
+    program = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
+        if stream:                                                  # None where it was closed
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        main()
+        sys.stdout.flush()
+        distributed.leave()
+        code = 0
+    except KeyboardInterrupt:
+        if distributed.launched():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)            # torchrun passes on what the terminal sent already
+        print("", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 1 if _reader_left(sys.stderr) else 0                 # `| head` is no failure; a log cut off stops a run
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            what = next((part for part in str(error).split(". ") if _says_out_of_memory(part)), "out of memory")
+            error = RuntimeError(f"{what}: {_LESS_MEMORY}")
+        elif distributed.lost(error):
+            error = RuntimeError("another process has gone, and says why")
+        elif not _said_by_us(error):
+            distributed.hear()
+            raise
+        distributed.complain(f"{program}: {_sentence(error)}")
+        code = 2 if isinstance(error, (ValueError, *_WRONG_PATH)) else 1
+    sys.exit(code)
+
+
+_WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")    # as CUDA, MPS and CPUs say it
+_LESS_MEMORY = ("take a smaller --batch-size (with --accumulate larger by as much the updates stay the same), a "
+                "shorter --max-length or --block-size, --checkpoint-activations, or a smaller model; what was saved is "
+                "kept, and --resume goes on from there with the batch size of before")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _says_out_of_memory(str(error))
+
+
+def _says_out_of_memory(text: str) -> bool:
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _reader_left(stream: TextIO) -> bool:
+    """Whether nobody reads the pipe behind a stream any more. Windows cannot tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _said_by_us(error: Exception) -> bool:
+    """Raised by a line of ours (or by the system, about a file), not from inside a library, which would be a bug."""
+    if isinstance(error, OSError):
+        return True
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return innermost.is_relative_to(ROOMS) and innermost.relative_to(ROOMS).parts[0] in OURS
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,67 @@
+"""Scores of a model on a data set, over any number of processes.
+
+Try: weigh batches equally instead of by targets; tests/test_evaluate.py fails on ragged lengths.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llama.runtime import distributed
+from llama.tasks.instruction import ANSWER, InstructionTask
+from llama.tasks.labelled import LabelledTask
+from llama.tasks.task import Sample, Totals, longest_first
+from llama.training.fsdp import is_sharded, rest
+from llama.training.objective import Plain
+
+Result = dict[str, Any]
+
+
+def evaluate(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> dict[str, float]:
+    """The task's scores over all samples."""
+    return objective.task.score(add_up(objective, samples, tokenizer, batch_size=batch_size))
+
+
+@torch.no_grad()
+def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, batch_size: int) -> Totals:
+    """What the scores are made of. Processes share the samples, and all have the result."""
+    task, was_training = objective.task, objective.model.training
+    objective.eval()
+    totals = Totals()
+    batches = list(longest_first(samples, batch_size))
+    mine = distributed.part(batches)
+    for some in mine:
+        task.tally(totals, objective, samples, some, tokenizer)
+    for _ in range(distributed.longest_part(batches) - len(mine)):
+        task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
+    objective.train(was_training)
+    rest(objective)
+    return _of_all(totals)
+
+
+def _of_all(totals: Totals) -> Totals:
+    """What all processes have found together."""
+    loss, *counts = distributed.total(totals.loss, totals.targets, totals.bytes, totals.characters)
+    found = {number: each for part in distributed.of_all(totals.found) for number, each in part.items()}
+    return Totals(loss, *map(int, counts), found=found)
+
+
+def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
+          max_new_tokens: int = ANSWER) -> tuple[dict[str, float], list[Result]]:
+    """All scores of a task on a data set, and what was found in each example; tasks that write have written for it.
+
+    A model in shards writes nothing: its scores are those of the given answers alone.
+    """
+    model, task = objective.model, objective.task
+    task.check(dataset)
+    task.adopt(model)
+    samples = task.samples(dataset, model.tokenizer)
+    totals = add_up(objective, samples, model.tokenizer, batch_size=batch_size)
+    scores = task.score(totals)
+    if isinstance(task, LabelledTask):
+        return scores, task.results(totals)
+    if not isinstance(task, InstructionTask) or is_sharded(objective):
+        return scores, []
+    results = task.answered(model, dataset, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return scores | task.judge(results), results

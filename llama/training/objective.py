@@ -1,0 +1,105 @@
+"""What training minimises: modules around the model whose forward pass returns a loss summed over targets.
+
+The objective is the root module that parallel wrappers wrap. It works on hidden states, so that the head is applied to
+supervised rows alone, a chunk at a time: with a vocabulary of 50,000, logits of every position in float32 are most of
+the memory of a step.
+
+Try: return the mean instead of the sum; tests/test_trainer.py (accumulation with ragged lengths) fails, because
+micro-batches with few targets would then weigh as much as those with many.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llama.fast.fused_cross_entropy import knows, token_loss
+from llama.fast.numbers import agree
+from llama.model import Llama
+from llama.tasks.task import Batch, Task, cross_entropy
+from llama.training.packing import mask_of
+
+LOGITS_AT_ONCE = 2**24                                              # numbers: 64 MB in float32, 341 rows of SmolLM2's
+
+
+class Plain(nn.Module):
+    """The task's loss over the rows that it says count: of the next token, or of labels.
+
+    readable  by its definition, `chunked_cross_entropy`, without asking whether `token_loss` computes the same
+    """
+
+    def __init__(self, model: Llama, task: Task, *, readable: bool = False):
+        super().__init__()
+        self.model, self.task = model, task
+        self.fused = not readable and loss_agrees()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
+        """Loss in nats summed over targets, float32, and the number of targets."""
+        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
+        states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
+        head = self.task.head(self.model)
+        if self.fused and has_token_loss(self.task, self.model):
+            loss = token_loss(states, targets, head)
+        else:
+            loss = chunked_cross_entropy(states, targets, head, self.task.loss)
+        return loss, self.task.count(targets)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
+        return self.task.scores(self.model, batch)
+
+
+def has_token_loss(task: Task, model: Llama) -> bool:
+    """Whether the loss is that of the next token, through a head that `token_loss` knows."""
+    return type(task).loss is Task.loss and knows(task.head(model))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@cache
+def loss_agrees() -> bool:
+    """Whether `token_loss` computes the loss and the gradients that its definition gives, as it stands; else says so.
+
+    Whoever edits `cross_entropy`, `Task.loss` or `_loss` is to see the edit at work. (Of one chunk, for the first
+    checkpoint of a process costs a second of imports.)
+    """
+    generator = torch.Generator().manual_seed(0)
+    head = nn.utils.skip_init(nn.Linear, 16, 40, bias=False)
+    numbers = []
+    with torch.no_grad():
+        head.weight.normal_(generator=generator)
+    hidden = torch.randn(12, 16, generator=generator)
+    targets = torch.randint(40, (12,), generator=generator)
+    ways = (lambda h: _loss(h, targets, head, Task().loss), lambda h: token_loss(h, targets, head))
+    for loss in ways:
+        h, head.weight.grad = hidden.clone().requires_grad_(), None
+        with torch.enable_grad():
+            total = loss(h)
+            total.backward()
+        numbers.append(torch.cat([total.detach().view(1), h.grad.flatten(), head.weight.grad.flatten()]))
+    return agree(numbers[1], numbers[0], "tasks/task.py (cross_entropy) and objective.py", "fused_cross_entropy.py")
+
+
+def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, loss: Loss = cross_entropy, *,
+                          chunk: int = 0) -> Tensor:
+    """Sum of -log softmax(head(hidden))[target] without holding the logits of more than `chunk` rows.
+
+    Logits are forgotten after each chunk and computed again in the backward pass.
+
+    hidden (N, D);  targets (N, …), int64;  ->  () float32, 0 for N = 0
+    loss   of logits (N, V) in float32 and their targets, summed: whose cross-entropy, if not a token's
+    chunk  rows at a time; 0 takes as many as make LOGITS_AT_ONCE numbers
+    """
+    chunk = chunk or max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        total = total + checkpoint(_loss, some_hidden, some_targets, head, loss, use_reentrant=False)
+    return total
+
+
+def _loss(hidden: Tensor, targets: Tensor, head: Any, loss: Loss) -> Tensor:
+    return loss(head(hidden).float(), targets)

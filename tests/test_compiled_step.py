@@ -1,0 +1,262 @@
+"""The compiled step: equal to the model in every type of weight, for every variant it takes; refusals in words."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import same_choices
+
+from llama.cache import KVCache
+from llama.checkpoint import PretrainedLlama
+from llama.config import RopeScaling, preset
+from llama.fast import compiled_step
+from llama.fast.compiled_step import LANES, compile_step, uncompile
+from llama.generation import generate
+from llama.lora import LoRAConfig, add_lora
+from llama.quantize import quantize
+from llama.sampling import SamplingConfig
+
+TINY = preset("test", hidden_size=64, intermediate_size=96, vocab_size=118)
+VARIANTS = {
+    "grouped queries, tied": TINY,
+    "untied, multi-head": replace(TINY, tie_word_embeddings=False, num_key_value_heads=4),
+    "one key-value head, wide heads": replace(TINY, num_key_value_heads=1, head_dim=32),
+    "window": replace(TINY, sliding_window=7, tie_word_embeddings=False),
+    "biases": replace(TINY, attention_bias=True),
+    "Qwen's biases": replace(TINY, qkv_bias=True),
+    "yarn": replace(TINY, rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=64)),
+}  # fmt: skip
+
+WHERE = compiled_step._place                                             # which a fixture replaces for the other tests
+STEPS = (1,) * 20 + (3, 5, 8, 4, 1)                                  # tokens that run at a time, behind a prompt
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, module_patch):
+    """One folder for all libraries of this file: models of equal shape share one."""
+    folder = tmp_path_factory.mktemp("compiled")
+    module_patch.setattr(compiled_step, "_place", lambda model: folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def module_patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def tiny(config=TINY, *, dtype=torch.float32):
+    torch.manual_seed(0)
+    model = PretrainedLlama(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.5 if name.endswith("bias") else 0.2)
+                            + (1.0 if name.endswith("norm.weight") else 0.0))
+    return model.to(dtype).eval()
+
+
+def both(model, *, prompt=9, steps=(1, 1, 3, 1, 5), cache_dtype=None, padding=(0, 0), slots=64):
+    """Logits of the same tokens by the compiled step and by the model, whose caches were filled alike."""
+    B = len(padding)
+    tokens = torch.randint(0, model.config.vocab_size, (B, prompt + sum(steps)))
+    blank = torch.tensor(padding)
+    outputs = []
+    for step in (model.step, None):
+        model.step = step
+        cache = KVCache(model.config, B, slots, dtype=cache_dtype or model.dtype, device="cpu")
+        decoder = DecoderFor(model, blank, cache)
+        decoder.run(tokens[:, :prompt])
+        rest, logits = tokens[:, prompt:], []
+        for count in steps:
+            logits.append(decoder.run(rest[:, :count]))
+            rest = rest[:, count:]
+        outputs.append(torch.cat(logits, dim=1))
+    return outputs
+
+
+class DecoderFor:
+    """Both ways to run the next tokens of padded rows, with all their logits."""
+
+    def __init__(self, model, padding, cache):
+        self.model, self.padding, self.cache = model, padding, cache
+
+    @torch.inference_mode()
+    def run(self, tokens):
+        step = self.model.step
+        if step is not None and step.fits(tokens, self.cache):
+            return step(tokens, padding=self.padding, cache=self.cache)
+        from llama.masks import padding_mask
+        T, S = tokens.shape[1], self.cache.length + tokens.shape[1]
+        positions = (torch.arange(S - T, S) - self.padding[:, None]).clamp(min=0)
+        return self.model(tokens, positions=positions, mask=padding_mask(self.padding, T, S), cache=self.cache)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ways_step_equals_model(name, place):
+    model = tiny(VARIANTS[name])
+    compile_step(model)
+    ours, theirs = both(model, steps=STEPS)
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+    same_choices(ours, theirs, gap=1e-4)
+
+
+@needs_compiler
+def test_two_ways_ragged_rows_equal_model(place):
+    model = tiny()
+    compile_step(model)
+    ours, theirs = both(model, steps=(1, 1, 2), padding=(0, 5, 3))
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+
+
+@needs_compiler
+def test_two_ways_rolling_cache_equals_model(place, monkeypatch):
+    monkeypatch.setattr("llama.cache.ROLL", 4)
+    monkeypatch.setattr("llama.cache.TAKEN_BACK", 2)
+    model = tiny(VARIANTS["window"])
+    compile_step(model)
+    ours, theirs = both(model, prompt=12, steps=(1, 3, 1, 2, 1, 1, 4, 1, 1, 1, 1, 1), padding=(0, 2), slots=64)
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", (8, 4))
+def test_two_ways_quantised_step_equals_model(bits, place):
+    model = tiny(replace(TINY, tie_word_embeddings=bits == 8))
+    quantize(model, bits=bits)
+    compile_step(model)
+    ours, theirs = both(model, steps=STEPS)
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    same_choices(ours, theirs, gap=1e-3)
+
+
+@needs_compiler
+def test_two_ways_bfloat16_within_its_rounding(place):
+    """The step keeps activations in float32, so it is nearer to the float32 model than torch's bfloat16 is."""
+    model = tiny(dtype=torch.bfloat16)
+    compile_step(model)
+    exact = tiny().to(torch.bfloat16).float()                       # the same weights, computed in float32
+    torch.manual_seed(1)
+    ours, theirs = both(model, steps=STEPS)
+    exact.step = None
+    torch.manual_seed(1)
+    reference = both(exact, steps=STEPS)[1]
+    assert (ours - reference).abs().mean() < (theirs - reference).abs().mean()
+    assert (ours - reference).abs().max() < 0.05 * reference.abs().max()                # the prompt ran through torch
+    same_choices(ours, reference, gap=0.05)
+
+
+@needs_compiler
+def test_property_generation_with_and_without_is_one_text(place):
+    model = tiny()
+    tokenizer = Numbers(model.config.vocab_size)
+    options = {"tokenizer": tokenizer, "sampling": SamplingConfig(temperature=0.0), "max_new_tokens": 12,
+               "ignore_eos": True}
+    prompts = [[5, 9, 2], [7, 1, 1, 3, 8]]
+    plain = [row.token_ids for row in generate(model, prompts, **options)]
+    compile_step(model)
+    calls = []
+    model.step.__class__ = type("Counted", (type(model.step),), {
+        "__call__": lambda self, *a, **k: calls.append(1) or compiled_step.CompiledStep.__call__(self, *a, **k)})
+    assert [row.token_ids for row in generate(model, prompts, **options)] == plain
+    assert calls
+    uncompile(model)
+    assert model.step is None
+
+
+class Numbers:
+    """A tokenizer whose pieces are the ids themselves."""
+
+    eos_ids, adds_bos = (), False
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+    def decode(self, ids, *, skip_special=False):
+        return " ".join(map(str, ids))
+
+    def stream(self):
+        class Stream:
+            def push(self, token):
+                return f"{token} "
+
+            def flush(self):
+                return ""
+        return Stream()
+
+
+@needs_compiler
+def test_property_built_once_for_a_shape_and_again_for_another(place):
+    said = []
+    model = tiny()
+    compile_step(model, say=said.append)
+    said.clear()
+    compile_step(model, say=said.append)
+    assert not said                                                 # it lay there
+    compile_step(tiny(replace(TINY, intermediate_size=112)), say=said.append)
+    assert said and "compiling" in said[0]
+
+
+@needs_compiler
+def test_property_loading_it_leaves_arithmetic_alone(place):
+    compile_step(tiny())
+    smallest = torch.tensor([1e-40])                                # -ffast-math would make it 0, everywhere
+    assert (smallest * 1).item() > 0 and (smallest / 2).item() > 0
+
+
+def test_property_more_lanes_than_it_takes_go_to_the_model():
+    model = tiny()
+    step = compiled_step.CompiledStep.__new__(compiled_step.CompiledStep)
+    cache = KVCache(model.config, 1, 64, dtype=torch.float32, device="cpu")
+    assert not step.fits(torch.zeros(1, 1, dtype=torch.int64), cache)           # nothing before: a prompt
+    model(torch.zeros(1, 4, dtype=torch.int64), cache=cache)
+    assert step.fits(torch.zeros(1, LANES, dtype=torch.int64), cache)
+    assert not step.fits(torch.zeros(1, LANES + 1, dtype=torch.int64), cache)
+
+
+def test_refusal_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(g\+\+ or clang\+\+\), and none is installed"):
+        compile_step(tiny())
+
+
+@needs_compiler
+def test_refusal_of_adapters_and_odd_shapes(place):
+    model = tiny()
+    add_lora(model, LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match="no kernel for LoRALinear; merge adapters first"):
+        compile_step(model)
+    with pytest.raises(ValueError, match="intermediate_size is 100"):
+        compile_step(tiny(replace(TINY, intermediate_size=100)))
+
+
+@needs_compiler
+def test_refusal_of_what_the_compiler_refuses(place, tmp_path, monkeypatch):
+    broken = tmp_path / "decode.cpp"
+    broken.write_text("this is not C++", encoding="utf-8")
+    monkeypatch.setattr(compiled_step, "SOURCE", broken)
+    with pytest.raises(ValueError, match=r"the C\+\+ compiler refused decode.cpp"):
+        compile_step(tiny())
+    assert not list(place.glob("tmp*"))                             # nothing half-built stays
+
+
+def test_worked_example_a_library_lies_beside_its_model(tmp_path):
+    model = tiny()
+    for model.source in (tmp_path, tmp_path / "model.gguf"):
+        assert WHERE(model) == tmp_path / ".compiled" and (tmp_path / ".compiled").is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system has no owners of files")
+def test_refusal_of_a_folder_that_others_can_write(tmp_path, monkeypatch):
+    """Only where the model's own cannot be written; whoever writes there could have anything run."""
+    monkeypatch.setattr(compiled_step.tempfile, "gettempdir", lambda: str(tmp_path))
+    model = tiny()
+    folder = WHERE(model)
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(ValueError, match="can be written by others.*remove it, or leave --compile out"):
+        WHERE(model)

@@ -1,0 +1,207 @@
+"""Fused parts for generating: the same numbers, the same names, no second copy, and the way back."""
+
+import copy
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import same_choices
+from torch import nn
+from torch.testing import assert_close
+
+from llama.benchmark.measure_generation import bytes_a_token
+from llama.cache import KVCache
+from llama.checkpoint import PretrainedLlama, plain_tensors, save_model
+from llama.config import preset
+from llama.fast.compiled_step import compile_step
+from llama.fast.fused_block import FusedBlock, bytes_read, fuse, reads_few_apart, unfuse
+from llama.fast.fused_linear import FEW_ROWS, FastLinear, PackedGate, PackedLinear, TwoForms, packs_bfloat16
+from llama.lora import LoRAConfig, add_lora
+from llama.quantization.layers import Int4Linear, Int8Linear, works
+from llama.quantization.rounding import to_int4
+from llama.quantize import dequantize, quantize
+
+TINY = preset("test")
+PACKED = pytest.mark.skipif(not packs_bfloat16(), reason="oneDNN packs no bfloat16 on this processor")
+VARIANTS = {"tied": TINY, "untied, biases": replace(TINY, tie_word_embeddings=False, attention_bias=True),
+            "Qwen's biases": replace(TINY, qkv_bias=True), "one key-value head": replace(TINY, num_key_value_heads=1)}
+
+
+def tiny(config=TINY):
+    torch.manual_seed(0)
+    model = PretrainedLlama(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("norm.weight"):
+                parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits(model):
+    """Of a prompt, then of single tokens and of two rows, through a cache."""
+    tokens = torch.arange(24).view(1, 24) % model.config.vocab_size
+    cache = KVCache(model.config, 1, 32, dtype=model.dtype, device="cpu")
+    steps = [model(piece, cache=cache) for piece in tokens.split([9, 1, 1, 5, 1, 7], dim=1)]
+    return torch.cat([*steps, model(tokens.view(2, 12)).flatten(0, 1)[None]], dim=1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ways_fused_equals_readable(name):
+    model = tiny(VARIANTS[name])
+    before = logits(model)
+    fuse(model)
+    assert isinstance(model.layers[0], FusedBlock) and isinstance(model.lm_head, FastLinear)
+    assert_close(logits(model), before, atol=1e-5, rtol=0)
+    same_choices(logits(model), before, gap=1e-4)
+
+
+def test_property_unfuse_gives_back_the_modules_that_were_there():
+    model = tiny()
+    modules = [(name, type(module), id(module)) for name, module in model.named_modules()]
+    before = logits(model)
+    fuse(model)
+    unfuse(model)
+    assert [(name, type(module), id(module)) for name, module in model.named_modules()] == modules
+    assert torch.equal(logits(model), before)
+
+
+def test_property_names_and_numbers_of_the_parameters_stay():
+    model = tiny(VARIANTS["untied, biases"])
+    before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    fuse(model)
+    after = plain_tensors(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    torch.save(model.state_dict(), io.BytesIO())
+
+
+@PACKED
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
+def test_two_ways_packed_equals_readable_and_back():
+    model = tiny(VARIANTS["untied, biases"]).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    expected = logits(model)
+    fuse(model)
+    block = model.layers[0]
+    assert all(isinstance(product, PackedLinear | PackedGate) for product in block.products)
+    assert block.self_attn.q_proj.weight.numel() == 0
+    assert_close(logits(model), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
+    same_choices(logits(model), expected, gap=0.02)
+    unfuse(model)
+    after = plain_tensors(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def in_4_bits():
+    """A model in bfloat16 whose weights came from 4 bits, but for one matrix of the second block, and those 4 bits."""
+    config = preset("test", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                    intermediate_size=128, num_hidden_layers=2, qkv_bias=True)
+    model, exact = tiny(config), {}
+    for name, layer in model.layers.named_modules(prefix="layers"):
+        if isinstance(layer, nn.Linear) and name != "layers.1.mlp.up_proj":
+            exact[name] = to_int4(layer.weight.data, rounds=0)
+            layer.weight.data = exact[name].numbers()
+    return model.to(torch.bfloat16), exact
+
+
+@PACKED
+@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+def test_two_ways_two_forms_equal_readable_and_back(in_4_bits):
+    model, exact = in_4_bits
+    before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    expected, read = logits(model), bytes_read(model)
+    error = (expected - logits(copy.deepcopy(model).float())).abs().amax()
+    fuse(model, exact)
+    products = [type(product) for layer in model.layers for product in layer.products]
+    assert products == [*[TwoForms] * 6, PackedGate, TwoForms]
+    assert not torch.equal(logits(model), expected)                 # other kernels for few rows
+    assert_close(logits(model), expected, atol=3 * error.item(), rtol=0)            # what bfloat16 costs anyway
+    same_choices(logits(model), expected, gap=0.03)
+    assert bytes_read(model) < 0.7 * read
+    unfuse(model)
+    after = plain_tensors(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_two_ways_joined_kernels_equal_the_numbers_they_stand_for(bits, in_4_bits):
+    """With 8 bits q and k are one layer, v is in groups and another."""
+    model, _ = in_4_bits
+    quantize(model, bits=bits)
+    plain = copy.deepcopy(model)
+    dequantize(plain, dtype=torch.float32)
+    expected = logits(plain.float())
+    fuse(model)
+    assert reads_few_apart(model) == works(Int8Linear if bits == 8 else Int4Linear)
+    assert [len(product.layers) for product in model.layers[0].products] == [2 if bits == 8 else 1, 1, 1, 1]
+    assert_close(logits(model).float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+    same_choices(logits(model), expected, gap=0.05)
+
+
+@PACKED
+def test_refusal_of_what_would_mean_nothing_to_a_fused_model(tmp_path):
+    model = tiny().to(torch.bfloat16)
+    fuse(model)
+    for use in (lambda: save_model(model, tmp_path / "x"), lambda: add_lora(model, LoRAConfig(rank=2)),
+                lambda: quantize(model, bits=8), lambda: compile_step(model), lambda: model.to(torch.float32)):
+        with pytest.raises(ValueError, match=r"this model is fused.*unfuse it first"):
+            use()
+    assert not (tmp_path / "x").exists()
+
+
+@PACKED
+@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+def test_property_each_number_of_rows_goes_through_its_form(in_4_bits):
+    model, exact = in_4_bits
+    fuse(model, exact)
+    product = model.layers[0].products[1]
+    for rows in (1, FEW_ROWS, FEW_ROWS + 1):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        form = product.few if rows <= FEW_ROWS else product.many
+        assert torch.equal(product(x), form(x))
+
+
+def test_property_no_second_copy():
+    model = tiny()
+    fuse(model)
+    attn, (qkv, *_) = model.layers[0].self_attn, model.layers[0].products
+    assert qkv.weight.data_ptr() == attn.q_proj.weight.data_ptr()
+    assert qkv.weight[len(attn.q_proj.weight) :].data_ptr() == attn.k_proj.weight.data_ptr()
+    assert model.lm_head.weight is model.embed_tokens.weight
+
+
+def test_property_what_learns_stays_as_it_is():
+    model = tiny()
+    add_lora(model, LoRAConfig(rank=2, targets=("q_proj",)))
+    before = logits(model)
+    fuse(model)
+    assert not isinstance(model.layers[0], FusedBlock)
+    assert not any(type(child) is nn.Linear and child is model.lm_head for child in model.children())
+    assert_close(logits(model), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_two_ways_fused_equals_readable_on_whole_numbers(bits):
+    model = tiny()
+    quantize(model, bits=bits)
+    before, parts = logits(model), {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+    fuse(model)
+    assert all(isinstance(layer, FusedBlock) for layer in model.layers)
+    assert_close(logits(model), before, atol=1e-5, rtol=0)
+    gate, joined = model.layers[0].mlp.gate_proj, model.layers[0].products[2].layers[0]
+    assert gate.weight.data_ptr() == joined.weight.data_ptr()       # no second copy
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in plain_tensors(model).items())
+    unfuse(model)
+    assert torch.equal(logits(model), before)
+
+
+@PACKED
+def test_property_fused_model_reads_as_many_bytes():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(VARIANTS["untied, biases"]).to(dtype)
+        before = bytes_a_token(model, 10)
+        fuse(model)
+        assert bytes_a_token(model, 10) == before

@@ -1,0 +1,109 @@
+"""The house has stairs that go one way: every import, also one inside a function, leads to a lower rung.
+
+A rung is a file, or a room whose files stand on one rung; inside a room files may import each other, but nowhere is
+there a circle of files.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+
+LADDER = """
+    tokenizer  llama.runtime.interrupt  llama.runtime.worker  llama.runtime.distributed  llama.runtime.progress
+    weights.formats  llama.runtime.cli  llama.fast.numbers
+    llama.config
+    llama.config_json  llama.masks  llama.rope_scaling  llama.cache  llama.sampling
+    llama.model
+    llama.reference  llama.heads
+    llama.generation
+    llama.decoding
+    llama.quantization
+    llama.checkpoint
+    llama.lora
+    llama.freeze
+    llama.fast
+    llama.datasets
+    llama.metrics
+    llama.tasks
+    llama.zero_shot
+    llama.training
+    llama.trainer
+    weights.corpora  weights.passage
+    weights.certificate
+    weights.convert
+    weights.fetch
+    llama.pretrained
+    llama.commands
+    llama.evaluate  llama.merge  llama.cost  llama.quantize
+    llama.benchmark
+    train  finetune  generate
+"""
+RUNGS = {name: number for number, line in enumerate(LADDER.strip().splitlines()) for name in line.split()}
+DOORS_ONLY = ("llama", "weights", "weights.formats", "llama.runtime", "llama.fast")        # `__init__` without imports
+
+
+def files() -> dict[str, Path]:
+    """Every module of the project by its dotted name; a package by its `__init__`."""
+    found = [*HOME.glob("*.py"), *(path for room in ("llama", "tokenizer", "weights") for path in
+                                   (HOME / room).rglob("*.py"))]
+    return {".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__"): path for path in found}
+
+
+FILES = files()
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports, at its top, in functions, and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: an import with dots; write the whole name"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in whole}
+    return found & FILES.keys()
+
+
+def rung(name: str) -> int:
+    """Of a file, or of the nearest room above it."""
+    while name not in RUNGS and "." in name:
+        name = name.rpartition(".")[0]
+    assert name in RUNGS, f"{name} stands on no rung; give it one in LADDER"
+    return RUNGS[name]
+
+
+def room(name: str) -> str:
+    """The rung's own name: files of one room may import each other."""
+    while name not in RUNGS and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
+IMPORTS = {name: imports(path) for name, path in FILES.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in DOORS_ONLY])
+def test_property_every_import_leads_to_a_lower_rung(name):
+    above = [other for other in IMPORTS[name] if rung(other) >= rung(name) and room(other) != room(name)]
+    assert not above, f"{name} imports {', '.join(above)}, which is no lower rung"
+
+
+@pytest.mark.parametrize("name", DOORS_ONLY)
+def test_property_a_room_whose_files_stand_on_several_rungs_imports_none_of_them(name):
+    assert not IMPORTS[name]
+
+
+def test_property_no_circle_of_files():
+    left = {name: set(others) - {name} for name, others in IMPORTS.items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other: {', '.join(sorted(left))}"
+
+
+def test_property_every_rung_holds_something():
+    assert set(RUNGS) == {room(name) for name in FILES if name not in DOORS_ONLY}

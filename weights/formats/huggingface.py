@@ -1,0 +1,326 @@
+"""Hugging Face's model folder, in and out: config.json and *.safetensors, whole or in shards.
+
+A .safetensors file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and
+the tensors' bytes one after the other. The library that defines the format reads it here; writing is done by hand,
+because the library wants all tensors in memory at once, and a 7B model in float32 is 27 GB.
+
+On disk the names begin with `model.`, except for heads; in memory they do not (see `stored_name`).
+
+Try: write the header without its padding; tests/test_huggingface.py (test_worked_example_bytes_of_a_file) fails, and a
+reader that maps the file would find float32 numbers at odd addresses.
+"""
+
+import json
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weights.formats.atomic_write import whole_file, whole_folder
+
+Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
+Ledger = list[Entry]                                               # what tensors there are, in the order they come
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS = ("lm_head.", "score.", "qa_outputs.", "classifier.")
+FIRST_LLAMAS_THETA = 10_000.0                                      # what a config without θ means
+LARGEST_HEADER = 100_000_000                                       # the format's own limit, in bytes
+
+
+def stored_name(name: str, below: str = "model.") -> str:
+    """The name on disk: everything but a head belongs to the part that Hugging Face calls `model`; see `below_head`."""
+    return name if name.startswith(HEADS) else below + name
+
+
+def memory_name(name: str) -> str:
+    """The inverse of `stored_name`."""
+    return name.removeprefix("model.").removeprefix("transformer.")
+
+
+def below_head(architectures: list[str] | None) -> str:
+    """What comes before the names of a class of models, but for its head. Two classes have an older word for it."""
+    older = {"LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering"}
+    return "transformer." if older.intersection(architectures or ()) else "model."
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file whose content is an object. Raises ValueError, with the file's name, for anything else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a model folder has a {path.name}")
+    try:
+        values = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or convert it again") from None
+    except (ValueError, RecursionError):                          # no text, a number of 5,000 digits, too deep
+        raise ValueError(f"{path}: not JSON; fetch or convert it again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds a JSON {type(values).__name__}, but must hold an object: {{…}}")
+    return values
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The folder's config.json as it is written. Raises FileNotFoundError or ValueError, both naming the file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; a model is a folder with config.json and model.safetensors")
+    return read_json(folder / "config.json")
+
+
+def tensor_ledger(folder: str | Path) -> Ledger:
+    """Name, shape and dtype of every tensor in the folder, in the order of `read_tensors`; reads the headers alone."""
+    ledger: Ledger = []
+    for path in _tensor_files(Path(folder)):
+        for name, piece in _pieces(path):
+            if piece.get_dtype() not in DTYPES:
+                raise ValueError(f"{path}: {name} is stored as {piece.get_dtype()}; known are {', '.join(DTYPES)}")
+            ledger.append((memory_name(name), tuple(piece.get_shape()), DTYPES[piece.get_dtype()]))
+    names = Counter(name for name, _, _ in ledger)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{folder}: {twice[0]} is stored twice; delete the shards that the index does not need")
+    return ledger
+
+
+def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The folder's tensors one at a time, as (name in memory, tensor in the stored dtype)."""
+    for path in _tensor_files(Path(folder)):
+        for name, piece in _pieces(path):
+            yield memory_name(name), piece[...]
+
+
+def places(folder: str | Path) -> dict[str, tuple[Path, str]]:
+    """Where each tensor lies: name in memory → its file and its name there, for `read_tensor`."""
+    return {memory_name(name): (path, name) for path in _tensor_files(Path(folder)) for name, _ in _pieces(path)}
+
+
+def read_tensor(place: tuple[Path, str]) -> Tensor:
+    """One tensor out of all, by one of the values of `places`."""
+    path, name = place
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
+    """Open slices of one file: shape and dtype at once, numbers when asked for."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                # First Llamas' files hold this table, which is computed from the config and no parameter of the model.
+                if not name.endswith("rotary_emb.inv_freq"):
+                    yield name, file.get_slice(name)
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    return ValueError(f"{path}: damaged or cut short ({reason}); fetch or copy it again")
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards named by the index once each was seen to hold what the index promises of it."""
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if not (folder / INDEX).is_file():
+        pickled = " (.bin files are pickles, which can run code; save them as safetensors)" \
+            if list(folder.glob("*.bin")) else ""
+        raise FileNotFoundError(f"{folder} holds neither {WHOLE} nor {INDEX}{pickled}")
+    shards = _shards(folder / INDEX)
+    for shard, promised in shards.items():
+        if not (folder / shard).is_file():
+            raise FileNotFoundError(f"{folder / shard} is missing, but {INDEX} names it; fetch or copy it again")
+        if absent := promised - {name for name, _ in _pieces(folder / shard)}:
+            raise ValueError(f"{folder / shard} lacks {min(absent)}, which {INDEX} says it holds; fetch it again")
+    return [folder / shard for shard in shards]
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """{file: names of the tensors in it}, in the order of the file names."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError(f"{index}: has no weight_map, which says what file holds what tensor; fetch it again")
+    shards: dict[str, set[str]] = {}
+    for name, shard in placed.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{index}: {name} is said to lie in {shard!r}, which is no file of this folder")
+        if not name.endswith("rotary_emb.inv_freq"):
+            shards.setdefault(shard, set()).add(name)
+    return dict(sorted(shards.items()))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[str, Tensor]],
+                      metadata: dict[str, str] | None = None) -> None:
+    """Write one file: the header from `ledger`, then the tensors, each let go before the next is asked for.
+
+    The file appears under its name when it is complete and on the disk, or not at all. `metadata` is for the header;
+    transformers asks for {"format": "pt"}, so that is always there.
+
+    Raises ValueError if the tensors' names, shapes or dtypes differ from those of the ledger, or their order does.
+    """
+    with whole_file(Path(path)) as file:
+        _write_tensors(file, ledger, iter(tensors), metadata or {})
+
+
+def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, tensors: Iterable[tuple[str, Tensor]], *,
+                 files: dict[str, bytes] | None = None, max_shard_size: int = 5_000_000_000,
+                 overwrite: bool = False) -> None:
+    """Write a whole model folder, or nothing: config.json, the tensors, and `files` as they are.
+
+    Names are those of memory; on disk they get their `model.`. The dtype in config.json is that of most numbers in the
+    ledger; of a quantised model, the config says it. Above `max_shard_size` bytes of tensors there are shards with an
+    index. An existing folder is refused, or with `overwrite` replaced: it disappears only once the new one is complete.
+
+    Raises ValueError if `folder` exists and may not be replaced, or if the tensors are not those of the ledger.
+    """
+    refuse_existing(Path(folder), overwrite=overwrite)
+    dtype = str(main_dtype(ledger)).removeprefix("torch.")
+    config = for_all_readers(config) | ({} if config.get("quantization_config") else
+                                        {"torch_dtype": dtype, "dtype": dtype})
+    with whole_folder(folder) as partial:
+        for name, content in {"config.json": to_json(config), **(files or {})}.items():
+            with whole_file(partial / name) as file:
+                file.write(content)
+        below = below_head(config.get("architectures"))
+        renamed = ((stored_name(name, below), tensor) for name, tensor in tensors)
+        _write_shards(partial, [(stored_name(name, below), *rest) for name, *rest in ledger], renamed, max_shard_size)
+
+
+def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with rotary fields under yesterday's keys (rope_theta, rope_scaling) and today's (rope_parameters).
+
+    A reader of one kind silently takes 10,000 for θ on a file of the other, and writes nonsense after a few sentences.
+    """
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        raise ValueError("config.json: rope_parameters and rope_scaling must be objects or null")
+    theta = new.get("rope_theta", config.get("rope_theta", FIRST_LLAMAS_THETA))
+    scaling = {key: value for key, value in (new or old).items() if key != "rope_theta"}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    scaling = None if kind == "default" else scaling | {"rope_type": kind, "type": kind}
+    return config | {"rope_theta": theta, "rope_scaling": scaling,
+                     "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta}}
+
+
+def refuse_existing(folder: Path, *, overwrite: bool, holds: str = "config.json") -> None:
+    """Raise ValueError unless a model folder may be written here; cheap, so that it can be asked before long work.
+
+    holds  the file by which an older folder of the kind is known; no other is ever replaced
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise ValueError(f"{folder} is a file or a link; give the name of a folder to make")
+    if not overwrite and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists; give another name, or --overwrite to replace it")
+    if any(folder.iterdir()) and not (folder / holds).is_file():
+        raise ValueError(f"{folder} holds no {holds}, so it is no model folder; it is not overwritten")
+
+
+def to_json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write_tensors(file: BinaryIO, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]],
+                   metadata: dict[str, str]) -> None:
+    header, end = {"__metadata__": {"format": "pt"} | metadata}, 0
+    for name, shape, dtype in ledger:
+        if name in header:
+            raise ValueError(f"{name} comes twice; each tensor is stored once")
+        start, end = end, end + _bytes(shape, dtype)
+        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)                                # the format asks for tensors at multiples of 8
+    assert len(text) <= LARGEST_HEADER, len(text)
+    file.write(struct.pack("<Q", len(text)))
+    file.write(text)
+    for expected in ledger:
+        file.write(checked_bytes(tensors, expected))
+
+
+def checked_bytes(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> memoryview:
+    """The next tensor's bytes, without a copy on the CPU; nothing here outlives the call, so one tensor is alive."""
+    name, tensor = next(tensors, (None, torch.empty(0)))
+    if name is None:
+        raise ValueError(f"the tensors end before {_described(*expected)}; they must be those of their ledger")
+    if (got := (name, tuple(tensor.shape), tensor.dtype)) != expected:
+        raise ValueError(f"expected {_described(*expected)}, got {_described(*got)}; "
+                         "tensors must come as their ledger says")
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _write_shards(folder: Path, ledger: Ledger, tensors: Iterator[tuple[str, Tensor]], max_shard_size: int) -> None:
+    shards = _split(ledger, max_shard_size)
+    if len(shards) == 1:
+        write_safetensors(folder / WHOLE, ledger, tensors)
+    else:
+        placed = {}
+        for number, shard in enumerate(shards, start=1):
+            shard_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_safetensors(folder / shard_name, shard, islice(tensors, len(shard)))
+            placed |= {name: shard_name for name, _, _ in shard}
+        total = sum(_bytes(shape, dtype) for _, shape, dtype in ledger)
+        with whole_file(folder / INDEX) as file:
+            file.write(to_json({"metadata": {"total_size": total}, "weight_map": placed}))
+    if extra := next(tensors, None):
+        raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
+
+
+def _split(ledger: Ledger, max_shard_size: int) -> list[Ledger]:
+    """Consecutive parts of at most `max_shard_size` bytes, or of one tensor where that alone is larger."""
+    shards: list[Ledger] = [[]]
+    room = max_shard_size
+    for entry in ledger:
+        size = _bytes(*entry[1:])
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(entry)
+        room -= size
+    return shards
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def main_dtype(ledger: Ledger) -> torch.dtype:
+    """The dtype of most numbers."""
+    sizes: Counter[torch.dtype] = Counter()
+    for _, shape, dtype in ledger:
+        sizes[dtype] += torch.Size(shape).numel()
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def _described(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{name} {list(shape)} {str(dtype).removeprefix('torch.')}"
+
+
+def misfit(missing: Iterable[str], unknown: Iterable[str]) -> str:
+    """«lacks a, b and also holds c»: how names found differ from names expected."""
+    return " and ".join([f"lacks {some_names(missing)}"] * bool(missing) + [f"also holds {some_names(unknown)}"] * bool(unknown))
+
+
+def some_names(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,83 @@
+"""The single file of `model.save("model.pt")`: config, tensors and tokenizer in what `torch.load` reads as plain data.
+
+    {"format": SINGLE_FILE, "config": {…}, "tensors": {name: tensor}, "tokenizer": {file name: bytes}}
+
+`torch.load(weights_only=True, mmap=True)` reads it: nothing in it can run code, and a tensor that is not used costs no
+memory. `torch.save` wants all tensors at once; `write_single` gives it some that lie on the disk.
+
+Try: in `read_whole`, load with weights_only=False; tests/test_checkpoint.py (test_refusal_a_file_that_would_run_code)
+fails, and a file from elsewhere would make a folder on your disk, or worse.
+"""
+
+import errno
+import pickle
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weights.formats.huggingface import Ledger, checked_bytes
+from weights.formats.atomic_write import whole_file
+
+SINGLE_FILE = "llama single file, version 1"
+
+
+def open_single(path: str | Path) -> dict[str, Any]:
+    """The content of a file written by `model.save`, its tensors mapped. Raises ValueError for any other file."""
+    content = read_whole(Path(path), "model file written by model.save")
+    if content.get("format") != SINGLE_FILE:
+        raise ValueError(f"{path}: this is no model file written by model.save; it lacks format '{SINGLE_FILE}'")
+    return content
+
+
+def write_single(path: str | Path, config: dict[str, Any], ledger: Ledger, tensors: Iterable[tuple[str, Tensor]], *,
+                 files: dict[str, bytes]) -> None:
+    """Write a single file, whole or not at all, from tensors that come one at a time; needs its size on disk twice."""
+    path, tensors = Path(path), iter(tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        mapped = {}
+        with open(Path(scratch, "tensors"), "wb") as file:
+            for name, shape, dtype in ledger:
+                mapped[name] = spooled(file, checked_bytes(tensors, (name, shape, dtype)), dtype).reshape(shape)
+        write_whole(path, {"format": SINGLE_FILE, "config": config, "tensors": mapped, "tokenizer": files})
+        mapped.clear()                                              # Windows deletes no file that is still mapped
+
+
+def spooled(file: BinaryIO, numbers: memoryview, dtype: torch.dtype) -> Tensor:
+    """The numbers as a tensor that lies in `file`, which must stay: for torch.save, which wants all tensors at once.
+
+    Mapped with a storage of its own, since torch.save stores storages whole, and none for two dtypes.
+    """
+    file.write(bytes(-file.tell() % 64))                            # so that numbers of any dtype lie where they may
+    start = file.tell()
+    file.write(numbers)
+    file.flush()
+    mapped = np.memmap(file.name, np.uint8, mode="c", offset=start, shape=numbers.nbytes)
+    return torch.from_numpy(mapped).view(dtype)
+
+
+def write_whole(path: Path, content: dict[str, Any]) -> None:
+    """torch.save that replaces `path` only when every byte is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        torch.save(content, file)
+
+
+def read_whole(path: Path, what: str) -> dict[str, Any]:
+    """What `write_whole` wrote, read as plain data: a file from elsewhere cannot run code here."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:              # that is what is cut short; others
+            raise                                                                   # say themselves what is the matter
+        raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
+    return content
