@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import LlamaConfig
-from llama.lora import add_lora, load_adapter, merge_lora, peft_folder, save_adapter, wrappers
+from llama.lora import add_lora, load_adapter, merge_lora, peft_folder, save_adapter
 from llama.lora.layers import LoRALinear
+from llama.lora.swap import wrappers
 from llama.lora.targets import present
 from llama.model import Llama
 from tests.parity.judges import Check, Judges
