@@ -81,7 +81,8 @@ def loss_agrees() -> bool:
             total = loss(h)
             total.backward()
         numbers.append(torch.cat([total.detach().view(1), h.grad.flatten(), head.weight.grad.flatten()]))
-    return agree(numbers[1], numbers[0], "tasks/task.py (cross_entropy) and objective.py", "fused_cross_entropy.py")
+    return agree(numbers[1], numbers[0], "tasks/task.py (cross_entropy) and training/objective.py",
+                 "fast/fused_cross_entropy.py")
 
 
 def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, loss: Loss = cross_entropy, *,
