@@ -41,7 +41,11 @@ DATA = "identity.jsonl"
 
 
 def main() -> None:
-    parser = cli.Parser("finetune.py", __doc__.splitlines()[0])
+    parser = cli.Parser(
+        "finetune.py", __doc__.splitlines()[0],
+        most=("lora", "freeze-layers", "data", "eval-data", "task", "model", "output", "resume", "epochs", "minutes",
+              "lr", "rank", "dry-run"),
+        example="python finetune.py --lora --data examples/identity.jsonl --output adapters/mine")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--lora", action="store_true", help="learn a LoRA adapter, leave the model as it is")
     how.add_argument("--freeze-layers", type=int, default=0, metavar="N",
@@ -64,7 +68,7 @@ def main() -> None:
         cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
-    parser.epilog = recipes.table()
+    parser.table = recipes.table()
     arguments = parser.parse_args()
     recipes.complete(arguments)
     if arguments.lora and arguments.adapter:

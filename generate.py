@@ -14,13 +14,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     import torch
 
+    from llama.checkpoint import PretrainedLlama
     from llama.commands import chat_loop, flags
     from llama.datasets.lines import json_records, numbered_lines, text_field
     from llama.decoding.beam_search import BeamConfig, beam_search
@@ -43,7 +43,11 @@ QUESTION = "What is the capital of France, and what is it known for?"
 
 
 def main() -> None:
-    parser = cli.Parser("generate.py", __doc__.splitlines()[0])
+    parser = cli.Parser(
+        "generate.py", __doc__.splitlines()[0],
+        most=("prompt", "prompt-file", "chat", "system", "max-new-tokens", "temperature", "top-p", "seed", "model",
+              "adapter", "quantize", "compile", "json"),
+        example='python generate.py --prompt "The capital of France is" --max-new-tokens 20 --temperature 0')
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="the raw text to continue; may be repeated")
     parser.add_argument("--prompt-file", metavar="FILE",
                         help="a prompt as a text file, or several as .jsonl with the field 'prompt'")
@@ -129,7 +133,8 @@ def main() -> None:
     print(summary(completions, seconds), file=sys.stderr)
 
 
-def guesser(speculation: SpeculationConfig, model_flags: flags.ModelFlags, model: Any) -> DraftModel | LookUp:
+def guesser(speculation: SpeculationConfig, model_flags: flags.ModelFlags,
+            model: PretrainedLlama) -> DraftModel | LookUp:
     """What guesses tokens. Raises ValueError for a draft model of another vocabulary."""
     if speculation.lookup:
         return LookUp()

@@ -48,7 +48,11 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 
 def main() -> None:
-    parser = cli.Parser("train.py", __doc__.splitlines()[0])
+    parser = cli.Parser(
+        "train.py", __doc__.splitlines()[0],
+        most=("data", "eval-data", "tokenizer", "vocab-size", "preset", "block-size", "output", "resume", "epochs",
+              "minutes", "batch-size", "lr", "dry-run"),
+        example="python train.py --data my.txt --preset tiny-3m --minutes 10 --output weights/mine")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"text to learn (default: {CORPUS}, fetched)")
     parser.add_argument("--documents", choices=("blank-line", "line"), default="blank-line",
                         help="what separates the documents of a .txt file")

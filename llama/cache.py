@@ -7,6 +7,14 @@ Without it every new token would run the whole text again. With it a text costs 
 
 and a slot is needed for every token, or with a sliding window for as many as it is wide, and a few hundred more.
 
+Five ways to count meet here. A row «the cat» left-padded by two, in a layer that has dropped one slot:
+
+    slot      0    1    2    3    4        of the batch: all rows count alike, padding included
+    token     .    .   the  cat   …        KVCache.tokens (B, slots)
+    position  0    0    0    1    2        of the text, what rotary embeddings turn by: slot - padding, at least 0
+    place     -    0    1    2    3        in a layer's tensors: slot - dropped
+    length                        4        slots so far, which is the slot of the next token
+
 Try: in `LayerCache.append`, hand out one slot more than the window needs; tests/test_cache.py
 (test_two_ways_a_rolling_cache_equals_the_whole_text) fails: masks are made for those that are needed.
 """
@@ -20,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llama.config import LlamaConfig
+from llama.masks import padding_mask
 
 ROLL = 512              # slots beyond the window: so many tokens at once, or so many steps before old ones are dropped
 TAKEN_BACK = 32         # slots beyond the window that are kept when others are dropped, for guesses that prove wrong
@@ -177,23 +186,29 @@ class KVCache:
         window = self.layers[0].window
         return min(self.steady, window) if window else self.steady
 
-    def admit(self, tokens: Tensor, positions: Tensor) -> \
+    def admit(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> \
             tuple[Tensor, Tensor, Tensor | None, Sequence[LayerCache | None]]:
         """Take T more tokens; returns what has to run for their sake, and where its keys and values go.
 
-        That is what was given, None, and the layers of this cache, unless the slots before hold no keys that can be
-        used: then earlier tokens come in front, with their positions, and the padding (B,) that their mask has to hide.
+        That is what was given, and the layers of this cache, unless the slots before hold no keys that can be used:
+        then earlier tokens come in front, with their positions, and a mask that hides what is padding among them.
+
+        Raises ValueError where there is no room for T more.
         """
         T = tokens.shape[1]
+        if self.length + T > self.max_length:
+            raise ValueError(f"the cache has room for {self.max_length} positions, {self.length} are used and {T} more "
+                             "were given")
         self._count(tokens)
         steady = self.length <= self.steady
         start = min(layer.length for layer in self.layers) if steady else 0
         layers = self.layers if steady else [None] * len(self.layers)
         if start == self.length - T:
-            return tokens, positions, None, layers
+            return tokens, positions, mask, layers
         padding = (self.length - 1 - positions[..., -1]).expand(len(tokens))
         slots = torch.arange(start, self.length, device=tokens.device)
-        return self.tokens[:, start : self.length], (slots - padding[:, None]).clamp(min=0), padding, layers
+        mask = padding_mask(padding, self.length - start, self.length)
+        return self.tokens[:, start : self.length], (slots - padding[:, None]).clamp(min=0), mask, layers
 
     def extend(self, tokens: Tensor) -> None:
         """Count T more tokens (B, T) as stored in all layers, for a step that writes their keys and values itself.

@@ -29,7 +29,11 @@ MEASURED = ("generation", "instruction")                            # tasks whos
 
 
 def main() -> None:
-    parser = cli.Parser("python -m llama.evaluate", "Score a model, with or without an adapter, on a data set.")
+    parser = cli.Parser(
+        "python -m llama.evaluate", "Score a model, with or without an adapter, on a data set.",
+        most=("data", "task", "model", "adapter", "labels", "zero-shot", "few-shot", "examples", "limit", "batch-size",
+              "predictions", "show-errors", "json"),
+        example="python -m llama.evaluate --task sentiment --adapter adapters/mine --data test.tsv")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="what to score on")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="N examples, drawn by --seed; 0: all")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples at a time")

@@ -27,7 +27,9 @@ from llama.heads import check_writes
 from llama.masks import padding_mask
 from llama.model import Llama
 from llama.sampling import SamplingConfig, sample, taken_from
-from tokenizer.chat import ChatFormat
+from llama.stop_strings import StopStrings
+from tokenizer.base import Tokenizer
+from tokenizer.chat import ChatFormat, closing_ids
 
 PASS = 64               # tokens that take as long as what a pass costs beside its tokens, above all reading all weights
 WORTH_SHARING = 16      # ids that prompts begin with alike; with fewer, a pass of their own costs more than it saves
@@ -45,34 +47,6 @@ class Completion:
     tokens_per_second: float    # of decoding, that is after the first token; 0 if there was only one
 
 
-class StopStrings:
-    """Lets text through up to the first stop string, wherever the borders between tokens fall.
-
-    The end of the text is held back while it could be the beginning of a stop string: once shown, it cannot be taken
-    back. «First» is the one that is complete first, so the result does not depend on how the text was cut to pieces.
-    """
-
-    def __init__(self, stops: Sequence[str]):
-        self.stops = tuple(stops)
-        self.held = ""
-        self.found = False
-
-    def push(self, text: str) -> str:
-        text = self.held + text
-        places = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
-        if places:
-            self.found, self.held = True, ""
-            return text[: min(places)[1]]
-        beginnings = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        shown = len(text) - max(beginnings, default=0)
-        self.held = text[shown:]
-        return text[:shown]
-
-    def flush(self) -> str:
-        text, self.held = self.held, ""
-        return text
-
-
 class Row:
     """One text while it grows: its ids, the text that may be shown, and whether and why it has ended.
 
@@ -80,7 +54,7 @@ class Row:
     text goes on where the prompt stops: there SentencePiece's space before a first word is a space between words.
     """
 
-    def __init__(self, prompt: Sequence[int], *, tokenizer: Any, chat_format: ChatFormat | None, limit: int,
+    def __init__(self, prompt: Sequence[int], *, tokenizer: Tokenizer, chat_format: ChatFormat | None, limit: int,
                  stop: Sequence[str], ignore_eos: bool, generator: torch.Generator | None = None,
                  on_text: Callable[[str], None] | None = None):
         self.prompt, self.limit, self.generator = prompt, limit, generator
@@ -228,19 +202,7 @@ def evaluating(model: Llama) -> Iterator[None]:
         model.train(training)
 
 
-def closing_id(chat_format: ChatFormat, tokenizer: Any) -> int:
-    """The id by which an answer in this format is closed: the last one that tuning learns."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
-    ids, learned = chat_format.encode(turns, tokenizer)
-    return [token for token, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
-
-
-def closing_ids(chat_format: ChatFormat | None, tokenizer: Any) -> list[int]:
-    """All ids that end a text: those of the model's own files, and the one that closes an answer in this format."""
-    return [*tokenizer.eos_ids, *([closing_id(chat_format, tokenizer)] if chat_format else [])]
-
-
-def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """A raw text as ids, with a token for its beginning if the tokenizer's own files ask for one.
 
     Raises ValueError for an empty text where no such token stands in for it.
@@ -262,7 +224,7 @@ def room_for_answer(model: Llama, prompt_tokens: int, max_new_tokens: int) -> in
 
 
 @torch.inference_mode()
-def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
+def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Tokenizer,
              sampling: SamplingConfig, chat_format: ChatFormat | None = None, max_new_tokens: int = 256,
              stop: Sequence[str] = (), ignore_eos: bool = False, seed: int = 0, num_samples: int = 1,
              batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
@@ -300,7 +262,7 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Any,
     return [row.completion(tokenizer.decode(row.prompt, skip_special=True)) for row in rows]
 
 
-def continue_text(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> str:
+def continue_text(model: Llama, tokenizer: Tokenizer, prompt: str, **options: Any) -> str:
     """The text that follows `prompt`, without it. Options: the fields of SamplingConfig and those of `generate`."""
     if tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; load one from a model folder, "

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from llama.cache import KVCache, LayerCache
 from llama.config import LlamaConfig
-from llama.masks import added_mask, causal_mask, padding_mask, within_window
+from llama.masks import added_mask, causal_mask, within_window
 from llama.rope_scaling import SCALED
 
 
@@ -244,14 +244,12 @@ class Llama(nn.Module):
         Raises ValueError when the cache or the model's context has no room for T more positions.
         """
         T, start = tokens.shape[1], cache.length if cache else 0
-        self._check_room(T, start, cache)
+        self._check_context(start + T)
         if positions is None:
             positions = torch.arange(start, start + T, device=tokens.device)
         past: Sequence[LayerCache | None] = [None] * len(self.layers)
         if cache:
-            tokens, positions, padding, past = cache.admit(tokens, positions)
-            if padding is not None:
-                mask = padding_mask(padding, tokens.shape[1], start + T)
+            tokens, positions, mask, past = cache.admit(tokens, positions, mask)
         mask = within_window(mask, tokens.shape[1], start + T, self.config.sliding_window, tokens.device)
         cos, sin = rotary_tables(positions, self.config)
         x = self.embed_tokens(tokens)                               # (B, T, D)
@@ -269,12 +267,9 @@ class Llama(nn.Module):
         hidden = self.hidden(tokens, positions=positions, mask=mask, cache=cache)
         return self.head(hidden if rows is None else hidden[rows])
 
-    def _check_room(self, T: int, start: int, cache: KVCache | None) -> None:
-        if cache and start + T > cache.max_length:
-            raise ValueError(f"the cache has room for {cache.max_length} positions, "
-                             f"{start} are used and {T} more were given")
-        if start + T > self.config.context:
-            raise ValueError(f"{start + T} positions exceed the model's context of {self.config.context}; "
+    def _check_context(self, length: int) -> None:
+        if length > self.config.context:
+            raise ValueError(f"{length} positions exceed the model's context of {self.config.context}; "
                              "shorten the text")
 
     @property

@@ -10,16 +10,10 @@ Try: divide the loss by the number of micro-batches instead of by targets; tests
 (test_two_ways_accumulated_micro_batches_equal_one_batch) fails on ragged lengths.
 """
 
-import hashlib
-import json
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,9 +25,10 @@ from llama.fast.agreement import use_custom_gradients
 from llama.fast.compile_blocks import compilations, compile_blocks, uncompile_blocks
 from llama.fast.custom_autograd import slow_down
 from llama.lora.files import save_adapter
-from llama.lora.swap import adapter_configs, has_lora
+from llama.lora.swap import has_lora
 from llama.model import Llama
 from llama.runtime import distributed, worker
+from llama.runtime.interrupt import ctrl_c_waits
 from llama.runtime.progress import Progress
 from llama.tasks.task import Batch, Task, to_device
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
@@ -44,18 +39,16 @@ from llama.training.objective import Plain
 from llama.training.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
 from llama.training.packing import laid_out, micro_batches, packs
 from llama.training.run_state import (
-    forget_state,
+    RunFolder,
+    check_settings,
     random_state,
     read_state,
     set_random_state,
+    settings_of,
     write_state,
 )
 from llama.training.verify_saved import prove_saved
 from llama.training.word_dropout import dropped_words
-
-# What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
-MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-              "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
 
 
 class Trainer:
@@ -89,7 +82,8 @@ class Trainer:
         self.report.refuse(allow)
         self.output = Path(output) if output else None
         self.objective = Plain(model, task, readable=readable)
-        self.settings = self._settings(optimizer, dtype)
+        self.folder = RunFolder(self.output)
+        self.settings = settings_of(model, self.samples, self.config, optimizer=optimizer, dtype=dtype)
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
             self.outline = outline(model)
@@ -121,7 +115,7 @@ class Trainer:
         if resume:
             self._load_state()
         if self.output:
-            self._forget_after(self.step)
+            self.folder.forget_after(self.step)
 
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
@@ -136,7 +130,8 @@ class Trainer:
         before = self.seconds
         started = time.monotonic()
         model.train()
-        with _ctrl_c_waits() as interruptions, dropped_words(model, config.word_dropout):
+        with (ctrl_c_waits(second_raises=not distributed.launched()) as interruptions,   # torchrun passes on each twice
+              dropped_words(model, config.word_dropout)):
             while self.step < self.total_steps and not self._out_of_time() and not self._out_of_patience():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
@@ -174,7 +169,7 @@ class Trainer:
         kept = ""
         if self.output and self.step:
             self._save_state()
-            kept = f" (the state after step {self.step} is kept in {self._beside('last.pt')})"
+            kept = f" (the state after step {self.step} is kept in {self.folder.path('last.pt')})"
         places = ", ".join(self.samples[i].place or str(i) for i in indices)
         raise RuntimeError(f"{what}, on samples {places}{kept}; look at them with --inspect, or start anew with a "
                            "lower --lr")
@@ -250,12 +245,12 @@ class Trainer:
         progress.clear()
         self.scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer,
                                batch_size=self.config.batch_size)
-        self._log({"step": self.step, "eval": self.scores})
+        self.folder.log({"step": self.step, "eval": self.scores})
         print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()), file=sys.stderr)
         if self.scores["loss"] < self.best:
             self.best, self.best_step, self.worse = self.scores["loss"], self.step, 0
             if self.output:
-                write_state(self._beside("best.pt"), {"step": self.step, "scores": self.scores}, self._learned(),
+                write_state(self.folder.path("best.pt"), {"step": self.step, "scores": self.scores}, self._learned(),
                             self.objective)
             else:
                 self.kept = {"scores": self.scores, "learned": {n: p.clone() for n, p in self._learned().items()}}
@@ -264,7 +259,7 @@ class Trainer:
 
     def _report(self, progress: Progress, rate: float, norm: float) -> None:
         speed = self.tokens / self.seconds
-        self._log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm, "tokens": self.tokens,
+        self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm, "tokens": self.tokens,
                    "seconds": round(self.seconds, 3)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
         if progress.live:
@@ -275,11 +270,13 @@ class Trainer:
             print(f"step {self.step}{count} {text} · lr {rate:.2e}", file=sys.stderr)
 
     def _finish(self) -> dict[str, Any]:
-        peak = int(distributed.most(peak_memory(self.model.device))[0])     # of training, not of the proof
+        device = self.model.device
+        held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()
+        peak = int(distributed.most(held)[0])                       # of training, not of the proof
         if 0 < self.best_step < self.step:
             best = self.kept
             if self.output:
-                best = read_state(self._beside("best.pt"), self._learned(), self.objective)
+                best = read_state(self.folder.path("best.pt"), self._learned(), self.objective)
             else:
                 for name, parameter in self._learned().items():
                     parameter.copy_(best["learned"][name])
@@ -317,10 +314,8 @@ class Trainer:
         """The model, in one piece. Of a sharded one rank 0 gets a copy, the others None; all must ask."""
         return gathered(self.model, self.outline) if self.outline else self.model
 
-    # What --resume needs: learned parameters, optimiser, random states, and the step, which says the data's position.
-
     def _save_state(self) -> None:
-        write_state(self._beside("last.pt"), {
+        write_state(self.folder.path("last.pt"), {
             "settings": self.settings,
             "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
@@ -328,10 +323,11 @@ class Trainer:
         }, self._learned(), self.objective, self.optimizer)
 
     def _load_state(self) -> None:
-        path = self._beside("last.pt")
+        path = self.folder.path("last.pt")
         if not path.exists():
             raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
-        state = read_state(path, self._learned(), self.objective, self.optimizer, self._check_settings)
+        state = read_state(path, self._learned(), self.objective, self.optimizer,
+                           check=lambda before: check_settings(path, before, self.settings))
         self.masters.spread()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best, self.best_step, self.worse = state["best"]
@@ -339,82 +335,5 @@ class Trainer:
         set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
 
-    def _check_settings(self, state: dict[str, Any]) -> None:
-        before = state.get("settings", {})
-        if changed := [name for name, value in self.settings.items() if before.get(name) != value]:
-            were = [f"{name} = {before[name]}" for name in changed if not isinstance(before.get(name), bytes | None)]
-            raise ValueError(f"{self._beside('last.pt')} is of a run with another {', '.join(changed)}; resume with "
-                             f"{', '.join(were) or 'the same'}, or start anew with --overwrite")
-
-    def _settings(self, optimizer: str, dtype: torch.dtype | None) -> dict[str, Any]:
-        """What a resumed run must have in common with the one before, for the state does not hold it.
-
-        Of the data a thousand samples stand for all, of each frozen parameter its first numbers.
-        """
-        data, base = hashlib.sha256(), hashlib.sha256()
-        for i in range(0, len(self.samples), max(1, len(self.samples) // 1000)):
-            data.update(repr(replace(self.samples[i], place="")).encode())
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad and ".adapters." not in name:
-                start = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
-                base.update(name.encode() + start.numpy().tobytes())
-        changing = {name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE}
-        return changing | {
-            "processes": distributed.size(), "optimizer": optimizer, "dtype": str(dtype),
-            "number of samples": len(self.samples), "data": data.digest(),
-            "shape of the model": str(self.model.config).encode(),
-            "frozen part of the model": base.digest(), "adapter": str(adapter_configs(self.model)).encode(),
-        }
-
     def _learned(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach() for name, parameter in self.masters.learned.items()}
-
-    def _beside(self, name: str) -> Path:
-        return Path(f"{self.output}.training") / name
-
-    def _forget_after(self, last: int) -> None:
-        """Drop the metrics of steps after `last`, which come again; with 0, all of an older run under this name."""
-        distributed.wait()                                          # all have read their state
-        if not distributed.first():
-            return
-        for name in ("last.pt", "best.pt"):
-            if last == 0:
-                forget_state(self._beside(name))
-        path = self._beside("metrics.jsonl")
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last),
-                            encoding="utf-8")
-
-    def _log(self, line: dict[str, Any]) -> None:
-        if self.output and distributed.first():
-            path = self._beside("metrics.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[list[int]]:
-    """Collect Ctrl-C instead of raising it: half a step cannot be resumed. A second one interrupts at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught                                                # signals reach the main thread alone
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def wait(number: int, frame: Any) -> None:
-        caught.append(number)
-        if not distributed.launched():                              # torchrun passes on what the terminal sent already
-            signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, wait)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA what was allocated there at most, elsewhere the largest resident size of this process."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()

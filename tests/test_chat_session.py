@@ -10,9 +10,8 @@ from llama.decoding.chat_session import Conversation, Turn
 from llama.decoding.prefix_cache import Reader
 from llama.decoding.speculative import LookUp, SpeculativeCompletion, success
 from llama.decoding.speculative import draw as really_draw
-from llama.generation import closing_id
 from llama.sampling import SamplingConfig
-from tokenizer.chat import FORMATS
+from tokenizer.chat import FORMATS, closing_id
 
 HOT = SamplingConfig(temperature=2.0, top_p=0)
 

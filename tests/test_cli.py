@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,11 @@ import pytest
 import torch
 from conftest import same_choices
 
+import finetune
+import generate
+import train
+from llama import evaluate
+from llama.benchmark import __main__ as benchmark
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.commands import flags
 from llama.config import preset
@@ -196,3 +202,17 @@ def test_worked_example_an_adapter_alone_brings_its_base(tiny_model, tmp_path, c
     model = flags.load(flags.ModelFlags(adapter=str(tmp_path / "adapter"), device="cpu"), purpose="find")
     assert model.config == tiny_model.config
     assert "the adapter's own base is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", [train, finetune, generate, evaluate, benchmark], ids=lambda door: door.__name__)
+def test_property_help_shows_few_flags_and_help_all_the_others(door, monkeypatch, capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        monkeypatch.setattr(sys, "argv", ["door", flag])
+        with pytest.raises(SystemExit) as left:
+            door.main()
+        assert not left.value.code
+        text = capsys.readouterr().out
+        shown[flag] = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.M)), text
+    few, many = shown["--help"][0], shown["--help-all"][0]
+    assert len(few) <= 15 and few < many and "\nexample: python " in shown["--help"][1]

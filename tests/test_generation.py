@@ -14,8 +14,9 @@ from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast.numbers import relative_difference
-from llama.generation import Decoder, StopStrings, continue_text, encode_prompt, generate
+from llama.generation import Decoder, continue_text, encode_prompt, generate
 from llama.sampling import SamplingConfig
+from llama.stop_strings import StopStrings
 from tokenizer.chat import FORMATS
 from tokenizer.spm import SentencePieceTokenizer
 

@@ -15,7 +15,8 @@ LADDER = """
     tokenizer  llama.runtime.interrupt  llama.runtime.worker  llama.runtime.distributed  llama.runtime.progress
     weights.formats  llama.runtime.cli  llama.fast.numbers
     llama.config
-    llama.config_json  llama.masks  llama.rope_scaling  llama.cache  llama.sampling
+    llama.config_json  llama.masks  llama.rope_scaling  llama.sampling  llama.stop_strings
+    llama.cache
     llama.model
     llama.reference  llama.heads
     llama.generation
@@ -47,8 +48,9 @@ DOORS_ONLY = ("llama", "weights", "weights.formats", "llama.runtime", "llama.fas
 
 def files() -> dict[str, Path]:
     """Every module of the project by its dotted name; a package by its `__init__`."""
-    found = [*HOME.glob("*.py"), *(path for room in ("llama", "tokenizer", "weights") for path in
-                                   (HOME / room).rglob("*.py"))]
+    rooms = [init.parent for top in ("llama", "tokenizer", "weights") for init in (HOME / top).rglob("__init__.py")
+             if ".cache" not in init.parts]
+    found = [*HOME.glob("*.py"), *(path for room in rooms for path in room.glob("*.py"))]
     return {".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__"): path for path in found}
 
 

@@ -7,9 +7,9 @@ from llama.benchmark.measure_generation import main as measure
 from llama.benchmark.modes import MODES, chosen_modes, generate_command, mode_commands
 
 
-@pytest.mark.parametrize("door", [generate.main, measure])
-def test_property_modes_are_what_one_can_type(door, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["door", "--help"])
+@pytest.mark.parametrize("door, flag", [(generate.main, "--help-all"), (measure, "--help")])
+def test_property_modes_are_what_one_can_type(door, flag, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["door", flag])
     with pytest.raises(SystemExit):
         door()
     shown = capsys.readouterr().out.split()

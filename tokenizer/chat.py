@@ -237,3 +237,15 @@ def recognise(template: str) -> ChatFormat:
 def _normal(template: str) -> str:
     r"""A line end within a Jinja string may be written as itself or as \n; files of templates may end with one."""
     return template.strip().replace("\\n", "\n")
+
+
+def closing_id(chat_format: ChatFormat, tokenizer: Any) -> int:
+    """The id by which an answer in this format is closed: the last one that tuning learns."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
+    ids, learned = chat_format.encode(turns, tokenizer)
+    return [token for token, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
+
+
+def closing_ids(chat_format: ChatFormat | None, tokenizer: Any) -> list[int]:
+    """All ids that end a text: those of the model's own files, and the one that closes an answer in this format."""
+    return [*tokenizer.eos_ids, *([closing_id(chat_format, tokenizer)] if chat_format else [])]

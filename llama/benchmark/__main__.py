@@ -46,6 +46,7 @@ with quiet_start(__name__):
     from llama.runtime.progress import Progress
     from llama.runtime.worker import Engine
     from llama.tasks.instruction import InstructionTask
+    from tokenizer.base import Tokenizer
     from weights.fetch import CATALOGUE, fetch
     from weights.formats.paths import resolve
     from weights.formats.sources import open_source
@@ -78,7 +79,10 @@ class Work:
 
 
 def main() -> None:
-    parser = cli.Parser("python -m llama.benchmark", __doc__.splitlines()[0])
+    parser = cli.Parser(
+        "python -m llama.benchmark", __doc__.splitlines()[0],
+        most=("model", "modes", "peers", "training", "works", "text-tokens", "repeats", "output", "plot", "json"),
+        example="python -m llama.benchmark --modes default,int8 --output figures.json")
     parser.add_argument("--model", default=flags.ModelFlags.model, metavar="FOLDER", help="a model folder, or a name")
     parser.add_argument("--modes", default=",".join(MODES), metavar="A,B", help="what to measure")
     parser.add_argument("--peers", nargs="?", const=PARITY, metavar="PYTHON",
@@ -225,7 +229,7 @@ def requests(work: Work, ids: list[int]) -> dict[str, dict[str, Any]]:
     return asked
 
 
-def edit_request(tokenizer: Any, context: int) -> dict[str, dict[str, Any]]:
+def edit_request(tokenizer: Tokenizer, context: int) -> dict[str, dict[str, Any]]:
     """Questions whose answers repeat much of them, where looking up should help; {} where the context is too short."""
     chat_format = InstructionTask().format(tokenizer)
     prompts = [chat_format.encode([{"role": "user", "content": record["prompt"]}], tokenizer, reply=True)[0]

@@ -43,6 +43,7 @@ with quiet_start(__name__):
     from llama.trainer import Trainer
     from llama.training.optimizer import TrainConfig
     from tokenizer import bpe
+    from tokenizer.base import Tokenizer
     from weights.formats.quantized_matrix import Packed
 
 
@@ -72,7 +73,7 @@ class Given(Task):
 
     checks = ()
 
-    def samples(self, dataset: Sequence[Sample], tokenizer: Any) -> Sequence[Sample]:
+    def samples(self, dataset: Sequence[Sample], tokenizer: Tokenizer) -> Sequence[Sample]:
         return dataset
 
 

@@ -32,6 +32,7 @@ with quiet_start(__name__):
     from llama.quantization.swap import bits_of, quantize
     from llama.runtime import cli
     from llama.runtime.progress import Progress
+    from tokenizer.base import Tokenizer
 
 FLOATS = "float32"
 WAYS: dict[str, Callable[[Llama, Sequence[int], int], Any]] = {     # model, ids of a text, tokens that see each other
@@ -70,13 +71,13 @@ def report(found: dict[str, dict[str, float]]) -> str:
     return table(["weights", "MB", "perplexity", f"over {FLOATS}", "floor", "stretch", "met"], rows)
 
 
-def parts(documents: Sequence[str], tokenizer: Any, *, hold_out: float, most: int) -> tuple[list[int], list[int]]:
+def parts(documents: Sequence[str], tokenizer: Tokenizer, *, hold_out: float, most: int) -> tuple[list[int], list[int]]:
     """Ids of the beginning and of the part that is held out, divided as train.py divides: at most so many of each."""
     cut = len(documents) - round(len(documents) * hold_out)
     return _first_ids(documents[:cut], tokenizer, TOKENS), _first_ids(documents[cut:], tokenizer, most)
 
 
-def _first_ids(documents: Sequence[str], tokenizer: Any, most: int) -> list[int]:
+def _first_ids(documents: Sequence[str], tokenizer: Tokenizer, most: int) -> list[int]:
     ids: list[int] = []
     for text in documents:
         if len(ids) >= most:

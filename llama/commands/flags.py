@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from llama.checkpoint import PretrainedLlama
 from llama.datasets.columns import ColumnDataset
 from llama.datasets.instructions import InstructionDataset
 from llama.datasets.language_modeling import LanguageModelingDataset
@@ -193,7 +194,7 @@ def _cpu_multiplies_bfloat16() -> bool:
     return packs_bfloat16() and seconds(torch.bfloat16) * 1.5 < seconds(torch.float32)
 
 
-def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) -> Any:
+def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) -> PretrainedLlama:
     """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
 
     Where it writes, its parts are swapped for faster ones that compute the same (see fast/agreement.py), or with
@@ -278,7 +279,7 @@ def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
                                              fields=("text", "labels" if flags.multi_label else "label"))
 
 
-def check_model(flags: TaskFlags, model: Any) -> None:
+def check_model(flags: TaskFlags, model: PretrainedLlama) -> None:
     """Raise ValueError for a model without tokenizer, and if samples may be longer than what it can read."""
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; give a model folder, or make one of a "

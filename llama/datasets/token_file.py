@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llama.datasets.language_modeling import check_blocks
+from tokenizer.base import Tokenizer
 
 FORMAT = "llama tokens, version 1"
 _FIELDS = {"dtype", "tokens", "documents", "bytes", "tokenizer", "how", "sources"}
@@ -33,7 +34,7 @@ class TokenFile(Sequence):
     was written with another tokenizer than the one given.
     """
 
-    def __init__(self, path: str | Path, *, block_size: int, overlap: int = 0, tokenizer: Any = None):
+    def __init__(self, path: str | Path, *, block_size: int, overlap: int = 0, tokenizer: Tokenizer | None = None):
         check_blocks(block_size, overlap)
         self.path, self.block_size, self.overlap = Path(path), block_size, overlap
         self.header, start = _read_header(self.path)
@@ -54,8 +55,9 @@ class TokenFile(Sequence):
         return self._ids[where]
 
 
-def write_tokens(path: str | Path, documents: Iterable[str], tokenizer: Any, *, sources: Sequence[str | Path] = (),
-                 how: str = "", progress: Callable[[int], None] | None = None) -> None:
+def write_tokens(path: str | Path, documents: Iterable[str], tokenizer: Tokenizer, *,
+                 sources: Sequence[str | Path] = (), how: str = "",
+                 progress: Callable[[int], None] | None = None) -> None:
     """Encode documents into one token file, each closed by the tokenizer's end-of-text id; whole or not at all.
 
     sources   the files that the documents came from; size, time and sha256 are noted for `is_current`
@@ -91,7 +93,7 @@ def write_tokens(path: str | Path, documents: Iterable[str], tokenizer: Any, *, 
         temporary.unlink(missing_ok=True)
 
 
-def is_current(path: str | Path, tokenizer: Any, *, sources: Sequence[str | Path], how: str = "") -> bool:
+def is_current(path: str | Path, tokenizer: Tokenizer, *, sources: Sequence[str | Path], how: str = "") -> bool:
     """Whether `write_tokens` would write the same again, so that it need not.
 
     A source of the same size and time is taken as the same; if only its time differs, its sha256 decides.
@@ -105,12 +107,12 @@ def is_current(path: str | Path, tokenizer: Any, *, sources: Sequence[str | Path
             and all(_unchanged(Path(file), note) for file, note in zip(sources, noted, strict=True)))
 
 
-def document_ids(text: str, tokenizer: Any) -> list[int]:
+def document_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """A document as ids: the beginning-of-text id if the tokenizer's files ask for one, text, the end-of-text id."""
     return tokenizer.encode(text, bos=tokenizer.adds_bos, eos=True)
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """One name for everything that a tokenizer's files say."""
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer.files().items()):

@@ -14,15 +14,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from llama.generation import Completion, Decoder, Row, check_options, closing_ids, evaluating, room_for_answer
+from llama.generation import Completion, Decoder, Row, check_options, evaluating, room_for_answer
 from llama.model import Llama
 from llama.sampling import check_finite
-from tokenizer.chat import ChatFormat
+from tokenizer.base import Tokenizer
+from tokenizer.chat import ChatFormat, closing_ids
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class BeamConfig:
 
 
 @torch.inference_mode()
-def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConfig, *, tokenizer: Any,
+def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConfig, *, tokenizer: Tokenizer,
                 chat_format: ChatFormat | None = None, max_new_tokens: int = 256, stop: Sequence[str] = (),
                 ignore_eos: bool = False, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
                 on_text: Callable[[int, str], None] | None = None) -> list[Completion]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from llama.decoding.speculative import Guesser, NoGuess, told, write
 from llama.generation import Completion, Row, evaluating, room_for_answer
 from llama.model import Llama
 from llama.sampling import SamplingConfig
+from tokenizer.base import Tokenizer
 from tokenizer.chat import ChatFormat
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Conversation:
     cache_dtype  of keys and values; None takes the model's
     """
 
-    def __init__(self, model: Llama, tokenizer: Any, chat_format: ChatFormat, *, sampling: SamplingConfig,
+    def __init__(self, model: Llama, tokenizer: Tokenizer, chat_format: ChatFormat, *, sampling: SamplingConfig,
                  system: str | None = None, max_new_tokens: int = 512, stop: Sequence[str] = (),
                  ignore_eos: bool = False, seed: int = 0, guesser: Guesser | None = None, draft_tokens: int = 0,
                  cache_dtype: torch.dtype | None = None):

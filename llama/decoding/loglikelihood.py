@@ -10,7 +10,6 @@ Try: let `score` begin with the logits after the prefix's last token but one; te
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,13 @@ from torch import Tensor
 from llama.decoding.prefix_cache import Reader
 from llama.generation import evaluating
 from llama.model import Llama
+from tokenizer.base import Tokenizer
 
 PIECE = 32              # ids of a continuation at a time: the logits of 16 rows and 50,000 ids take 100 MB then
 
 
 @torch.inference_mode()
-def score(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[int]], *, tokenizer: Any,
+def score(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[int]], *, tokenizer: Tokenizer,
           batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
           reader: Reader | None = None) -> list[Tensor]:
     """The log-probability of every id of every continuation.

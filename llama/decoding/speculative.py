@@ -27,6 +27,7 @@ from llama.decoding.prefix_cache import Reader
 from llama.generation import Completion, Row, check_options, evaluating, room_for_answer
 from llama.model import Llama
 from llama.sampling import SamplingConfig, check_finite, probabilities
+from tokenizer.base import Tokenizer
 from tokenizer.chat import ChatFormat
 
 TIMED = 3               # steps behind a text, to tell what it would have taken without guesses
@@ -247,7 +248,7 @@ def write(row: Row, reader: Reader, guesser: Guesser, sampling: SamplingConfig, 
 
 
 @torch.inference_mode()
-def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guesser: Guesser, *, tokenizer: Any,
+def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guesser: Guesser, *, tokenizer: Tokenizer,
                            sampling: SamplingConfig, draft_tokens: int = 0, chat_format: ChatFormat | None = None,
                            max_new_tokens: int = 256, stop: Sequence[str] = (), ignore_eos: bool = False,
                            seed: int = 0, num_samples: int = 1, prefill_chunk: int = 512,

@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -218,6 +217,6 @@ def _build(command: list[str], library: Path) -> None:
         os.replace(built, library)                                  # two processes may build it at once
 
 
-def uncompile(model: Any) -> None:
+def uncompile(model: Llama) -> None:
     """The inverse of `compile_step`."""
     model.step = None

@@ -237,6 +237,7 @@ def quicken(model: Llama) -> None:
     torch's own kernels are faster; nor does attention through a sliding window."""
     if model.device.type != "cpu":
         return
+    # The clever step: a module changes its class and keeps its parameters, so no optimiser, hook or name notices.
     for module in model.modules():
         if type(module) in QUICK and not (type(module) is Attention and model.config.sliding_window):
             module.__class__ = QUICK[type(module)]

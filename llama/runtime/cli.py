@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
@@ -32,15 +32,45 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if silent else super()._get_help_string(action)
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one sentence, like all others here."""
+class _HelpAll(argparse.Action):
+    """--help-all: every flag, in groups."""
 
-    def __init__(self, prog: str, description: str):
-        super().__init__(prog=prog, description=description, allow_abbrev=False,
-                         formatter_class=_Help)
+    def __call__(self, parser: Any, *_: Any) -> NoReturn:
+        print(parser.format_everything(), end="")
+        sys.exit(0)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one sentence, and whose --help shows what most people need.
+
+    most     the flags that --help shows, by their names without dashes; --help-all shows all. Empty: all are few
+    example  a command line that --help ends with
+    table    what --help-all ends with
+    """
+
+    def __init__(self, prog: str, description: str, *, most: Sequence[str] = (), example: str = ""):
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
+        self.most, self.example, self.table = most, example, ""
+        if most:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every flag")
+
+    def format_help(self) -> str:
+        if not self.most:
+            return self.format_everything()
+        by_name = {action.dest: action for action in self._actions}
+        formatter = self._get_formatter()
+        formatter.add_usage(f"{self.prog} [flags]", [], [])
+        formatter.add_text(self.description)
+        formatter.start_section(f"the flags that most people need, of {len(self._actions)}")
+        formatter.add_arguments([by_name[name.replace("-", "_")] for name in (*self.most, "help", "help_all")])
+        formatter.end_section()
+        return formatter.format_help() + (f"\nexample: {self.example}\n" if self.example else "")
+
+    def format_everything(self) -> str:
+        return super().format_help() + (f"\n{self.table}\n" if self.table else "")
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {message}; see {self.prog} --help{'-all' if self.most else ''}", file=sys.stderr)
         sys.exit(2)
 
 

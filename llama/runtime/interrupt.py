@@ -1,15 +1,17 @@
-"""Ctrl-C while a command is still importing torch, which takes seconds: it leaves at once, with 130 and no traceback.
+"""Ctrl-C at moments that need care: while torch is imported it leaves at once, between two steps it waits.
 
     with quiet_start(__name__):
         import torch
 
-Imported by nothing but commands, and importing nothing heavy itself. Once they run, llama/runtime/cli.py looks after
-Ctrl-C.
+Importing nothing heavy itself. Once a command runs, llama/runtime/cli.py looks after Ctrl-C.
+
+Try: raise in `_leave` instead of leaving; tests/test_interrupt.py fails, with a traceback out of torch.
 """
 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,3 +33,24 @@ def quiet_start(name: str) -> Iterator[None]:
 
 def _leave(number: int, frame: Any) -> None:
     os._exit(130)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits(*, second_raises: bool) -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of raising it: half a step cannot be resumed. A second interrupts at once, if asked."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught                                                # signals reach the main thread alone
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def wait(number: int, frame: Any) -> None:
+        caught.append(number)
+        if second_raises:
+            signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)

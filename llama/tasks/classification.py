@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llama.checkpoint import PretrainedLlama
 from llama.generation import encode_prompt
 from llama.heads import POOLINGS
 from llama.metrics.calibration import expected_calibration_error
@@ -27,6 +28,7 @@ from llama.metrics.classification import classification_scores, confusion_matrix
 from llama.runtime.progress import padded
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table
 from llama.tasks.task import IGNORED, Batch
+from tokenizer.base import Tokenizer
 
 SHOWN = 12                                                          # labels of a confusion matrix that still fit
 
@@ -55,7 +57,7 @@ class ClassificationTask(LabelledTask):
     def labels_of(self, dataset: Sequence[Example]) -> list[str]:
         return sorted({label for example in dataset for label in self._right(example) or ()})
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Labelled]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Labelled]:
         ids, right = encode_prompt(tokenizer, example["text"]), self._right(example)
         for label in right or ():
             if label not in self.labels:
@@ -130,11 +132,11 @@ class ClassificationTask(LabelledTask):
                 for label, row in zip(self.labels, matrix, strict=True))
         return as_json, text
 
-    def predict(self, model: Any, inputs: Sequence[str], *, batch_size: int = 16) -> list[Any]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[Any]:
         """A label for each text, or with `multi_label` a list of labels."""
         return [result["predicted"] for result in self.classified(model, inputs, batch_size=batch_size)]
 
-    def classified(self, model: Any, inputs: Sequence[str], *, batch_size: int = 16) -> list[Result]:
+    def classified(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[Result]:
         """The same with the "confidence" of each: its probability."""
         return self.found(model, [{"text": text} for text in inputs], batch_size=batch_size)
 

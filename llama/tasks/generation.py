@@ -21,6 +21,7 @@ import numpy as np
 from llama.datasets.language_modeling import LanguageModelingDataset, check_blocks
 from llama.datasets.token_file import TokenFile, document_ids
 from llama.tasks.task import Sample, Task
+from tokenizer.base import Tokenizer
 
 
 class TextGenerationTask(Task):
@@ -29,7 +30,7 @@ class TextGenerationTask(Task):
     checks = (*Task.checks, "document-ends")
     packs = True
 
-    def samples(self, dataset: LanguageModelingDataset | TokenFile, tokenizer: Any) -> Sequence[Sample]:
+    def samples(self, dataset: LanguageModelingDataset | TokenFile, tokenizer: Tokenizer) -> Sequence[Sample]:
         """The blocks of all documents, in their order; those of a token file are read when they are asked for."""
         if isinstance(dataset, TokenFile):
             return Blocks(dataset, dataset.block_size, dataset.overlap)
@@ -40,11 +41,11 @@ class TextGenerationTask(Task):
         """How many documents there are, each to be closed by an end."""
         return dataset.header["documents"] if isinstance(dataset, TokenFile) else len(dataset)
 
-    def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         ids = document_ids(example["text"], tokenizer)
         return Sample(ids, [False] + [True] * (len(ids) - 1), example.get("place", ""))
 
-    def prompt(self, text: str, tokenizer: Any) -> list[int]:
+    def prompt(self, text: str, tokenizer: Tokenizer) -> list[int]:
         from llama.generation import encode_prompt
 
         return encode_prompt(tokenizer, text)

@@ -14,8 +14,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from llama.checkpoint import PretrainedLlama
 from llama.metrics.overlap import chrf, rouge_scores
 from llama.tasks.task import Sample, Task
+from tokenizer.base import Tokenizer
 from tokenizer.chat import FORMATS, ChatFormat, recognise
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class InstructionTask(Task):
             raise ValueError(f"max_length is {max_length}; it must be at least 2: one id to read and one to learn")
         self.chat_format, self.max_length = chat_format, max_length
 
-    def format(self, tokenizer: Any) -> ChatFormat:
+    def format(self, tokenizer: Tokenizer) -> ChatFormat:
         """The format asked for, else that of the tokenizer's template, with the default system message it brings.
 
         Raises ValueError for a template that is none of ours.
@@ -53,11 +55,11 @@ class InstructionTask(Task):
             return recognise(tokenizer.chat_template)
         return FORMATS[self.chat_format or PLAIN]
 
-    def messages(self, example: dict[str, Any], tokenizer: Any) -> Messages:
+    def messages(self, example: dict[str, Any], tokenizer: Tokenizer) -> Messages:
         """An example as a conversation."""
         return example["messages"]
 
-    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> list[Sample]:
+    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[Sample]:
         """All conversations; says how many were cut, and by which format they are laid out if the model does not."""
         chosen = self.format(tokenizer).name
         if not (self.chat_format or tokenizer.chat_template):
@@ -71,7 +73,7 @@ class InstructionTask(Task):
                         cut, len(samples), self.max_length)
         return samples
 
-    def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         place = example.get("place", "")
         try:
             ids, learned = self.format(tokenizer).encode(self.messages(example, tokenizer), tokenizer)
@@ -80,30 +82,30 @@ class InstructionTask(Task):
         cut = max(0, len(ids) - self.max_length)
         return Sample(ids[cut:], learned[cut:], place, cut)
 
-    def prompts(self, example: dict[str, Any], tokenizer: Any) -> Iterator[list[int]]:
+    def prompts(self, example: dict[str, Any], tokenizer: Tokenizer) -> Iterator[list[int]]:
         messages = self.messages(example, tokenizer)
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 yield self.format(tokenizer).encode(messages[:turn], tokenizer, reply=True)[0]
 
-    def ends(self, tokenizer: Any) -> set[int]:
+    def ends(self, tokenizer: Tokenizer) -> set[int]:
         """Beside the tokenizer's, the control token that closes an answer: a base model's files may not call it one."""
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
         ids, learned = self.format(tokenizer).encode(turns, tokenizer)
         said = {token for token, learn in zip(ids, learned, strict=True) if learn}
         return super().ends(tokenizer) | said & set(tokenizer.special_ids.values())
 
-    def prompt(self, text: str, tokenizer: Any) -> list[int]:
+    def prompt(self, text: str, tokenizer: Tokenizer) -> list[int]:
         return self.format(tokenizer).encode([{"role": "user", "content": text}], tokenizer, reply=True)[0]
 
-    def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str], **options: Any) -> list[str]:
         """The answers to questions; they also end where the chat format ends them."""
         return super().predict(model, inputs, chat_format=self.format(model.tokenizer), **options)
 
     # What the model writes, beside what was written
 
-    def answered(self, model: Any, dataset: Sequence[dict[str, Any]], *, before: Messages = (), batch_size: int = 16,
-                 max_new_tokens: int = ANSWER) -> list[Result]:
+    def answered(self, model: PretrainedLlama, dataset: Sequence[dict[str, Any]], *, before: Messages = (),
+                 batch_size: int = 16, max_new_tokens: int = ANSWER) -> list[Result]:
         """The likeliest answer to each conversation in place of its last: "text", "predicted", "gold", "correct".
 
         before  turns that come in front of every conversation without a system message, as examples

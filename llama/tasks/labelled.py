@@ -19,11 +19,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from llama.checkpoint import PretrainedLlama
 from llama.heads import ATTENTIONS, HeadConfig, add_head, head_config
 from llama.masks import full_mask
 from llama.metrics.counts import Counts
+from llama.model import Llama
 from llama.runtime.progress import padded
 from llama.tasks.task import Batch, Sample, Task, Totals, longest_first, to_device
+from tokenizer.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class LabelledTask(Task):
 
     # What a subclass says
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Labelled]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Labelled]:
         """The samples of one example, none for an empty one."""
         raise NotImplementedError
 
@@ -112,10 +115,10 @@ class LabelledTask(Task):
 
     # What all have in common
 
-    def head(self, model: Any) -> nn.Module:
+    def head(self, model: Llama) -> nn.Module:
         return model.head
 
-    def adopt(self, model: Any) -> None:
+    def adopt(self, model: Llama) -> None:
         head = head_config(model)
         if head is None:
             raise ValueError(f"the model has no head of labels for {self.name}; tune one with finetune.py --task "
@@ -148,7 +151,7 @@ class LabelledTask(Task):
             raise ValueError(f"{example.get('place', 'an example')}: it has {', '.join(example)}, and nothing that "
                              f"says what is right in a task of {self.name}; see llama/datasets for the fields")
 
-    def prepare(self, model: Any, dataset: Any, *, seed: int = 0) -> None:
+    def prepare(self, model: Llama, dataset: Any, *, seed: int = 0) -> None:
         """Give the model a new head, unless it has one, which is then learned further.
 
         Raises ValueError for a head that is another task's, if the data names no two labels, and for an example of it
@@ -165,10 +168,10 @@ class LabelledTask(Task):
                      generator=torch.Generator().manual_seed(seed))
         self.adopt(model)
 
-    def encode(self, example: Example, tokenizer: Any) -> Labelled:
+    def encode(self, example: Example, tokenizer: Tokenizer) -> Labelled:
         return self.pieces(example, tokenizer)[0]
 
-    def samples(self, dataset: Sequence[Example], tokenizer: Any) -> list[Labelled]:
+    def samples(self, dataset: Sequence[Example], tokenizer: Tokenizer) -> list[Labelled]:
         samples = [replace(sample, number=number) for number, example in enumerate(dataset)
                    for sample in self.pieces(example, tokenizer)]
         if cut := sum(sample.lost > 0 for sample in samples):
@@ -217,13 +220,13 @@ class LabelledTask(Task):
     # From scores to what was found
 
     @torch.no_grad()
-    def scores(self, model: Any, batch: Batch) -> Tensor:
+    def scores(self, model: Llama, batch: Batch) -> Tensor:
         """(N, C) float32, for the rows that count."""
         hidden = model.hidden(batch["tokens"], mask=batch.get("mask"))
         return self.head(model)(self.states(hidden, batch)).float()
 
     def tally(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
-              tokenizer: Any) -> None:
+              tokenizer: Tokenizer) -> None:
         batch = to_device(self.collate([samples[i] for i in some]), objective.model.device)
         scores, targets = objective.scores(batch), self.targets(batch)
         totals.loss += self.loss(scores, targets).item()
@@ -245,7 +248,8 @@ class LabelledTask(Task):
             raise ValueError("nothing to score: the data does not say what is right; give data with labels")
         return {"loss": totals.loss / totals.targets, **self.judge(results)}
 
-    def found(self, model: Any, examples: Sequence[Example], *, batch_size: int = 16) -> list[Result | None]:
+    def found(self, model: PretrainedLlama, examples: Sequence[Example], *,
+              batch_size: int = 16) -> list[Result | None]:
         """The same for examples of which nobody says what is right; None for one that holds no text."""
         self.adopt(model)
         samples = self.samples(examples, model.tokenizer)

@@ -15,6 +15,7 @@ from typing import Any
 from llama.metrics.language import is_chinese
 from llama.metrics.overlap import bleu, chrf, rouge_scores
 from llama.tasks.instruction import InstructionTask, Messages, Result
+from tokenizer.base import Tokenizer
 
 
 class PairTask(InstructionTask):
@@ -30,17 +31,17 @@ class PairTask(InstructionTask):
         super().__init__(chat_format, max_length)
         self.request = request
 
-    def messages(self, example: dict[str, Any], tokenizer: Any) -> Messages:
+    def messages(self, example: dict[str, Any], tokenizer: Tokenizer) -> Messages:
         return [{"role": "user", "content": self._asked(example["source"], tokenizer)},
                 {"role": "assistant", "content": example["target"]}]
 
-    def prompt(self, text: str, tokenizer: Any) -> list[int]:
+    def prompt(self, text: str, tokenizer: Tokenizer) -> list[int]:
         return super().prompt(self._asked(text, tokenizer), tokenizer)
 
     def given(self, example: dict[str, Any]) -> str:
         return example["source"]
 
-    def _asked(self, source: str, tokenizer: Any) -> str:
+    def _asked(self, source: str, tokenizer: Tokenizer) -> str:
         room = max(1, 3 * self.max_length // 4)
         ids = tokenizer.encode_continuation(source)
         if len(ids) > room:                                         # a character that was cut in parts goes as a whole

@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llama.checkpoint import PretrainedLlama
 from llama.generation import encode_prompt
 from llama.heads import SPAN
 from llama.metrics.answers import answer_scores
 from llama.metrics.language import is_chinese
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, windows
 from llama.tasks.task import Batch, Totals
+from tokenizer.base import Tokenizer
 from tokenizer.offsets import Offsets, encode_with_offsets
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class QuestionAnsweringTask(LabelledTask):
         if self.unanswerable is None:
             self.unanswerable = bool(about.get("unanswerable", True))
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Labelled]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Labelled]:
         around, place = tokenizer.encode_continuation(BREAK), example.get("place", "")
         asked = encode_prompt(tokenizer, example["question"])
         lost = max(0, len(asked) - self.max_length // 2)            # the text shall have at least half of the room
@@ -100,7 +102,7 @@ class QuestionAnsweringTask(LabelledTask):
                                    notes=notes if "answers" in example else {}, places=offsets[begin:end]))
         return pieces
 
-    def samples(self, dataset: Sequence[Example], tokenizer: Any) -> list[Labelled]:
+    def samples(self, dataset: Sequence[Example], tokenizer: Tokenizer) -> list[Labelled]:
         """All windows; says for how many answers no span of ids is exactly right."""
         samples = super().samples(dataset, tokenizer)
         answered = [sample for sample in samples if sample.example.get("answers") and sample.goals[-1] == [0, 0]]
@@ -189,11 +191,12 @@ class QuestionAnsweringTask(LabelledTask):
         right = [answer for result in results for answer in result["gold"]]
         return self.language or ("zh" if is_chinese(right or [result["text"] for result in results]) else "en")
 
-    def predict(self, model: Any, inputs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[str]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[str]:
         """The answers to pairs of a question and a text; "" where the text holds none."""
         return [result["predicted"] for result in self.answered(model, inputs, batch_size=batch_size)]
 
-    def answered(self, model: Any, inputs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[Result]:
+    def answered(self, model: PretrainedLlama, inputs: Sequence[tuple[str, str]], *,
+                 batch_size: int = 16) -> list[Result]:
         """The same with "start", the character where it stands, and the log-probabilities of it and of «none»."""
         examples = [{"question": question, "context": context} for question, context in inputs]
         nothing = {"predicted": "", "start": 0, "score": 0.0, "score_of_none": 0.0}     # of an empty text

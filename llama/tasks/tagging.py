@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llama.checkpoint import PretrainedLlama
 from llama.datasets.tags import SCHEMES, convert, spans_of, tag_set, transitions
 from llama.metrics.spans import entity_counts, entity_scores, word_scores
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table, windows
 from llama.tasks.task import IGNORED
 from llama.tasks.viterbi import best_row
+from tokenizer.base import Tokenizer
 
 _CHARACTER = re.compile(r"\S")
 # Words and signs; each character of the scripts that are written without blanks is a word here.
@@ -56,7 +58,7 @@ class TaggingTask(LabelledTask):
     def is_labelled(self, example: Example) -> bool:
         return "tags" in example
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Labelled]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Labelled]:
         ids, goals = self._ids(example, tokenizer), self._goals(example)
         begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
         room = self.max_length - len(begin)
@@ -83,7 +85,7 @@ class TaggingTask(LabelledTask):
             borders.append((start + end + 1) // 2 if self.attention == "full" else end)
         return [*borders, cuts[-1][1]] if cuts else []
 
-    def _ids(self, example: Example, tokenizer: Any) -> list[list[int]]:
+    def _ids(self, example: Example, tokenizer: Tokenizer) -> list[list[int]]:
         text, ids, end = example["text"], [], 0
         for token, start in zip(example["tokens"], example["starts"], strict=True):
             piece, end = text[end:start] + token, start + len(token)
@@ -124,7 +126,7 @@ class TaggingTask(LabelledTask):
     def _token(self) -> re.Pattern:
         return _CHARACTER
 
-    def predict(self, model: Any, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[Any]]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[Any]]:
         """What `spans` makes of each text."""
         self.adopt(model)
         found = self.found(model, [self.tokens_of(text) for text in inputs], batch_size=batch_size)
@@ -195,7 +197,7 @@ class SegmentationTask(TaggingTask):
         """Of words, as the bakeoffs count them."""
         return word_scores(*([result[key] for result in results] for key in ("gold", "predicted")))
 
-    def predict(self, model: Any, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[str]]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[str]]:
         parts = [text.split() for text in inputs]
         words = iter(super().predict(model, [part for some in parts for part in some], batch_size=batch_size))
         return [[word for _ in some for word in next(words)] for some in parts]

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llama.checkpoint import PretrainedLlama
 from llama.heads import check_writes
+from llama.model import Llama
+from tokenizer.base import Tokenizer
 
 IGNORED = -100                                                      # the target where nothing is learned, as in torch
 
@@ -87,34 +90,34 @@ class Task:
     checks: tuple[str, ...] = ("masked", "doubled-bos", "vocabulary")
     packs = False
 
-    def encode(self, example: dict[str, Any], tokenizer: Any) -> Sample:
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         """One example of a data set as ids, and which of them are learned."""
         raise NotImplementedError
 
-    def prompt(self, text: str, tokenizer: Any) -> list[int]:
+    def prompt(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """The ids that ask the model for what `predict` returns."""
         raise NotImplementedError
 
-    def prompts(self, example: dict[str, Any], tokenizer: Any) -> Iterable[list[int]]:
+    def prompts(self, example: dict[str, Any], tokenizer: Tokenizer) -> Iterable[list[int]]:
         """What generation would be given before each answer of an example; each must begin the example's ids."""
         return ()
 
-    def ends(self, tokenizer: Any) -> set[int]:
+    def ends(self, tokenizer: Tokenizer) -> set[int]:
         """The ids at which generation stops."""
         return set(tokenizer.eos_ids)
 
-    def adopt(self, model: Any) -> None:
+    def adopt(self, model: Llama) -> None:
         """Fit the task to a model that is there, to score it or to predict with it. Raises ValueError if none does."""
         check_writes(model)
 
-    def prepare(self, model: Any, dataset: Any, *, seed: int = 0) -> None:
+    def prepare(self, model: Llama, dataset: Any, *, seed: int = 0) -> None:
         """Fit model and task to each other, and to the data that is to be learned. Before LoRA, if there is to be."""
         self.adopt(model)
 
     def check(self, dataset: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError for data that cannot be judged, before anything runs."""
 
-    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Any) -> Sequence[Sample]:
+    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Sequence[Sample]:
         """Everything that there is to learn in a data set."""
         return [self.encode(example, tokenizer) for example in dataset]
 
@@ -156,7 +159,7 @@ class Task:
         """How many decisions the loss is summed over."""
         return len(targets)
 
-    def head(self, model: Any) -> nn.Module:
+    def head(self, model: Llama) -> nn.Module:
         """What makes scores of states."""
         return model.lm_head
 
@@ -172,7 +175,7 @@ class Task:
         return learned
 
     def tally(self, totals: Totals, objective: Any, samples: Sequence[Sample], some: Sequence[int],
-              tokenizer: Any) -> None:
+              tokenizer: Tokenizer) -> None:
         """Run some of the samples as a batch and add to the totals what `score` asks for."""
         batch = self.collate([samples[i] for i in some])
         loss, targets = objective(to_device(batch, objective.model.device))
@@ -181,7 +184,7 @@ class Task:
         for name, size in self.sizes_of(batch["targets"], tokenizer).items():
             setattr(totals, name, getattr(totals, name) + size)
 
-    def sizes_of(self, targets: Tensor, tokenizer: Any) -> dict[str, int]:
+    def sizes_of(self, targets: Tensor, tokenizer: Tokenizer) -> dict[str, int]:
         """How many "bytes" and "characters" these targets stand for; ignored ones and special tokens stand for none.
 
         A character counts where its first byte is, for an id may hold a part of one. Where a vocabulary spells a space
@@ -211,7 +214,7 @@ class Task:
             scores["bits_per_character"] = totals.loss / math.log(2) / totals.characters
         return scores
 
-    def predict(self, model: Any, inputs: Sequence[str], **options: Any) -> list[str]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str], **options: Any) -> list[str]:
         """What the model writes for each input. Options: fields of SamplingConfig, and those of generation.generate."""
         from llama.generation import generate
         from llama.sampling import taken_from

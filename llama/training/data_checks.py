@@ -20,6 +20,7 @@ from typing import Any
 
 from llama.runtime.progress import Progress
 from llama.tasks.task import Sample, Task
+from tokenizer.base import Tokenizer
 from tokenizer.chat import recognise
 
 AT_ONCE = 64                                                        # samples that become a batch, to be looked at
@@ -47,7 +48,7 @@ class Seen:
     learned: list[bool]
     example: Any
     task: Task
-    tokenizer: Any
+    tokenizer: Tokenizer
     ends: frozenset[int]
     vocab_size: int
 
@@ -59,7 +60,7 @@ class Data:
     dataset: Any
     counts: Counts
     task: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("eos", "EOS")
 
 
-def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Any, *, vocab_size: int) -> Report:
+def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Tokenizer, *, vocab_size: int) -> Report:
     """Look once at every sample, as the loss will see it. Takes 0.1 to 0.2 ms a sample; progress is shown after 2 s.
 
     dataset     what the samples were made of

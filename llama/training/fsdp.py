@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama.checkpoint import PretrainedLlama
 from llama.quantization.swap import is_quantized
 from llama.runtime import distributed
 
@@ -65,7 +66,7 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if is_shard(value) else value
 
 
-def outline(model: Any) -> Any:
+def outline(model: PretrainedLlama) -> PretrainedLlama:
     """A copy of a model without its numbers, on the meta device; to be made before it is sharded."""
     memo: dict[int, Any] = {id(model.tokenizer): model.tokenizer}
     for parameter in model.parameters():
@@ -74,7 +75,7 @@ def outline(model: Any) -> Any:
 
 
 @torch.no_grad()
-def gathered(model: Any, outlined: Any) -> Any:
+def gathered(model: PretrainedLlama, outlined: Any) -> Any:
     """The whole of a sharded model, in the memory of rank 0; None on the others. All must call it.
 
     Tensor by tensor, so that no device ever holds more than one beside its shards.

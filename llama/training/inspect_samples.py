@@ -19,13 +19,14 @@ from typing import Any, TextIO
 from llama.runtime.progress import padded
 from llama.tasks.task import Sample, Task
 from llama.training.data_checks import Report, examine
+from tokenizer.base import Tokenizer
 
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 NOTE = 40                                                           # cells before what a head of labels is to say
 PIECE = 14                                                          # cells of a piece; longer ones push what follows
 
 
-def x_ray(task: Task, dataset: Any, tokenizer: Any, *, vocab_size: int, show: int, allow: Collection[str] = (),
+def x_ray(task: Task, dataset: Any, tokenizer: Tokenizer, *, vocab_size: int, show: int, allow: Collection[str] = (),
           as_json: bool = False) -> None:
     """Print the first `show` samples id by id, then counts and checks, then the samples where checks failed first.
 
@@ -49,7 +50,7 @@ def x_ray(task: Task, dataset: Any, tokenizer: Any, *, vocab_size: int, show: in
     report.refuse(allow)
 
 
-def show_sample(sample: Sample, tokenizer: Any, *, colour: bool, most: int = 0) -> str:
+def show_sample(sample: Sample, tokenizer: Tokenizer, *, colour: bool, most: int = 0) -> str:
     """One sample, a line an id: position, id, ● if it is learned, its piece; then their numbers.
 
     Behind the last part of a character that is spelt by several ids stands the character. Of a sample longer than

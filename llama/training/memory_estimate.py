@@ -27,6 +27,7 @@ from llama.fast.custom_autograd import QuickMLP
 from llama.fast.fused_cross_entropy import LOGITS_AT_ONCE, floats_at_once
 from llama.lora.layers import LoRALinear, LowRank
 from llama.lora.swap import has_lora
+from llama.model import Llama
 from llama.quantization.layers import Quantized
 from llama.runtime.progress import duration
 from llama.runtime.worker import peak_memory
@@ -83,7 +84,7 @@ def kept_a_token(layer: Layer) -> dict[str, int]:
     return terms
 
 
-def layers_of(model: Any, *, size: int) -> list[Layer]:
+def layers_of(model: Llama, *, size: int) -> list[Layer]:
     """The blocks that keep something: from the lowest that learns upwards."""
     config, found = model.config, []
     for block in model.layers:
@@ -106,7 +107,7 @@ def _adapted(block: nn.Module) -> dict[str, LowRank]:
             for name in module.active}
 
 
-def training_memory(model: Any, *, tokens: int, rows: int, dtype: torch.dtype | None, optimizer: str = "adamw",
+def training_memory(model: Llama, *, tokens: int, rows: int, dtype: torch.dtype | None, optimizer: str = "adamw",
                     checkpointed: str = "", quick_loss: bool = True, program: int = 0) -> dict[str, int]:
     """Bytes at the peak of a training step, by what they are for.
 
@@ -147,7 +148,7 @@ def training_memory(model: Any, *, tokens: int, rows: int, dtype: torch.dtype | 
     }
 
 
-def _scores(model: Any, rows: int, *, size: int, quick: bool) -> int:
+def _scores(model: Llama, rows: int, *, size: int, quick: bool) -> int:
     """What the loss holds at once."""
     head = model.head
     width, D = head.weight.shape[0], model.config.hidden_size
@@ -182,7 +183,7 @@ def largest_batch(trainer: Any) -> tuple[int, int]:
     return found
 
 
-def count(model: Any) -> int:
+def count(model: Llama) -> int:
     """The numbers that a model consists of, however many bits each has; tied ones once."""
     sizes = {id(p): p.numel() for p in model.parameters()}
     for module in model.modules():

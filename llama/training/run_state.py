@@ -3,25 +3,100 @@
     last.pt, best.pt        one process, or ddp: everything, written by rank 0
     last-12/, best-12/      fsdp: learned parameters and optimiser, each process its shards; last.pt names the folder
 
-A folder of shards counts once the file that names it is there, and files appear whole or not at all.
+A folder of shards counts once the file that names it is there, and files appear whole or not at all. metrics.jsonl lies
+beside them, a line a step.
 
 Try: write the file before its shards; tests/test_run_state.py (test_property_a_write_broken_off_loses_nothing)
 fails.
 """
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llama.lora.swap import adapter_configs
+from llama.model import Llama
 from llama.runtime import distributed
+from llama.tasks.task import Sample
 from llama.training.fsdp import is_shard
+from llama.training.optimizer import TrainConfig
 from weights.formats.single_file import read_whole, write_whole
 
 State = dict[str, Any]
+
+# What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
+MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
+              "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
+
+
+class RunFolder:
+    """OUTPUT.training, where a run keeps its metrics and states. Without an output nothing is written."""
+
+    def __init__(self, output: Path | None):
+        self.output = output
+
+    def path(self, name: str) -> Path:
+        return Path(f"{self.output}.training") / name
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        if self.output and distributed.first():
+            path = self.path("metrics.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def forget_after(self, last: int) -> None:
+        """Drop the metrics of steps after `last`, which come again; with 0, all of an older run under this name."""
+        distributed.wait()                                          # all have read their state
+        if not distributed.first():
+            return
+        for name in ("last.pt", "best.pt"):
+            if last == 0:
+                forget_state(self.path(name))
+        path = self.path("metrics.jsonl")
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last),
+                            encoding="utf-8")
+
+
+def settings_of(model: Llama, samples: Sequence[Sample], config: TrainConfig, *, optimizer: str,
+                dtype: torch.dtype | None) -> dict[str, Any]:
+    """What a resumed run must have in common with the one before, for the state does not hold it.
+
+    Of the data a thousand samples stand for all, of each frozen parameter its first numbers.
+    """
+    data, base = hashlib.sha256(), hashlib.sha256()
+    for i in range(0, len(samples), max(1, len(samples) // 1000)):
+        data.update(repr(replace(samples[i], place="")).encode())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and ".adapters." not in name:
+            start = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
+            base.update(name.encode() + start.numpy().tobytes())
+    changing = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    return changing | {
+        "processes": distributed.size(), "optimizer": optimizer, "dtype": str(dtype),
+        "number of samples": len(samples), "data": data.digest(),
+        "shape of the model": str(model.config).encode(),
+        "frozen part of the model": base.digest(), "adapter": str(adapter_configs(model)).encode(),
+    }
+
+
+def check_settings(path: Path, state: State, settings: dict[str, Any]) -> None:
+    """Raise ValueError where the state in the file `path` is of a run with other settings."""
+    before = state.get("settings", {})
+    if changed := [name for name, value in settings.items() if before.get(name) != value]:
+        were = [f"{name} = {before[name]}" for name in changed if not isinstance(before.get(name), bytes | None)]
+        raise ValueError(f"{path} is of a run with another {', '.join(changed)}; resume with "
+                         f"{', '.join(were) or 'the same'}, or start anew with --overwrite")
 
 
 def write_state(path: Path, state: State, learned: dict[str, Tensor], objective: nn.Module,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llama.decoding.prefix_cache import Reader
+from tokenizer.base import Tokenizer
 
 LONGEST = 24                                                        # bytes of an id that is looked for; few are longer
 BETWEEN = set("\n,;:!?，。；：！？、（）()《》“”")                   # signs that no name goes across
@@ -31,7 +32,7 @@ Place = tuple[int, int]                                             # begin, end
 class Vocabulary:
     """Which id spells some bytes. Control tokens spell nothing: what a text says is always text."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Tokenizer):
         special = set(tokenizer.special_ids.values())
         self.ids = {spelled: i for i in range(tokenizer.vocab_size)
                     if i not in special and 0 < len(spelled := tokenizer.token_bytes(i)) <= LONGEST}

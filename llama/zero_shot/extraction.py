@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llama.checkpoint import PretrainedLlama
 from llama.datasets.tags import spans_of, tags_of
 from llama.metrics.answers import answer_scores
 from llama.metrics.language import is_chinese
@@ -36,7 +37,7 @@ TYPES = {"PER": ("人名", "persons"), "LOC": ("地名", "places"), "ORG": ("机
 class Copying(Asker):
     """What those that copy have in common."""
 
-    def open(self, model: Any) -> None:
+    def open(self, model: PretrainedLlama) -> None:
         super().open(model)
         self.vocabulary = Vocabulary(model.tokenizer)
 
@@ -71,7 +72,7 @@ class Answers(Copying):
         match = answer_scores([gold], [found["predicted"]], language=language)
         return found | {"gold": gold, "correct": match["exact_match"] == 1}
 
-    def predict(self, model: Any, inputs: Sequence[tuple[str, str]]) -> list[str]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[tuple[str, str]]) -> list[str]:
         self.open(model)
         return [self.answer({"question": question, "context": context})["predicted"] for question, context in inputs]
 
@@ -84,7 +85,7 @@ class Answers(Copying):
 class Tags(Copying):
     """What entities and words have in common: spans of the text become tags of its tokens."""
 
-    def predict(self, model: Any, inputs: Sequence[str]) -> list[Any]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str]) -> list[Any]:
         self.open(model)
         return [self.answer(self.task.tokens_of(text))["predicted"] if text.strip() else [] for text in inputs]
 

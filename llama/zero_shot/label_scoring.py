@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama.checkpoint import PretrainedLlama
 from llama.decoding.loglikelihood import score
 from llama.tasks.labelled import Example, Result
 from llama.tasks.opinion import OpinionTask, dated
@@ -36,7 +37,7 @@ class Labels(Asker):
         if unknown := set(self.words) - set(task.labels):
             raise ValueError(f"words are given for {', '.join(sorted(unknown))}, labels are {', '.join(task.labels)}")
 
-    def open(self, model: Any) -> None:
+    def open(self, model: PretrainedLlama) -> None:
         super().open(model)
         self.names = [self.words.get(label, label) for label in self.task.labels]
         self.empty: dict[bool, Tensor] = {}

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama.checkpoint import PretrainedLlama
 from llama.decoding.prefix_cache import Reader
-from llama.generation import closing_id
 from llama.metrics.language import is_chinese
 from llama.runtime.progress import Progress
 from llama.tasks.instruction import InstructionTask, Messages
 from llama.tasks.labelled import Example, Result
 from llama.tasks.task import Task
+from tokenizer.chat import closing_id
 from tokenizer.offsets import encode_with_offsets
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Asker:
         self.task, self.examples, self.words = task, examples, words
         self.request, self.format = request, InstructionTask(chat_format).format
 
-    def open(self, model: Any) -> None:
+    def open(self, model: PretrainedLlama) -> None:
         """For this model; what it reads is remembered from question to question."""
         Task.adopt(InstructionTask(), model)
         self.model, self.tokenizer = model, model.tokenizer
@@ -50,7 +51,7 @@ class Asker:
         progress.clear()
         return found
 
-    def predict(self, model: Any, inputs: Sequence[Any]) -> list[Any]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[Any]) -> list[Any]:
         self.open(model)
         return [self.answer({"text": text})["predicted"] for text in inputs]
 
@@ -106,7 +107,7 @@ class Writing(Asker):
         """All at once, for they share batches."""
         return self.task.answered(self.model, dataset, before=self.before(), **options)
 
-    def predict(self, model: Any, inputs: Sequence[str]) -> list[str]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[str]) -> list[str]:
         self.open(model)
         kind = "source" if hasattr(self.task, "request") else "messages"
         asked = [{"source": text, "target": ""} if kind == "source" else

@@ -13,6 +13,7 @@ Try: put the examples behind the question; tests/test_zero_shot.py (test_worked_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama.checkpoint import PretrainedLlama
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.instruction import InstructionTask
 from llama.tasks.labelled import Example, Result
@@ -49,11 +50,11 @@ class ZeroShot:
                                      "shows the model nothing; give examples with labels")
         self.asker: Asker = kind(task, examples, words=words or {}, request=request, chat_format=chat_format)
 
-    def predict(self, model: Any, inputs: Sequence[Any]) -> list[Any]:
+    def predict(self, model: PretrainedLlama, inputs: Sequence[Any]) -> list[Any]:
         """What the task's own `predict` gives, for the same inputs."""
         return self.asker.predict(model, inputs)
 
-    def results(self, model: Any, dataset: Sequence[Example], **options: Any) -> list[Result]:
+    def results(self, model: PretrainedLlama, dataset: Sequence[Example], **options: Any) -> list[Result]:
         """For each example what was found, and where it says what is right, whether that is it; see `Task.judge`.
 
         Options: those of InstructionTask.answered, for tasks that write; others need none.
