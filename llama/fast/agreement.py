@@ -107,7 +107,7 @@ def readable(model: Llama) -> None:
 
 def losses_agree(definition: Callable[[Tensor, Tensor, nn.Module], Tensor],
                  fast: Callable[[Tensor, Tensor, nn.Module], Tensor], where: str) -> bool:
-    """Whether two losses of (states, targets, head) have one value and the same gradients; `where` the definition is."""
+    """Whether two losses of (states, targets, head) and their gradients agree; `where` the definition stands."""
     generator = torch.Generator().manual_seed(0)
     head = nn.utils.skip_init(nn.Linear, 16, 40, bias=False)
     with torch.no_grad():

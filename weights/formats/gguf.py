@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights.formats import gguf_config
-from weights.formats import gguf_vocabulary
+from weights.formats import gguf_config, gguf_vocabulary
 from weights.formats.gguf_blocks import NAMED, Format
 from weights.formats.gguf_config import ROTARY_TABLE, architecture, config
 from weights.formats.gguf_file import GGUF, blocks, open_gguf, write_file

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from weights.formats.gguf_blocks import FORMATS, OTHER_FORMATS, Format
 from weights.formats.atomic_write import whole_file
+from weights.formats.gguf_blocks import FORMATS, OTHER_FORMATS, Format
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 

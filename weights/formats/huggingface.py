@@ -318,7 +318,8 @@ def _described(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 def misfit(missing: Iterable[str], unknown: Iterable[str]) -> str:
     """«lacks a, b and also holds c»: how names found differ from names expected."""
-    return " and ".join([f"lacks {some_names(missing)}"] * bool(missing) + [f"also holds {some_names(unknown)}"] * bool(unknown))
+    lacks, holds = f"lacks {some_names(missing)}", f"also holds {some_names(unknown)}"
+    return " and ".join([lacks] * bool(missing) + [holds] * bool(unknown))
 
 
 def some_names(names: Iterable[str]) -> str:

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weights.formats.atomic_write import whole_file
 from weights.formats.huggingface import FIRST_LLAMAS_THETA, Ledger, checked_bytes, for_all_readers
 from weights.formats.plain_llama import HEAD, Sizes, halves_together, neighbours_together, plain_sizes
-from weights.formats.atomic_write import whole_file
 
 MAGIC, HEADER = 0x616B3432, 256         # "ak42", and the bytes before the first tensor of versions 1 and 2
 _MAGIC = struct.pack("<I", MAGIC)

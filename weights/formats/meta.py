@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from weights.formats import huggingface
+from weights.formats.atomic_write import whole_file, whole_folder
 from weights.formats.huggingface import Ledger, checked_bytes
 from weights.formats.meta_params import PARAMS, check, inferred, read_params, unsaid, write_params
 from weights.formats.plain_llama import HEAD, Sizes, halves_together, neighbours_together, plain_sizes
 from weights.formats.single_file import read_whole, spooled
-from weights.formats.atomic_write import whole_file, whole_folder
 
 NAMES = {                               # Hugging Face's parts, Meta's, and the axis along which Meta splits them
     "embed_tokens": ("tok_embeddings", 0),                         # 1 for the first Llamas, see `_axis`

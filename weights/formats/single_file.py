@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights.formats.huggingface import Ledger, checked_bytes
 from weights.formats.atomic_write import whole_file
+from weights.formats.huggingface import Ledger, checked_bytes
 
 SINGLE_FILE = "llama single file, version 1"
 

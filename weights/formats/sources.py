@@ -22,14 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer.base import Tokenizer
 from tokenizer import chat, from_vocabulary, load_tokenizer
-from tokenizer.base import read_json
-from weights.formats import gguf
-from weights.formats import huggingface
-from weights.formats import llama2c
-from weights.formats import meta
-from weights.formats import single_file
+from tokenizer.base import Tokenizer, read_json
+from weights.formats import gguf, huggingface, llama2c, meta, single_file
 from weights.formats.huggingface import Ledger
 from weights.formats.quantized_matrix import Packed, dtype_of, from_blocks, opened
 
@@ -57,7 +52,7 @@ class Source:
     changes  what reading made of the file: {"permuted" | "tied" | "inferred": sentences}
     remarks  sentences for whoever converts it
     packed   gives a matrix as it is stored, in 8 or 4 bits; None for a tensor that is stored as numbers, or otherwise
-    quantization  what config.json of a model in 8 or 4 bits says of itself (weights/formats/quantized_matrix.py); {} of others
+    quantization  what config.json of a model in 8 or 4 bits says of itself (quantized_matrix.py); {} of others
     """
 
     path: Path
