@@ -1,12 +1,12 @@
 """Text ↔ ids. `load_tokenizer` reads whatever a model brings; which kind it is, its content says, never its name.
 
     pretokenize.py   where words end, by the rules of GPT-2, Llama 3, SmolLM and Qwen 2
-    merge.py         merging neighbours, the best pair first
+    bpe_merge.py     merging neighbours, the best pair first
     bpe.py           byte-level byte-pair encoding, and bpe_train.py, how its merges are learned
     tiktoken_ranks.py         tiktoken's rank files
     spm.py           SentencePiece models, through their library; spm_model.py, the file
     spm_pure.py     the same without the library, for vocabularies that come without a model file:
-                     spm_json.py in a tokenizer.json, llama2c.py in llama2.c's tokenizer.bin
+                     spm_json.py in a tokenizer.json, llama2c_vocabulary.py in llama2.c's tokenizer.bin
     base.py          what all of them share: special tokens, streaming, the files of a folder
     chat.py          messages to ids, and which of them are learned
 

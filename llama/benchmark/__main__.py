@@ -311,7 +311,7 @@ def brief(figures: Mapping[str, Any]) -> str:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """What README shows: what was measured where and when, each engine, the ratios, the limits."""
+    """What docs/results.md shows: what was measured where and when, each engine, the ratios, the limits."""
     work, here, engines = results["work"], results["machine"], results["engines"]
     text = (f"; perplexity of {work['text_tokens']:,} tokens of {', '.join(work.get('text', []))} in blocks of {BLOCK}"
             if work["text_tokens"] else "")

@@ -300,7 +300,7 @@ def alone(name: str, command: list[str], steps: list[list[int]], *, save: bool =
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """What README shows: where and when, speeds beside the peer's, memory, and how far losses are apart."""
+    """What docs/results.md shows: where and when, speeds beside the peer's, memory, and how far losses are apart."""
     here, peak = results["machine"], results["matrix_peak"] / 1e9
     lines = [f"{results['model']}, {results['date']}, {here['cpu']}, {here['threads']} threads on {here['cores']} "
              f"cores, torch {here['torch']}, matrix products at {peak:,.0f} GFLOP/s in bfloat16. "

@@ -4,7 +4,7 @@
     turn 2   [system][question 1][answer 1]            is in the cache already
                                            [question 2]  is run
 
-What may be kept is found by comparing ids (generation.Reader). So a changed system message, forgotten turns, another
+What may be kept is found by comparing ids (prefix_cache.py). So a changed system message, forgotten turns, another
 answer to the same question or an interrupted one need no care of their own: they make the shared beginning shorter.
 
 Try: let `_encode` leave the answers as chat.py encodes them; tests/test_chat_session.py

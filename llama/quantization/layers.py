@@ -4,7 +4,7 @@ What a layer stands for is in weights/formats/quantized_matrix.py. A product is 
 stands for. Where torch has a kernel that reads the whole numbers themselves, and computes the same, that is taken: call
 by call, since it serves a few rows of bfloat16 and no others. compiled_step.py has its own.
 
-Activations stay floats. Such a layer does not learn; LoRA may sit on top of it. quantize.py swaps them in.
+Activations stay floats. Such a layer does not learn; LoRA may sit on top of it. swap.py puts them in.
 
 Try: in `Quantized._apply`, leave out what restores the scales; tests/test_quantization_layers.py
 (test_property_another_dtype_leaves_the_weights_alone) fails: `model.to(torch.bfloat16)` would change every weight.

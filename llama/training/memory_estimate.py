@@ -1,7 +1,7 @@
 """What a run will cost, before it starts: memory by arithmetic, time by two steps, and what is written at the end.
 
     python finetune.py --lora --dry-run                 # of a run that could be given like this
-    python -m llama.cost                                # predictions against what was measured, six runs and more
+    python -m llama.cost                                # predictions against what was measured, nine runs
 
 Memory is the sum of the terms of `training_memory`, in bytes. Most follow from shapes. Two belong to the machine and
 were fitted on CPUs: KERNELS, and HOLES, since glibc keeps what is freed between two tensors that stay. On CUDA torch's

@@ -4,7 +4,7 @@
 
 A head of labels begins with nothing and wants a higher rate than a model that goes on writing; where all weights learn,
 a tenth of it, or what they knew is soon lost. How these were found is in docs/experiments.md, how good they are in
-README's table.
+the table of docs/tasks.md.
 
 Try: let `complete` replace what was given; tests/test_recipes.py (test_property_what_is_given_stays) fails.
 """

@@ -1,9 +1,10 @@
 """Tasks without training: a language model is asked, and can answer nothing but what the task allows.
 
-    prompting.py     the door, ZeroShot: a task, examples if there are any, and what to say to the model
-    label_scoring.py     classification, sentiment, opinion: each label scored by its likelihood
-    extraction.py question answering, entities, words of Chinese texts: pieces copied from the text
-    constrained_decoding.py    which ids may come next, so that what is written stays a piece of a text
+    zero_shot.py             ZeroShot: a task, examples if there are any, and what to say to the model
+    prompting.py             what all questions share: a prompt with its examples
+    label_scoring.py         classification, sentiment, opinion: each label scored by its likelihood
+    extraction.py            question answering, entities, words of Chinese texts: pieces copied from the text
+    constrained_decoding.py  which ids may come next, so that what is written stays a piece of a text
 
 Summaries, translations and instructions are asked for as the tuned task asks (llama/tasks/pairs.py).
 
