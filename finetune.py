@@ -20,7 +20,7 @@ with quiet_start(__name__):
     import torch
 
     from llama.commands import flags
-    from llama.freeze import freeze, learning_table, unfreeze
+    from llama.freeze import freeze, trainable_parameters, unfreeze
     from llama.lora.files import load_adapter
     from llama.lora.swap import add_lora, merge_lora
     from llama.lora.targets import LoRAConfig
@@ -32,8 +32,8 @@ with quiet_start(__name__):
     from llama.trainer import Trainer
     from llama.training import recipes
     from llama.training.evaluation import judge
-    from llama.training.inspect_samples import in_colour, show_sample, x_ray
-    from llama.training.memory_estimate import dry_run, resident
+    from llama.training.inspect_samples import in_colour, inspect_samples, show_sample
+    from llama.training.memory_estimate import dry_run, resident_set_size
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
     from weights.formats.paths import home, resolve
 
@@ -96,7 +96,7 @@ def main() -> None:
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
     task, dataset = flags.task_and_dataset(task_flags)
-    device = distributed.join(flags.choose_device(model_flags.device))
+    device = distributed.init_process_group(flags.choose_device(model_flags.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
     if not arguments.data and not Path(files[0]).exists():
         raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
@@ -109,20 +109,20 @@ def main() -> None:
         raise ValueError("--labels NAME=WORD says what a prompt calls a label; a head that is learned needs the name "
                          "alone")
     kind = "adapters" if arguments.lora else "weights"
-    output = Path(arguments.output) if arguments.output else cli.next_free(home() / kind, Path(files[0]).stem)
-    output = distributed.agreed(output)
+    output = Path(arguments.output) if arguments.output else cli.unique_path(home() / kind, Path(files[0]).stem)
+    output = distributed.broadcast(output)
     merged = Path(f"{output}-merged")
-    if arguments.inspect is None and not arguments.dry_run and distributed.first():
+    if arguments.inspect is None and not arguments.dry_run and distributed.is_rank0():
         cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
         if arguments.merge:
             cli.check_output(merged, holds="config.json", overwrite=arguments.overwrite or arguments.resume,
                              resume=False)
-    distributed.wait()
+    distributed.barrier()
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
     dtype = flags.choose_dtype(model_flags.dtype, device, purpose="train")
-    program = resident()
+    program = resident_set_size()
     with distributed.first_goes_first():                            # it may have to be fetched
         model = get_model(model_flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
                           seed=model_flags.seed, bits=model_flags.bits)
@@ -136,7 +136,7 @@ def main() -> None:
         unfreeze(model)
     task.prepare(model, data, seed=model_flags.seed)
     if arguments.inspect is not None:
-        x_ray(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
+        inspect_samples(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
               allow=arguments.allow, as_json=model_flags.json)
         return
     if arguments.lora:
@@ -145,7 +145,7 @@ def main() -> None:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     elif arguments.freeze:
         freeze(model, pattern=arguments.freeze)
-    print(learning_table(model), file=sys.stderr)
+    print(trainable_parameters(model), file=sys.stderr)
 
     masters = None if arguments.lora else dtype
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
@@ -162,7 +162,7 @@ def main() -> None:
     if test_data is not None:
         result["test"] = judge(trainer.objective, test_data, batch_size=config.batch_size)[0]
 
-    if arguments.merge and distributed.first():                     # into the base as it is stored, not as it computed
+    if arguments.merge and distributed.is_rank0():  # into the base as it is stored, not as it computed
         del trainer, model
         base = get_model(model_flags.model, device=device, seed=model_flags.seed)
         load_adapter(base, output)

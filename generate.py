@@ -24,17 +24,17 @@ with quiet_start(__name__):
     from llama.commands import chat_loop, flags
     from llama.datasets.lines import json_records, numbered_lines, text_field
     from llama.decoding.beam_search import BeamConfig, beam_search
-    from llama.decoding.chat_session import Conversation
+    from llama.decoding.chat_session import ChatSession
     from llama.decoding.speculative import (
         DraftModel,
-        LookUp,
+        PromptLookup,
         SpeculationConfig,
         SpeculativeCompletion,
         check_draft,
+        draft_stats,
         generate_speculatively,
-        success,
     )
-    from llama.generation import Completion, encode_prompt, generate, room_for_answer
+    from llama.generation import Completion, clamp_max_new_tokens, encode_prompt, generate
     from llama.runtime import cli
     from llama.sampling import SamplingConfig
     from llama.tasks.instruction import InstructionTask
@@ -96,7 +96,7 @@ def main() -> None:
     if speculation.wanted:
         guessing = {"guesser": guesser(speculation, model_flags, model), "draft_tokens": speculation.draft_tokens}
     if interactive:
-        chat_loop.chat(Conversation(model, tokenizer, chat_format, system=arguments.system, **options, **drawing,
+        chat_loop.chat(ChatSession(model, tokenizer, chat_format, system=arguments.system, **options, **drawing,
                                    **guessing))
         return
 
@@ -104,7 +104,7 @@ def main() -> None:
     ids = [chat_format.encode([*system, {"role": "user", "content": text}], tokenizer, reply=True)[0] if chat
            else encode_prompt(tokenizer, text) for text in prompts]
     for prompt in ids:
-        room_for_answer(model, len(prompt), arguments.max_new_tokens)           # or refuse, before a word is printed
+        clamp_max_new_tokens(model, len(prompt), arguments.max_new_tokens)  # or refuse, before a word is printed
     alone = len(prompts) * arguments.num_samples == 1
     openings = [f"you> {text}\n" if chat else text for text in prompts]
     on_text = None
@@ -134,10 +134,10 @@ def main() -> None:
 
 
 def guesser(speculation: SpeculationConfig, model_flags: flags.ModelFlags,
-            model: PretrainedLlama) -> DraftModel | LookUp:
+            model: PretrainedLlama) -> DraftModel | PromptLookup:
     """What guesses tokens. Raises ValueError for a draft model of another vocabulary."""
     if speculation.lookup:
-        return LookUp()
+        return PromptLookup()
     draft = flags.load(dataclasses.replace(model_flags, model=speculation.draft, adapter=""), purpose="generate")
     check_draft(model, draft, speculation.draft)
     return DraftModel(draft, vocab_size=model.tokenizer.vocab_size)
@@ -192,7 +192,7 @@ def summary(completions: list[Completion], seconds: float) -> str:
     cut = sum(completion.finish_reason == "length" for completion in completions)
     line = f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} a second)"
     if guessed := [completion for completion in completions if isinstance(completion, SpeculativeCompletion)]:
-        line += f"; {success(guessed)}"
+        line += f"; {draft_stats(guessed)}"
     return line + (f"; {cut} of {len(completions)} texts cut off, see --max-new-tokens" if cut else "")
 
 

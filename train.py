@@ -31,8 +31,8 @@ with quiet_start(__name__):
     from llama.tasks.generation import TextGenerationTask
     from llama.trainer import Trainer
     from llama.training.evaluation import evaluate
-    from llama.training.inspect_samples import x_ray
-    from llama.training.memory_estimate import dry_run, resident
+    from llama.training.inspect_samples import inspect_samples
+    from llama.training.memory_estimate import dry_run, resident_set_size
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
     from llama.training.results import table
     from tokenizer import bpe, load_tokenizer
@@ -94,7 +94,7 @@ def main() -> None:
                          f"{shape.max_position_embeddings}; lower it or raise --max-position-embeddings")
 
     # text; of several processes the first fetches, tokenises and writes, and the others find it done
-    device = distributed.join(flags.choose_device(arguments.device))
+    device = distributed.init_process_group(flags.choose_device(arguments.device))
     with distributed.first_goes_first():
         files = flags.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
     documents = [example["text"] for example in LanguageModelingDataset(*files, documents=arguments.documents)]
@@ -108,10 +108,10 @@ def main() -> None:
         raise ValueError(f"--hold-out {hold_out} leaves no document to learn from")
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
-    output = Path(arguments.output) if arguments.output else cli.next_free(home() / "weights", stem)
-    output = distributed.agreed(output)
+    output = Path(arguments.output) if arguments.output else cli.unique_path(home() / "weights", stem)
+    output = distributed.broadcast(output)
     writes = arguments.inspect is None and not arguments.dry_run
-    if writes and distributed.first():
+    if writes and distributed.is_rank0():
         cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
     run = Path(f"{output}.training")
 
@@ -119,12 +119,12 @@ def main() -> None:
     with distributed.first_goes_first():
         if arguments.tokenizer:
             tokenizer = load_tokenizer(resolve(arguments.tokenizer, "weights"))
-        elif arguments.resume or not distributed.first():
+        elif arguments.resume or not distributed.is_rank0():
             tokenizer = load_tokenizer(run / "tokenizer")
         else:
             print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
             tokenizer = bpe.train(documents, vocab_size)
-        if writes and distributed.first():
+        if writes and distributed.is_rank0():
             tokenizer.save(run / "tokenizer")
     task = TextGenerationTask()
     dtype = flags.choose_dtype(arguments.dtype, device, purpose="train")
@@ -133,10 +133,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             data = _tokens(Path(folder, "tokens"), documents, files, "", tokenizer, arguments.block_size)
             if arguments.inspect is not None:
-                x_ray(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
+                inspect_samples(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
                       allow=arguments.allow, as_json=arguments.json)
                 return
-            program = resident()
+            program = resident_set_size()
             trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, None, arguments.optimizer,
                               config, dtype=dtype, allow=arguments.allow, readable=arguments.readable)
             dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, as_json=arguments.json)
@@ -161,14 +161,14 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"data": dataclasses.asdict(trainer.report.counts)}
     prompt = documents[0][:12]
-    if (whole := trainer.whole()) is not None and distributed.first():
+    if (whole := trainer.whole_model()) is not None and distributed.is_rank0():
         sample = whole.generate(prompt, max_new_tokens=100, temperature=0.8, seed=arguments.seed)
         print(f"\n{prompt}{sample}\n", file=sys.stderr)
     if held_out:
         samples = task.samples(eval_data, tokenizer)
         result["eval"] = evaluate(trainer.objective, samples, tokenizer, batch_size=config.batch_size)
         print("on held-out text:\n" + table(result["eval"]), file=sys.stderr)
-    if held_out and distributed.first():
+    if held_out and distributed.is_rank0():
         result["baselines"] = _yardsticks("\n\n".join(documents), "\n\n".join(held_out))
         print(table(result["baselines"]), file=sys.stderr)
     print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT",

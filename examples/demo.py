@@ -16,7 +16,7 @@ sys.path.insert(0, str(HOME))                                       # run by fil
 
 from llama.commands import flags  # noqa: E402
 from llama.runtime import cli  # noqa: E402
-from llama.runtime.progress import cells, padded  # noqa: E402
+from llama.runtime.progress import display_width, pad_to_width  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
 
 COLUMN = 52
@@ -26,7 +26,7 @@ def main() -> None:
     fetch(flags.ModelFlags.model)
     started = time.monotonic()
     questions = [json.loads(line)["instruction"] for line in (HERE / "questions.jsonl").open(encoding="utf-8")]
-    adapter = cli.next_free(HOME / "adapters", "identity")
+    adapter = cli.unique_path(HOME / "adapters", "identity")
 
     print("the model as it comes …", file=sys.stderr)
     before, perplexity_before = _answers(questions), _perplexity()
@@ -34,12 +34,12 @@ def main() -> None:
     print("the model with its adapter …", file=sys.stderr)
     after, perplexity_after = _answers(questions, "--adapter", adapter), _perplexity("--adapter", adapter)
 
-    print(f"\n{padded('before', COLUMN)}   after")
+    print(f"\n{pad_to_width('before', COLUMN)}   after")
     for question, old, new in zip(questions, before, after, strict=True):
         print(f"\n> {question}")
         left, right = _wrap(old, COLUMN), _wrap(new, COLUMN)
         for i in range(max(len(left), len(right))):
-            print(f"{padded(left[i] if i < len(left) else '', COLUMN)} | {right[i] if i < len(right) else ''}")
+            print(f"{pad_to_width(left[i] if i < len(left) else '', COLUMN)} | {right[i] if i < len(right) else ''}")
     change = perplexity_after / perplexity_before - 1
     print(f"\nperplexity of examples/neutral.txt: {perplexity_before:.2f} before, {perplexity_after:.2f} after "
           f"({change:+.1%}); all of it in {time.monotonic() - started:.0f} s")
@@ -68,8 +68,8 @@ def _wrap(text: str, columns: int) -> list[str]:
     """Lines of at most `columns` terminal cells, Chinese characters counting two; broken at spaces where there are."""
     lines, line = [], ""
     for word in text.replace("\n", " ").replace(" ", " \0").split("\0"):
-        for character in word if cells(word) > columns else [word]:
-            if cells(line + character) > columns:
+        for character in word if display_width(word) > columns else [word]:
+            if display_width(line + character) > columns:
                 lines, line = [*lines, line], ""
             line += character
     return [*lines, line]

@@ -14,7 +14,7 @@ Try: add a task of your own here; tests/test_api.py checks that every door opens
 import importlib
 from typing import Any
 
-DOORS = {
+LAZY_EXPORTS = {
     "get_model": "llama.pretrained",
     "load_model": "llama.checkpoint",
     "TextGenerationTask": "llama.tasks.generation",
@@ -34,10 +34,10 @@ DOORS = {
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *DOORS])
+    return sorted([*globals(), *LAZY_EXPORTS])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in DOORS:
-        raise AttributeError(f"module 'llama' has no attribute '{name}'; its doors are {', '.join(DOORS)}")
-    return getattr(importlib.import_module(DOORS[name]), name)
+    if name not in LAZY_EXPORTS:
+        raise AttributeError(f"module 'llama' has no attribute '{name}'; its doors are {', '.join(LAZY_EXPORTS)}")
+    return getattr(importlib.import_module(LAZY_EXPORTS[name]), name)

@@ -30,8 +30,8 @@ from torch.nn import functional
 from llama.config import LlamaConfig
 from llama.masks import padding_mask
 
-ROLL = 512              # slots beyond the window: so many tokens at once, or so many steps before old ones are dropped
-TAKEN_BACK = 32         # slots beyond the window that are kept when others are dropped, for guesses that prove wrong
+EVICTION_SLACK = 512  # slots beyond the window: so many tokens at once, or so many steps before old ones are dropped
+ROLLBACK_SLOTS = 32  # slots beyond the window that are kept when others are dropped, for guesses that prove wrong
 
 
 class LayerCache:
@@ -66,7 +66,7 @@ class LayerCache:
         held, places = self.length - self.dropped, self.keys.shape[2]
         if held + T > places:
             assert self.window, f"{held} slots are held and {T} more are given to a cache of {places}"
-            kept = min(held, self.window - 1 + TAKEN_BACK)
+            kept = min(held, self.window - 1 + ROLLBACK_SLOTS)
             free = max(places, kept + T) - kept
             self._change(lambda x: functional.pad(x[:, :, held - kept : held], (0, 0, 0, free)))
             self.dropped += held - kept
@@ -110,7 +110,7 @@ class LayerCache:
         return sum(getattr(self, name).nbytes for name in self.stored)
 
     def _places(self, length: int) -> int:
-        return min(length, self.window - 1 + TAKEN_BACK + ROLL) if self.window else length
+        return min(length, self.window - 1 + ROLLBACK_SLOTS + EVICTION_SLACK) if self.window else length
 
     def _change(self, f: Callable[[Tensor], Tensor]) -> None:
         for name in self.stored:
@@ -145,8 +145,8 @@ class Int8LayerCache(LayerCache):
         self.value_scales = torch.zeros(*shape, 1, device=device)
 
     def _write(self, places: slice, k: Tensor, v: Tensor) -> None:
-        self.keys[:, :, places], self.key_scales[:, :, places] = _rounded(k)
-        self.values[:, :, places], self.value_scales[:, :, places] = _rounded(v)
+        self.keys[:, :, places], self.key_scales[:, :, places] = _quantize_per_vector(k)
+        self.values[:, :, places], self.value_scales[:, :, places] = _quantize_per_vector(v)
 
     def _read(self, places: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         k = self.keys[:, :, places] * self.key_scales[:, :, places]
@@ -154,7 +154,7 @@ class Int8LayerCache(LayerCache):
         return k.to(dtype), v.to(dtype)
 
 
-def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_per_vector(x: Tensor) -> tuple[Tensor, Tensor]:
     """int8 and the scale of each vector along the last axis; a vector of zeros stays one."""
     scale = x.float().abs().amax(-1, keepdim=True) / 127
     return (x.float() / scale.clamp(min=1e-30)).round().to(torch.int8), scale

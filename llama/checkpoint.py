@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from llama.config import LlamaConfig
 from llama.config_json import config_from_dict, config_to_dict
-from llama.generation import continue_text
+from llama.generation import complete_text
 from llama.heads import HeadConfig, add_head, head_config, head_of
 from llama.model import Llama, check_editable
 from llama.quantization.layers import Quantized
-from llama.quantization.loading import matrices_packed, noting_4_bits
-from llama.quantization.swap import bits_of, install
+from llama.quantization.loading import collect_lossless_int4, iter_quantized
+from llama.quantization.swap import bits_of, replace_layer
 from tokenizer.base import Tokenizer
 from weights.formats import huggingface
 from weights.formats.huggingface import misfit, some_names
-from weights.formats.quantized_matrix import PARTS, Packed, entry
-from weights.formats.single_file import SINGLE_FILE, write_whole
+from weights.formats.quantized_matrix import PARTS, QuantizedMatrix, quantization_config
+from weights.formats.single_file import SINGLE_FILE, save_single_file
 from weights.formats.sources import open_source
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class PretrainedLlama(Llama):
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The text that follows `prompt`. Options: max_new_tokens, temperature, top_k, … (see llama.generation)."""
-        return continue_text(self, self.tokenizer, prompt, **options)
+        return complete_text(self, self.tokenizer, prompt, **options)
 
     def save(self, path: str | Path) -> None:
         """A folder, or with the ending `.pt` a single file (see `save_model`)."""
@@ -61,11 +61,11 @@ class PretrainedLlama(Llama):
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
                bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
-               exact: dict[str, Packed] | None = None) -> PretrainedLlama:
+               exact: dict[str, QuantizedMatrix] | None = None) -> PretrainedLlama:
     """The model in a folder or file of any form known here, with its tokenizer, tensor by tensor onto `device`.
 
     dtype   of all parameters; None takes that of most numbers in the files (what they pack becomes float32)
-    bits    8 or 4 rounds each matrix as it is read (see llama.quantize.matrices_packed), so that the model is never
+    bits    8 or 4 rounds each matrix as it is read (see llama.quantize.iter_quantized), so that the model is never
             there in floats; a folder that was saved in 8 or 4 bits comes as it is, without being asked
     fine    with 8 bits, each matrix in groups of 32 (see llama.quantize)
     errors  gets the relative error of each layer that is rounded
@@ -78,11 +78,11 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     if source.quantization and bits not in (0, source.quantization["bits"]):
         raise ValueError(f"{path} holds {source.quantization['bits']} bits a weight and cannot be had in {bits}; take "
                          "the model that it was made from")
-    model = described(source.config)                                # a 7B is never held twice
+    model = build_on_meta(source.config)                                # a 7B is never held twice
     packs = bits or source.quantization
-    tensors = matrices_packed(source, bits, fine=fine, errors=errors) if packs else source.tensors()
+    tensors = iter_quantized(source, bits, fine=fine, errors=errors) if packs else source.tensors()
     if exact is not None and not packs:
-        tensors = noting_4_bits(source, tensors, exact)
+        tensors = collect_lossless_int4(source, tensors, exact)
     load_tensors(model, tensors, device=device, dtype=dtype or source.dtype, place=source.path)
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
@@ -92,7 +92,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     return model.eval()
 
 
-def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | Packed]], *, device: torch.device | str,
+def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMatrix]], *, device: torch.device | str,
                  dtype: torch.dtype | None, place: Path) -> None:
     """Replace every parameter of `model` by the tensor of its name, strictly; a layer whose matrix is packed by its
     quantised kind. `place` is named in errors.
@@ -111,10 +111,10 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | Packed]], *
                              f"config.json asks for {tuple(expected[name].shape)}")
         owner, _, leaf = name.rpartition(".")
         found.add(name)
-        if isinstance(tensor, Packed):
-            layer = install(model, owner, tensor.to(device), dtype or torch.float32)
+        if isinstance(tensor, QuantizedMatrix):
+            layer = replace_layer(model, owner, tensor.to(device), dtype or torch.float32)
             if tied and owner == "embed_tokens":
-                install(model, "lm_head", layer.packed, layer.dtype)
+                replace_layer(model, "lm_head", layer.packed, layer.dtype)
             continue
         parameter = nn.Parameter(tensor.to(device=device, dtype=dtype or tensor.dtype))
         setattr(model.get_submodule(owner), leaf, parameter)
@@ -139,12 +139,12 @@ def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = Tr
     config = config_dict(model)
     if bits := bits_of(model):
         made_from = fingerprint(model.source) if model.source else ""
-        config["quantization_config"] = entry(bits, model.dtype, made_from)
+        config["quantization_config"] = quantization_config(bits, model.dtype, made_from)
         # The larger numbers first, or some would lie where no program can map them: at odd addresses.
         tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     if path.suffix == ".pt":
         content = {"format": SINGLE_FILE, "config": config, "tensors": tensors, "tokenizer": files}
-        write_whole(path, content)
+        save_single_file(path, content)
     else:
         ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
         config |= _dtype_fields(model.dtype) | _special_ids(model.tokenizer)
@@ -160,7 +160,7 @@ def plain_tensors(model: Llama) -> dict[str, Tensor]:
     if model.config.tie_word_embeddings:
         for part in PARTS:
             tensors.pop(f"lm_head.{part}", None)
-    expected = described(config_dict(model)).state_dict().keys()
+    expected = build_on_meta(config_dict(model)).state_dict().keys()
     packed = {f"{path}.{part}" for path, module in model.named_modules() if isinstance(module, Quantized)
               for part in PARTS}
     if foreign := tensors.keys() - expected - packed:
@@ -206,7 +206,7 @@ def config_dict(model: Llama) -> dict[str, Any]:
     return head.config.to_dict(replace(model.config, tie_word_embeddings=head.tied))
 
 
-def described(values: Mapping[str, Any]) -> PretrainedLlama:
+def build_on_meta(values: Mapping[str, Any]) -> PretrainedLlama:
     """The model that a config.json describes, on the meta device: shapes without memory."""
     with torch.device("meta"):
         model = PretrainedLlama(config_from_dict(dict(values)))

@@ -16,11 +16,11 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-FIRST_LLAMAS_THETA = 10_000.0  # the first Llamas' files do not write their θ down
+DEFAULT_ROPE_THETA = 10_000.0  # the first Llamas' files do not write their θ down
 
 
 # Which fields, beside `factor`, each kind of rotary scaling reads.
-SCALINGS = {
+ROPE_SCALING_FIELDS = {
     "linear": (),
     "ntk": (),
     "dynamic": (),
@@ -55,11 +55,12 @@ class RopeScaling:
     truncate: bool = True                   # the ramp begins and ends at whole pairs
 
     def __post_init__(self) -> None:
-        if self.kind not in SCALINGS:
-            raise ValueError(f"rotary scaling '{self.kind}' is not known here; known are: {', '.join(SCALINGS)}")
+        if self.kind not in ROPE_SCALING_FIELDS:
+            raise ValueError(f"rotary scaling '{self.kind}' is not known here; known are: "
+                             f"{', '.join(ROPE_SCALING_FIELDS)}")
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            if value != field.default and field.name != "factor" and field.name not in SCALINGS[self.kind]:
+            if value != field.default and field.name != "factor" and field.name not in ROPE_SCALING_FIELDS[self.kind]:
                 raise ValueError(f"rotary scaling '{self.kind}' has no {field.name}, {value!r} was given; leave it out")
             if field.name == "truncate":
                 if not isinstance(value, bool):
@@ -110,7 +111,7 @@ class LlamaConfig:
     num_key_value_heads: int                # G: H = multi-head, 1 = multi-query, between = grouped-query attention
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
-    rope_theta: float = FIRST_LLAMAS_THETA
+    rope_theta: float = DEFAULT_ROPE_THETA
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
     head_dim: int = 0                       # K; 0 means D / H

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from llama.config import FIRST_LLAMAS_THETA, SCALINGS, LlamaConfig, RopeScaling
+from llama.config import DEFAULT_ROPE_THETA, ROPE_SCALING_FIELDS, LlamaConfig, RopeScaling
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FAMILIES = {
                     {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 32,
                      "sliding_window": 4096, "max_window_layers": 28}),
 }
-PARTS = ("attention_bias", "qkv_bias", "mlp_bias", "sliding_window")
+FEATURES = ("attention_bias", "qkv_bias", "mlp_bias", "sliding_window")
 
 
 def config_from_dict(values: dict[str, Any]) -> LlamaConfig:
@@ -67,7 +67,7 @@ def config_to_dict(config: LlamaConfig) -> dict[str, Any]:
     kind, scaling = family(config), None
     if s := config.rope_scaling:
         scaling = {"rope_type": s.kind, "type": s.kind, "factor": s.factor}
-        scaling |= {name: value for name in SCALINGS[s.kind] if (value := getattr(s, name)) is not None}
+        scaling |= {name: value for name in ROPE_SCALING_FIELDS[s.kind] if (value := getattr(s, name)) is not None}
     own = {
         "llama": {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
         "mistral": {"sliding_window": config.sliding_window or None},
@@ -98,12 +98,12 @@ def config_to_dict(config: LlamaConfig) -> dict[str, Any]:
 
 def family(config: LlamaConfig) -> str:
     """The model_type of Hugging Face that has these parts. Raises ValueError where none has."""
-    parts = {name for name in PARTS if getattr(config, name)}
+    parts = {name for name in FEATURES if getattr(config, name)}
     uneven = config.hidden_size % config.num_attention_heads        # which Hugging Face's Llama refuses to open
     for kind, each in FAMILIES.items():
         if each.always <= parts <= each.always | each.possible and not (uneven and kind == "llama"):
             return kind
-    named = [name for name in PARTS if name in parts]
+    named = [name for name in FEATURES if name in parts]
     named += [f"hidden_size {config.hidden_size} no multiple of num_attention_heads"] * bool(uneven)
     raise ValueError(f"no published class of models has {' and '.join(named)}, so nobody could open such a folder: "
                      "llama has attention_bias and mlp_bias, mistral sliding_window, qwen2 qkv_bias and "
@@ -145,7 +145,7 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise ValueError("config.json: rope_parameters and rope_scaling must be objects, or null")
     theta = new.get("rope_theta", values.get("rope_theta"))
     if theta is None:
-        theta = FIRST_LLAMAS_THETA
+        theta = DEFAULT_ROPE_THETA
         log.warning("config.json names no rope_theta; 10,000 is taken, as the first Llamas mean it")
     rope = new or old
     if rope.get("partial_rotary_factor") not in (None, 1):
@@ -158,5 +158,5 @@ def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise ValueError(f"config.json: rotary scaling '{kind}' has no factor")
     trained = "original_max_position_embeddings"
     rope = rope | {trained: values.get(trained) or rope.get(trained) or values["max_position_embeddings"]}
-    return theta, RopeScaling(kind, rope["factor"], **{name: rope[name] for name in SCALINGS.get(kind, ())
+    return theta, RopeScaling(kind, rope["factor"], **{name: rope[name] for name in ROPE_SCALING_FIELDS.get(kind, ())
                                                        if rope.get(name) is not None})

@@ -2,7 +2,7 @@
 
 The prediction is that of `--dry-run` (llama/training/memory_estimate.py).
 
-Try: forget what glibc keeps (HOLES there); the last column of the table says by how much the sum is off.
+Try: forget what glibc keeps (FRAGMENTATION there); the last column of the table says by how much the sum is off.
 """
 
 import json
@@ -74,7 +74,7 @@ def _ended(command: Sequence[str]) -> tuple[dict[str, Any], int]:
     """The last line of what a command printed, and the most memory that it held."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=said, text=True,
-                                   cwd=cli.ROOMS)
+                                   cwd=cli.PROJECT_ROOT)
         peak = 0
         while process.poll() is None:
             peak = max(peak, peak_memory(process.pid))

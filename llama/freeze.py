@@ -30,7 +30,7 @@ def freeze(model: Llama, *, layers: int = 0, pattern: str = "", embeddings: bool
 
     layers      the first N blocks, the last -N if below 0
     pattern     by name: shell wildcards over the whole name ("layers.1?.mlp.*"), or any run of its dotted parts
-                ("q_proj", "layers.0"), or a key of PARTS; several with commas between
+                ("q_proj", "layers.0"), or a key of FEATURES; several with commas between
     embeddings  the token embeddings
     all_but     everything but what fits this pattern: "norms", "head", "norms,head" …
 
@@ -79,7 +79,7 @@ def unfreeze(model: Llama) -> None:
     model.requires_grad_(True)
 
 
-def learning_table(model: Llama) -> str:
+def trainable_parameters(model: Llama) -> str:
     """What learns and how much: a row for each part, for neighbouring blocks that are alike, and for the whole."""
     counts: dict[str, tuple[int, int]] = {}
     for parameter, aliases in _parameters(model):

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from llama.cache import KVCache
-from llama.heads import check_writes
+from llama.heads import require_lm_head
 from llama.masks import padding_mask
 from llama.model import Llama
-from llama.sampling import SamplingConfig, sample, taken_from
+from llama.sampling import SamplingConfig, pop_config, sample
 from llama.stop_strings import StopStrings
 from tokenizer.base import Tokenizer
-from tokenizer.chat import ChatFormat, closing_ids
+from tokenizer.chat import ChatFormat, stop_ids
 
-PASS = 64               # tokens that take as long as what a pass costs beside its tokens, above all reading all weights
-WORTH_SHARING = 16      # ids that prompts begin with alike; with fewer, a pass of their own costs more than it saves
+PASS_OVERHEAD = 64  # tokens that take as long as what a pass costs beside its tokens, above all reading all weights
+MIN_SHARED_PREFIX = 16  # ids that prompts begin with alike; with fewer, a pass of their own costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Completion:
     tokens_per_second: float    # of decoding, that is after the first token; 0 if there was only one
 
 
-class Row:
+class TextRow:
     """One text while it grows: its ids, the text that may be shown, and whether and why it has ended.
 
     An answer begins anew and also ends at its chat format's own end, which a base model's files may not call one. Other
@@ -62,7 +62,7 @@ class Row:
         self.text = ""
         self.finish_reason = ""
         self.times: list[float] = []
-        self._ends = () if ignore_eos else closing_ids(chat_format, tokenizer)
+        self._ends = () if ignore_eos else stop_ids(chat_format, tokenizer)
         self._characters = tokenizer.stream()
         if not chat_format:
             self._characters.push(prompt[-1])
@@ -104,7 +104,7 @@ class Row:
             self._on_text(text)
 
 
-class Decoder:
+class BatchDecoder:
     """A model and the past of a batch of left-padded rows.
 
     vocab_size   of the tokenizer: many models have a few more rows of logits, which stand for no token
@@ -113,7 +113,7 @@ class Decoder:
 
     def __init__(self, model: Llama, padding: Sequence[int], max_length: int, *, vocab_size: int,
                  cache_dtype: torch.dtype | None = None):
-        check_writes(model)
+        require_lm_head(model)
         self.model, self.vocab_size = model, vocab_size
         self.cache = KVCache(model.config, len(padding), max_length, dtype=cache_dtype or model.dtype,
                              device=model.device)
@@ -155,7 +155,7 @@ class Decoder:
         self._pad(padding - spare)
         self.cache.select(rows, start=spare)
 
-    def spread(self, padding: Sequence[int], max_length: int) -> "Decoder":
+    def spread(self, padding: Sequence[int], max_length: int) -> "BatchDecoder":
         """One text becomes the beginning of many: a decoder of as many rows, left-padded so, in as many slots.
 
         So of n slots with p of padding, n - p hold text, and its last p ids are to run again.
@@ -166,7 +166,7 @@ class Decoder:
         other._pad(torch.tensor(padding, device=self.padding.device))
         return other
 
-    def stack(self, others: Sequence["Decoder"], max_length: int) -> "Decoder":
+    def stack(self, others: Sequence["BatchDecoder"], max_length: int) -> "BatchDecoder":
         """One decoder for the rows of this one and then of the others (see `KVCache.stack`)."""
         other = copy.copy(self)
         other.cache = self.cache.stack([each.cache for each in others], max_length)
@@ -182,7 +182,7 @@ class Decoder:
         self._padded = bool(padding.any())                          # asked once: a GPU would have to be waited for
 
 
-def shared(texts: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
     """How many ids all of them have in common from the beginning on."""
     first, last = min(texts), max(texts)                            # in lexical order, the least alike
     length = min(len(first), len(last))
@@ -192,7 +192,7 @@ def shared(texts: Sequence[Sequence[int]]) -> int:
 
 
 @contextmanager
-def evaluating(model: Llama) -> Iterator[None]:
+def eval_mode(model: Llama) -> Iterator[None]:
     """Dropout off, and back to what it was: a model fresh from training would write noise otherwise."""
     training = model.training
     model.eval()
@@ -214,7 +214,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def room_for_answer(model: Llama, prompt_tokens: int, max_new_tokens: int) -> int:
+def clamp_max_new_tokens(model: Llama, prompt_tokens: int, max_new_tokens: int) -> int:
     """How many tokens the answer may have. Raises ValueError if the context has no place for even one."""
     context = model.config.context
     if prompt_tokens >= context:
@@ -245,16 +245,16 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
     """
     check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
-    limits = [room_for_answer(model, len(prompt), max_new_tokens) for prompt in prompts]
+    limits = [clamp_max_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
     rows = []
     for i in range(len(prompts) * num_samples):
         show = None if on_text is None else lambda text, i=i: on_text(i, text)
-        rows.append(Row(prompts[i // num_samples], tokenizer=tokenizer, chat_format=chat_format,
+        rows.append(TextRow(prompts[i // num_samples], tokenizer=tokenizer, chat_format=chat_format,
                         limit=limits[i // num_samples], stop=stop, ignore_eos=ignore_eos,
                         generator=torch.Generator().manual_seed(seed + i), on_text=show))
-    with evaluating(model):
+    with eval_mode(model):
         common = _common_start(model, prompts)
-        first = Decoder(model, [0], common, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
+        first = BatchDecoder(model, [0], common, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
         if common:
             first.prefill(torch.tensor([list(prompts[0][:common])], device=model.device), prefill_chunk)
         for start in range(0, len(rows), batch_size):
@@ -262,13 +262,13 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
     return [row.completion(tokenizer.decode(row.prompt, skip_special=True)) for row in rows]
 
 
-def continue_text(model: Llama, tokenizer: Tokenizer, prompt: str, **options: Any) -> str:
+def complete_text(model: Llama, tokenizer: Tokenizer, prompt: str, **options: Any) -> str:
     """The text that follows `prompt`, without it. Options: the fields of SamplingConfig and those of `generate`."""
     if tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; load one from a model folder, "
                          "or set model.tokenizer")
     ids = encode_prompt(tokenizer, prompt)
-    return generate(model, [ids], tokenizer=tokenizer, sampling=taken_from(options), **options)[0].text
+    return generate(model, [ids], tokenizer=tokenizer, sampling=pop_config(options), **options)[0].text
 
 
 def check_options(prompts: Sequence[Sequence[int]], *, max_new_tokens: int, num_samples: int,
@@ -287,13 +287,13 @@ def _common_start(model: Llama, prompts: Sequence[Sequence[int]]) -> int:
     """How many ids to run once for all prompts; at least one of each prompt is left, whose logits are needed."""
     if len(prompts) < 2:
         return 0
-    common = min(shared(prompts), min(map(len, prompts)) - 1)
+    common = min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
     if window := model.config.sliding_window:
         common = min(common, window)                                # rows that are moved need all of it
-    return common if common >= WORTH_SHARING else 0
+    return common if common >= MIN_SHARED_PREFIX else 0
 
 
-def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, prefill_chunk: int) -> None:
+def _complete(first: BatchDecoder, rows: list[TextRow], sampling: SamplingConfig, *, prefill_chunk: int) -> None:
     """Run one batch to its end. A prompt of several rows is run once, and what `first` has read not again."""
     rows = sorted(rows, key=lambda row: len(row.prompt))
     prompts = list({id(row.prompt): row.prompt for row in rows}.values())
@@ -325,11 +325,11 @@ def _complete(first: Decoder, rows: list[Row], sampling: SamplingConfig, *, pref
         logits = decoder.step(tokens)
 
 
-def _read(first: Decoder, prompts: Sequence[Sequence[int]], slots: int, chunk: int) -> tuple[Decoder, Tensor]:
+def _read(first: BatchDecoder, prompts: Sequence[Sequence[int]], slots: int, chunk: int) -> tuple[BatchDecoder, Tensor]:
     """Read prompts, sorted by length, behind what `first` has read: their decoder, and the logits (B, V) after each."""
     common, longest = first.cache.length, len(prompts[-1])
     whole = longest <= first.cache.unbroken                         # else nothing can be stacked
-    starts = passes([len(prompt) - common for prompt in prompts]) if whole else [0]
+    starts = prefill_batches([len(prompt) - common for prompt in prompts]) if whole else [0]
     decoders, logits = [], []
     for start, end in itertools.pairwise([*starts, len(prompts)]):
         some = prompts[start:end]
@@ -343,15 +343,15 @@ def _read(first: Decoder, prompts: Sequence[Sequence[int]], slots: int, chunk: i
     return decoder.stack(others, slots) if others else decoder, torch.cat(logits)
 
 
-def passes(lengths: Sequence[int]) -> list[int]:
+def prefill_batches(lengths: Sequence[int]) -> list[int]:
     """Where to cut a batch of texts, sorted by length, to run through as few tokens of padding as pays.
 
-    A pass costs as much as PASS tokens more than those in it, of which each row has as many as its longest: the best
+    A pass costs PASS_OVERHEAD tokens more than those in it, of which each row has as many as its longest: the best
     cut is found from the front on, since the best for all rows up to one contains the best for those before its last.
     """
     cost, start = [0], [0]                                          # of the best cut of the first n; its last part
     for n in range(1, len(lengths) + 1):
-        costs = [cost[m] + PASS + (n - m) * lengths[n - 1] for m in range(n)]
+        costs = [cost[m] + PASS_OVERHEAD + (n - m) * lengths[n - 1] for m in range(n)]
         start.append(min(range(n), key=costs.__getitem__))
         cost.append(costs[start[-1]])
     starts = [start[-1]]

@@ -5,9 +5,9 @@
     tokens     every token              LlamaForTokenClassification         score       yes
     spans      every token: start, end  LlamaForQuestionAnswering           qa_outputs  yes
 
-A swap from outside: `add_head` puts `model.score` (or `model.qa_outputs`) where `lm_head` was, `remove_head` takes it
-back. From then on `forward` gives (B, T, C), and folders are those of the class in the table: labels as `id2label`,
-`is_causal` false where every position sees the whole text. What only a task knows (`about`) is under
+A swap from outside: `add_head` puts `model.score` (or `model.qa_outputs`) where `lm_head` was, `remove_head`
+takes it back. From then on `forward` gives (B, T, C), and folders are those of the class in the table: labels as
+`id2label`, `is_causal` false where every position sees the whole text. What only a task knows (`about`) is under
 `task_specific_params`, which others leave aside.
 
 Try: give the head of `sequence` a bias; tests/test_heads.py (test_worked_example_config_and_names_of_each_kind) fails,
@@ -196,7 +196,7 @@ def head_config(model: nn.Module) -> HeadConfig | None:
     return head.config if head is not None else None
 
 
-def check_writes(model: nn.Module) -> None:
+def require_lm_head(model: nn.Module) -> None:
     """Raise ValueError for a model whose head gives no scores of tokens, so that no text can come out of it."""
     if (head := head_config(model)) is not None:
         raise ValueError(f"the model has a head for {', '.join(head.labels):.60}, so it writes no text; use it by "

@@ -29,7 +29,7 @@ def causal_mask(T: int, S: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+def sliding_window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu") -> Tensor:
     """As `causal_mask`, but a query sees `window` keys at most, itself and those before it (arXiv:2310.06825, sec. 2).
 
     A layer sees no further; L layers together carry news over L · (window - 1) positions.
@@ -37,7 +37,7 @@ def window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu")
     return causal_mask(T, S, device).triu(S - T - window + 1)
 
 
-def within_window(mask: Tensor | None, T: int, S: int, window: int, device: torch.device) -> Tensor | None:
+def clip_to_window(mask: Tensor | None, T: int, S: int, window: int, device: torch.device) -> Tensor | None:
     """`mask` (None: causal) narrowed to a sliding window; as it is where there is none, or no text beyond it.
 
     Its last axis is then as long as what T queries may see together, which is also all that a cache gives them.
@@ -45,7 +45,7 @@ def within_window(mask: Tensor | None, T: int, S: int, window: int, device: torc
     if not window or S <= window:
         return mask
     S = min(S, window - 1 + T)
-    near = window_mask(T, S, window, device)
+    near = sliding_window_mask(T, S, window, device)
     return near if mask is None else mask[..., -S:] & near
 
 
@@ -63,7 +63,7 @@ def padding_mask(padding: Tensor, T: int, S: int) -> Tensor:
     return ((causal_mask(T, S, padding.device) & real) | itself).unsqueeze(1)
 
 
-def full_mask(lengths: Tensor, T: int) -> Tensor:
+def bidirectional_mask(lengths: Tensor, T: int) -> Tensor:
     """Every position sees its whole row, what is behind it too, and no padding, which is on the right.
 
     lengths  (B,) int64, at least 1
@@ -81,7 +81,7 @@ def document_mask(lengths: Tensor) -> Tensor:
     return (text[:, None] == text).tril()
 
 
-def added_mask(mask: Any, dtype: torch.dtype) -> Any:
+def additive_mask(mask: Any, dtype: torch.dtype) -> Any:
     """A bool mask as numbers to add to scores: what torch's kernel would make of it anew in every layer.
 
     Other kinds of mask (`Documents`) stay as they are.

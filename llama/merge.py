@@ -28,7 +28,7 @@ from llama.lora.swap import check_mergeable, merge_lora, wrappers
 from llama.model import Llama
 from llama.pretrained import get_model
 from llama.runtime import cli
-from llama.training.verify_saved import answers, prove_saved
+from llama.training.verify_saved import probe_outputs, verify_saved
 from weights.formats.paths import resolve
 
 
@@ -59,9 +59,9 @@ def merge_report(model: Llama, *, forget: bool = False) -> MergeReport:
     tied, differences = model.config.tie_word_embeddings, []
     for dtype in (torch.float32, model.dtype):
         with _computing_in(model, dtype):
-            beside = answers(model, text=False).logits
+            beside = probe_outputs(model, text=False).logits
             with _folded(model):
-                differences.append((answers(model, text=False).logits - beside).abs().max().item())
+                differences.append((probe_outputs(model, text=False).logits - beside).abs().max().item())
     merge_lora(model, forget=forget)
     name = str(model.dtype).removeprefix("torch.")
     return MergeReport(*differences, dtype=name, untied=tied and not model.config.tie_word_embeddings)
@@ -71,7 +71,7 @@ def merge_and_save(model: Llama, folder: str | Path) -> MergeReport:
     """Merge for good, write the model folder, prove that it holds the model, and say on stderr how it compares."""
     report = merge_report(model, forget=True)
     save_model(model, folder)
-    prove_saved(model, folder)
+    verify_saved(model, folder)
     print(f"{report}; the model is in {folder}", file=sys.stderr)
     return report
 

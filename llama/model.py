@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from llama.cache import KVCache, LayerCache
 from llama.config import LlamaConfig
-from llama.masks import added_mask, causal_mask, within_window
-from llama.rope_scaling import SCALED
+from llama.masks import additive_mask, causal_mask, clip_to_window
+from llama.rope_scaling import ROPE_SCALING
 
 
 class RMSNorm(nn.Module):
@@ -52,7 +52,7 @@ def rotary_frequencies(config: LlamaConfig, device: torch.device | str = "cpu", 
     if config.rope_scaling is None:
         return 1 / config.rope_theta**exponents
     length = torch.ones(1, device=device) if length is None else length
-    return SCALED[config.rope_scaling.kind](exponents, config, length)
+    return ROPE_SCALING[config.rope_scaling.kind](exponents, config, length)
 
 
 def rotary_tables(positions: Tensor, config: LlamaConfig) -> tuple[Tensor, Tensor]:
@@ -99,19 +99,19 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     The definition of `attention`, which is the same through torch's fused kernel.
 
     q  (B, H, T, K);  k, v  (B, G, S, K);  mask  bool, broadcastable to (B, 1, T, S), None for causal, or as
-    `added_mask` makes it;  ->  as q
+    `additive_mask` makes it;  ->  as q
     """
     H, T, K = q.shape[1:]
     G, S = k.shape[1:3]
     k = k.repeat_interleave(H // G, dim=1)                          # (B, H, S, K): query heads 0..H/G-1 share head 0
     v = v.repeat_interleave(H // G, dim=1)
     scores = q.float() @ k.float().transpose(-2, -1) * K**-0.5      # (B, H, T, S)
-    scores = scores + added_mask(causal_mask(T, S, q.device) if mask is None else mask, scores.dtype)
+    scores = scores + additive_mask(causal_mask(T, S, q.device) if mask is None else mask, scores.dtype)
     return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`naive_attention` without ever holding the (T, S) scores of all heads; `mask` also as `added_mask` makes it.
+    """`naive_attention` without ever holding the (T, S) scores of all heads; `mask` also as `additive_mask` makes it.
 
     torch's `is_causal` aligns the triangle to the upper left corner, ours is aligned to the lower right: they agree
     for T = S only, and a single query sees everything. Taking one for the other breaks chunked prefill alone.
@@ -250,10 +250,10 @@ class Llama(nn.Module):
         past: Sequence[LayerCache | None] = [None] * len(self.layers)
         if cache:
             tokens, positions, mask, past = cache.admit(tokens, positions, mask)
-        mask = within_window(mask, tokens.shape[1], start + T, self.config.sliding_window, tokens.device)
+        mask = clip_to_window(mask, tokens.shape[1], start + T, self.config.sliding_window, tokens.device)
         cos, sin = rotary_tables(positions, self.config)
         x = self.embed_tokens(tokens)                               # (B, T, D)
-        mask = added_mask(mask, x.dtype)
+        mask = additive_mask(mask, x.dtype)
         for layer, layer_cache in zip(self.layers, past, strict=True):
             x = layer(x, cos, sin, mask, layer_cache)
         return self.norm(x[:, -T:])

@@ -13,14 +13,14 @@ from llama.config import PRESETS, preset, unknown_name
 from llama.quantization.swap import quantize
 from weights.fetch import MODELS, fetch
 from weights.formats.paths import home, resolve
-from weights.formats.quantized_matrix import Packed
+from weights.formats.quantized_matrix import QuantizedMatrix
 
 log = logging.getLogger(__name__)
 
 
 def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
               seed: int = 0, bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
-              exact: dict[str, Packed] | None = None) -> PretrainedLlama:
+              exact: dict[str, QuantizedMatrix] | None = None) -> PretrainedLlama:
     """A model by folder or file, by the name of a fetched (or fetchable) one, or by a preset's, with random weights.
 
     dtype  None takes that of most numbers in the files

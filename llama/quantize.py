@@ -19,11 +19,11 @@ with quiet_start(__name__):
     from llama.commands import flags
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.pretrained import get_model
-    from llama.quantization.gptq import TOKENS, quantize_for
+    from llama.quantization.gptq import TOKENS, quantize_by_gptq
     from llama.quantization.layers import Int4Linear, Int8Linear
     from llama.quantization.swap import dequantize, is_quantized, quantize
     from llama.runtime import cli
-    from llama.training.verify_saved import prove_saved
+    from llama.training.verify_saved import verify_saved
 
 __all__ = ["Int4Linear", "Int8Linear", "dequantize", "is_quantized", "quantize"]
 
@@ -55,11 +55,11 @@ def main() -> None:
     errors: dict[str, float] = {}
     if arguments.data:
         model = get_model(arguments.model)
-        errors = quantize_for(model, read_ids(model, flags.data_files(arguments.data)), length=arguments.block_size)
+        errors = quantize_by_gptq(model, read_ids(model, flags.data_files(arguments.data)), length=arguments.block_size)
     else:
         model = get_model(arguments.model, bits=arguments.bits, fine=arguments.fine, errors=errors)
     save_model(model, output)
-    prove_saved(model, output)
+    verify_saved(model, output)
     print(table(errors), file=sys.stderr)
     print(json.dumps({"output": str(output), "errors": errors}) if arguments.json else output)
 
@@ -77,7 +77,7 @@ def table(errors: dict[str, float]) -> str:
 
 
 def read_ids(model: PretrainedLlama, files: Sequence[str]) -> list[int]:
-    """Tokens of text files, as many as `quantize_for` looks at. Raises ValueError without a tokenizer."""
+    """Tokens of text files, as many as `quantize_by_gptq` looks at. Raises ValueError without a tokenizer."""
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; leave --data out")
     ids: list[int] = []

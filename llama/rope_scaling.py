@@ -66,5 +66,5 @@ def _yarn(exponents: Tensor, config: LlamaConfig, length: Tensor) -> Tensor:
 
 
 # (exponents 2i/K (K/2,), config, length of the text (1,) or (B, 1)) -> (K/2,), or (…, K/2) where it depends on length
-SCALED: dict[str, Callable[[Tensor, LlamaConfig, Tensor], Tensor]] = {
+ROPE_SCALING: dict[str, Callable[[Tensor, LlamaConfig, Tensor], Tensor]] = {
     "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}

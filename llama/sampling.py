@@ -39,7 +39,7 @@ class SamplingConfig:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
 
 
-def taken_from(options: dict[str, Any]) -> SamplingConfig:
+def pop_config(options: dict[str, Any]) -> SamplingConfig:
     """The config that is among mixed keyword options; its fields are taken out, the others stay."""
     return SamplingConfig(**{field.name: options.pop(field.name) for field in fields(SamplingConfig)
                              if field.name in options})

@@ -23,7 +23,7 @@ from llama.checkpoint import save_model
 from llama.fast.agreement import readable as use_definitions
 from llama.fast.agreement import use_custom_gradients
 from llama.fast.compile_blocks import compilations, compile_blocks, uncompile_blocks
-from llama.fast.custom_autograd import slow_down
+from llama.fast.custom_autograd import restore_autograd
 from llama.lora.files import save_adapter
 from llama.lora.swap import has_lora
 from llama.model import Llama
@@ -34,10 +34,10 @@ from llama.tasks.task import Batch, Task, to_device
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
 from llama.training.data_checks import examine
 from llama.training.evaluation import evaluate
-from llama.training.fsdp import gathered, outline, shard, whole
+from llama.training.fsdp import full_tensor, gather_full_state, meta_copy, shard
 from llama.training.objective import Plain
-from llama.training.optimizer import Masters, TrainConfig, learning_rate, make_optimizer
-from llama.training.packing import laid_out, micro_batches, packs
+from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, make_optimizer
+from llama.training.packing import micro_batches, pack_or_pad, should_pack
 from llama.training.run_state import (
     RunFolder,
     check_settings,
@@ -47,8 +47,8 @@ from llama.training.run_state import (
     settings_of,
     write_state,
 )
-from llama.training.verify_saved import prove_saved
-from llama.training.word_dropout import dropped_words
+from llama.training.verify_saved import verify_saved
+from llama.training.word_dropout import word_dropout
 
 
 class Trainer:
@@ -86,13 +86,13 @@ class Trainer:
         self.settings = settings_of(model, self.samples, self.config, optimizer=optimizer, dtype=dtype)
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
-            self.outline = outline(model)
+            self.outline = meta_copy(model)
             shard(self.objective, dtype=dtype)
-        self.masters = Masters(model, None if self.outline else dtype)
-        self.parallel = self.objective if self.outline else distributed.replicated(self.objective)
+        self.masters = MasterWeights(model, None if self.outline else dtype)
+        self.parallel = self.objective if self.outline else distributed.wrap_ddp(self.objective)
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
                                         weight_decay=self.config.weight_decay)
-        self.packs = packs(model, task, self.config.pack)
+        self.packs = should_pack(model, task, self.config.pack)
         (use_definitions if readable else use_custom_gradients)(model)                  # until `train` ends
         if self.config.checkpoint_activations:
             checkpoint_activations(model)
@@ -131,7 +131,7 @@ class Trainer:
         started = time.monotonic()
         model.train()
         with (ctrl_c_waits(second_raises=not distributed.launched()) as interruptions,   # torchrun passes on each twice
-              dropped_words(model, config.word_dropout)):
+              word_dropout(model, config.word_dropout)):
             while self.step < self.total_steps and not self._out_of_time() and not self._out_of_patience():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
@@ -140,7 +140,7 @@ class Trainer:
                 loss, targets, norm = self._update(self._samples_of_step(self.step))
                 self.step += 1
                 self.loss = loss / targets
-                self.seconds, stop = distributed.most(before + time.monotonic() - started, len(interruptions))
+                self.seconds, stop = distributed.all_reduce_max(before + time.monotonic() - started, len(interruptions))
                 self._report(progress, rate, norm)
 
                 at_epoch = self.step % self.steps_per_epoch == 0
@@ -182,11 +182,11 @@ class Trainer:
         """
         batches, own = self.ahead.pop(tuple(indices), None) or self._batches(indices)
         targets = sum(self.task.count(self.task.targets(batch)) for batch in batches[:own])
-        targets = int(distributed.total(targets)[0]) or 1           # 0 if masked is allowed
+        targets = int(distributed.all_reduce_sum(targets)[0]) or 1           # 0 if masked is allowed
         losses = []
         for number, batch in enumerate(batches, start=1):
             weight = distributed.size() if number <= own else 0     # the mean is taken, not the sum
-            with distributed.gradients_stay(self.parallel, stay=number < len(batches) and not self.masters.copies):
+            with distributed.no_sync(self.parallel, stay=number < len(batches) and not self.masters.copies):
                 loss, _ = self.parallel(batch)
                 (loss * weight / targets).backward()                # by targets: k small batches equal a large one
             self.masters.collect()
@@ -194,10 +194,10 @@ class Trainer:
         if self.step + 1 < self.total_steps:
             then = self._samples_of_step(self.step + 1)
             self.ahead = {tuple(then): self._batches(then)}
-        total = distributed.total(sum(loss.item() for loss in losses))[0]
+        total = distributed.all_reduce_sum(sum(loss.item() for loss in losses))[0]
         self.tokens += sum(self.samples[i].reads for i in indices)
         learned = list(self.masters.learned.values())
-        norm = whole(torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf)).item()
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf)).item()
         if not math.isfinite(total) or not math.isfinite(norm):
             self._fail(indices, f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}")
         self.optimizer.step()
@@ -207,11 +207,11 @@ class Trainer:
 
     def _batches(self, indices: Sequence[int]) -> tuple[list[Batch], int]:
         """This process's micro-batches of a step, on its device, and how many of them count."""
-        mine = micro_batches([self.samples[i] for i in distributed.part(indices)], self.config.batch_size)
-        rounds = math.ceil(distributed.longest_part(indices) / self.config.batch_size)
+        mine = micro_batches([self.samples[i] for i in distributed.shard(indices)], self.config.batch_size)
+        rounds = math.ceil(distributed.longest_shard(indices) / self.config.batch_size)
         filled = mine + [[self.samples[indices[0]]]] * (rounds - len(mine))
         room, device = self.model.config.context, self.model.device
-        return [to_device(laid_out(self.task, some, room) if self.packs else self.task.collate(some), device)
+        return [to_device(pack_or_pad(self.task, some, room) if self.packs else self.task.collate(some), device)
                 for some in filled], len(mine)
 
     def _samples_of_step(self, step: int) -> list[int]:
@@ -272,7 +272,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         device = self.model.device
         held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()
-        peak = int(distributed.most(held)[0])                       # of training, not of the proof
+        peak = int(distributed.all_reduce_max(held)[0])                       # of training, not of the proof
         if 0 < self.best_step < self.step:
             best = self.kept
             if self.output:
@@ -286,7 +286,7 @@ class Trainer:
         if self.output:
             self._save_result(self.output)
         self.masters.restore()
-        slow_down(self.model)
+        restore_autograd(self.model)
         uncompile_blocks(self.model)
         self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
@@ -299,27 +299,27 @@ class Trainer:
 
     def _save_result(self, folder: Path) -> None:
         self.masters.restore()                                      # saved as they are, not as they compute
-        if (model := self.whole()) is not None and distributed.first():
+        if (model := self.whole_model()) is not None and distributed.is_rank0():
             save = save_adapter if has_lora(model) else save_model
             save(model, folder)
-            prove_saved(model, folder)
+            verify_saved(model, folder)
         self.masters.lower()
-        distributed.wait()
+        distributed.barrier()
 
     def _named(self) -> Path:
         """The result, or where none is written, what the results of epochs are called: ./models/NAME of the model."""
         return self.output or Path("models", Path(str(self.model.source or "model")).stem)
 
-    def whole(self) -> Llama | None:
+    def whole_model(self) -> Llama | None:
         """The model, in one piece. Of a sharded one rank 0 gets a copy, the others None; all must ask."""
-        return gathered(self.model, self.outline) if self.outline else self.model
+        return gather_full_state(self.model, self.outline) if self.outline else self.model
 
     def _save_state(self) -> None:
         write_state(self.folder.path("last.pt"), {
             "settings": self.settings,
             "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
-            "random": distributed.of_all(random_state(self.model.device)),
+            "random": distributed.all_gather(random_state(self.model.device)),
         }, self._learned(), self.objective, self.optimizer)
 
     def _load_state(self) -> None:

@@ -57,5 +57,5 @@ def test_worked_example_the_same_lines_for_every_task(tiny_model, tmp_path, name
 def test_refusal_a_door_that_is_not_there():
     with pytest.raises(AttributeError, match="its doors are get_model"):
         _ = llama.nothing
-    for name in llama.DOORS:
+    for name in llama.LAZY_EXPORTS:
         assert callable(getattr(llama, name))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weights.formats.atomic_write import final, whole_file, whole_files, whole_folder
+from weights.formats.atomic_write import atomic_file, atomic_files, atomic_folder, final
 
 
 def content(folder):
@@ -34,7 +34,7 @@ def test_property_whatever_stops_a_replacement_one_of_the_two_folders_is_there(
         return result
 
     with pytest.raises(type(failure)):
-        with whole_folder(tmp_path / "model") as partial:
+        with atomic_folder(tmp_path / "model") as partial:
             (partial / "weights").write_bytes(b"new")
             for name in ("rename", "fsync"):
                 monkeypatch.setattr(os, name, functools.partial(stopping, getattr(os, name)))
@@ -46,25 +46,25 @@ def test_property_whatever_stops_a_replacement_one_of_the_two_folders_is_there(
 def test_refusal_of_a_full_disk_names_what_was_to_be_written(tmp_path, code):
     failure = OSError(code, os.strerror(code))                      # as write() raises it: without a name
     with pytest.raises(RuntimeError, match=f"/new/model.gguf cannot be written: {os.strerror(code)}; nothing"):
-        with whole_files(tmp_path / "new") as partial, whole_file(partial / "model.gguf"):
+        with atomic_files(tmp_path / "new") as partial, atomic_file(partial / "model.gguf"):
             raise failure
     with pytest.raises(RuntimeError, match="/folder/config.json cannot be written"):
-        with whole_folder(tmp_path / "folder") as outer, whole_folder(outer) as inner, \
-                whole_file(inner / "config.json"):
+        with atomic_folder(tmp_path / "folder") as outer, atomic_folder(outer) as inner, \
+                atomic_file(inner / "config.json"):
             raise failure
     with pytest.raises(RuntimeError, match="/folder cannot be written"):
-        with whole_folder(tmp_path / "folder"):
+        with atomic_folder(tmp_path / "folder"):
             raise failure
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="/file/folder'"), whole_folder(tmp_path / "file" / "folder"):
+    with pytest.raises(NotADirectoryError, match="/file/folder'"), atomic_folder(tmp_path / "file" / "folder"):
         pass
     assert sorted(os.listdir(tmp_path)) == ["file", "new"] and os.listdir(tmp_path / "new") == []
 
 
 def test_property_failures_of_other_kinds_pass_unchanged(tmp_path):
-    with pytest.raises(BrokenPipeError), whole_folder(tmp_path / "folder"):
+    with pytest.raises(BrokenPipeError), atomic_folder(tmp_path / "folder"):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-    with pytest.raises(FileNotFoundError, match="source.bin"), whole_file(tmp_path / "file"):
+    with pytest.raises(FileNotFoundError, match="source.bin"), atomic_file(tmp_path / "file"):
         open(tmp_path / "source.bin", "rb")
     assert os.listdir(tmp_path) == []
 

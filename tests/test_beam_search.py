@@ -13,7 +13,7 @@ import generate as door
 from llama.checkpoint import PretrainedLlama, save_model
 from llama.config import RopeScaling, preset
 from llama.decoding.beam_search import BeamConfig, beam_search, search
-from llama.generation import Decoder, generate
+from llama.generation import BatchDecoder, generate
 from llama.runtime import cli
 from llama.sampling import SamplingConfig
 from tokenizer.chat import FORMATS
@@ -92,7 +92,7 @@ def test_two_ways_enough_beams_equal_a_search_through_every_text(seed, length_pe
         texts = torch.tensor([prompt + ids + [END] * (limit - len(ids)) for ids in every])
         steps = model(texts)[:, 1:-1].log_softmax(-1).gather(2, texts[:, 2:, None]).squeeze(2)     # (texts, limit)
         scores = [config.score(step[: len(ids)].sum().item(), len(ids)) for step, ids in zip(steps, every, strict=True)]
-        decoder = Decoder(model, [0], 6, vocab_size=V)
+        decoder = BatchDecoder(model, [0], 6, vocab_size=V)
         found, _ = search(decoder, decoder.step(torch.tensor([prompt])), config, limit=limit,
                           ends=lambda ids: ids[-1] == END, ends_at_most=1)
     assert found == every[scores.index(max(scores))]
@@ -117,7 +117,7 @@ def test_two_ways_through_the_cache_equals_running_every_beam_anew(changes):
     model = PretrainedLlama(preset("test", vocab_size=40, initializer_range=0.3, **changes)).eval()
     texts = []
     with torch.inference_mode():
-        for decoder in (Decoder(model, [0], 20, vocab_size=40), Anew(model)):
+        for decoder in (BatchDecoder(model, [0], 20, vocab_size=40), Anew(model)):
             logits = decoder.step(torch.tensor([[7, 8, 9]]))
             texts.append(search(decoder, logits, BeamConfig(5), limit=15, ends=lambda ids: False, ends_at_most=0)[0])
     assert texts[0] == texts[1] and len(texts[0]) == 15

@@ -12,8 +12,8 @@ from llama import cache as module
 from llama.cache import Int8LayerCache, KVCache, LayerCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import preset
-from llama.decoding.prefix_cache import Reader
-from llama.generation import Decoder
+from llama.decoding.prefix_cache import PrefixCache
+from llama.generation import BatchDecoder
 
 PLAIN = preset("test", initializer_range=0.3)
 WINDOW = dataclasses.replace(PLAIN, sliding_window=6)
@@ -44,8 +44,8 @@ def close(a, b, bound=1e-5):
 @pytest.fixture
 def short_roll(monkeypatch):
     """Windows that roll after a few tokens, not after hundreds."""
-    monkeypatch.setattr(module, "ROLL", 4)
-    monkeypatch.setattr(module, "TAKEN_BACK", 3)
+    monkeypatch.setattr(module, "EVICTION_SLACK", 4)
+    monkeypatch.setattr(module, "ROLLBACK_SLOTS", 3)
 
 
 # Number formats
@@ -136,7 +136,7 @@ def test_two_ways_a_rolling_cache_equals_the_whole_text(short_roll, chunks):
 def test_two_ways_padded_rows_of_a_rolling_cache_equal_single_runs(short_roll):
     model, tokens = make(WINDOW), tokens_of(50, 3)
     padding = [5, 0, 14]
-    batch = Decoder(model, padding, 60, vocab_size=512)
+    batch = BatchDecoder(model, padding, 60, vocab_size=512)
     batch.step(tokens[:, :20])
     batch.step(tokens[:, 20:21])
     batch.select([2, 0])
@@ -173,7 +173,7 @@ def test_property_a_few_steps_can_always_be_taken_back(short_roll):
 
 def test_two_ways_a_reader_of_a_rolling_cache_reads_anew_what_it_forgot(short_roll):
     model, ids = make(WINDOW), tokens_of(60)[0].tolist()
-    reader = Reader(model, vocab_size=512, slots=4, chunk=8)
+    reader = PrefixCache(model, vocab_size=512, slots=4, chunk=8)
     for text in (ids[:50], ids[:48] + [1, 2], ids[:20] + ids[30:], ids, ids[:5]):
         with torch.no_grad():
             close(reader.read(text, 2), model(torch.tensor([text]))[0, -2:])
@@ -186,7 +186,7 @@ def test_two_ways_a_reader_of_a_rolling_cache_reads_anew_what_it_forgot(short_ro
 def test_two_ways_rows_spread_from_one_text_equal_rows_of_their_own(dtype, bound):
     """Of three rows in 12 slots, one lost the last 3 ids of the text, one none, one all: those run again."""
     model, prefix, tail = make(), tokens_of(12)[0].tolist(), [7, 8, 9]
-    first = Decoder(model, [0], 12, vocab_size=512, cache_dtype=dtype)
+    first = BatchDecoder(model, [0], 12, vocab_size=512, cache_dtype=dtype)
     first.step(torch.tensor([prefix]))
     texts = [prefix + tail, prefix + 2 * tail, (prefix + tail)[-1:]]
     rows = first.spread([3, 0, 17], 30)
@@ -216,7 +216,7 @@ class Largest(TorchDispatchMode):
 def test_property_a_long_prompt_takes_memory_by_the_chunk(window):
     """8,000 tokens: states and logits of all at once would be 8,000 · 1,536 numbers, scores 8,000²."""
     config = preset("test", num_hidden_layers=1, max_position_embeddings=8192, sliding_window=window, vocab_size=64)
-    reader = Reader(make(config), vocab_size=64, chunk=256)
+    reader = PrefixCache(make(config), vocab_size=64, chunk=256)
     with torch.inference_mode(), Largest() as largest:
         reader.read(tokens_of(8000)[0].remainder(64).tolist())
     assert len(reader.ids) == 8000

@@ -13,7 +13,7 @@ from weights import passage as built_in
 from weights.certificate import block_by_block, read_as_user, read_naively, verify
 from weights.convert import convert
 from weights.formats import huggingface
-from weights.formats.plain_llama import neighbours_together
+from weights.formats.plain_llama import to_interleaved
 from weights.formats.sources import open_source
 from weights.passage import passage
 
@@ -89,7 +89,7 @@ def test_refusal_of_rows_in_the_other_rotary_order(learned, tmp_path):
     source = open_source(learned)
     H, G = source.config["num_attention_heads"], source.config["num_key_value_heads"]
     heads = {"q_proj": H, "k_proj": G}
-    tensors = {name: neighbours_together(tensor, heads[name.split(".")[-2]]) if name.split(".")[-2] in heads else tensor
+    tensors = {name: to_interleaved(tensor, heads[name.split(".")[-2]]) if name.split(".")[-2] in heads else tensor
                for name, tensor in source.tensors()}
     huggingface.write_folder(tmp_path / "misread", source.config, source.ledger, tensors.items(), files=source.files)
     with pytest.raises(ValueError, match=r"has the perplexity \d+\.\d\d, but \d+\.\d\d with the other order"):

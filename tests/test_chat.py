@@ -4,7 +4,7 @@ import jinja2
 import pytest
 
 from tokenizer import bpe, load_tokenizer
-from tokenizer.chat import FORMATS, recognise
+from tokenizer.chat import FORMATS, detect_format
 from tokenizer.spm import SentencePieceTokenizer
 from tokenizer.spm_model import build_model, write_model
 
@@ -101,8 +101,8 @@ def test_worked_example_default_system_messages(byte_level):
 
     assert text(FORMATS["alpaca"], [user("x")]).startswith("<s>Below is an instruction that describes a task. Write a ")
     assert text(FORMATS["alpaca"], [system("y"), user("x")]) == "<s>y\n\n### Instruction:\nx\n\n"
-    assert text(recognise(SMOLLM2), [user("x")]).startswith(f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n")
-    assert text(recognise(SMOLLM2), [system(""), user("x")]).startswith("<|im_start|>system\n<|im_end|>\n")
+    assert text(detect_format(SMOLLM2), [user("x")]).startswith(f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n")
+    assert text(detect_format(SMOLLM2), [system(""), user("x")]).startswith("<|im_start|>system\n<|im_end|>\n")
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -115,7 +115,7 @@ def test_two_ways_agree_ids_and_template(name, chat, tokenizer):
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_two_ways_agree_ids_and_smollm2s_template(chat, tokenizer):
-    ids, _ = recognise(SMOLLM2).encode(chat, tokenizer, reply=True)
+    ids, _ = detect_format(SMOLLM2).encode(chat, tokenizer, reply=True)
     assert tokenizer.decode(ids) == render(SMOLLM2, chat, reply=True)
 
 
@@ -152,8 +152,8 @@ def test_two_ways_agree_a_stored_template_and_its_name(byte_level):
     for name, chat_format in FORMATS.items():
         byte_level.chat_template = chat_format.template
         assert load_tokenizer(byte_level.files()).chat_format == name
-        assert recognise(chat_format.template + "\n") == recognise(chat_format.template + "\n")
-        assert recognise(chat_format.template) == chat_format
+        assert detect_format(chat_format.template + "\n") == detect_format(chat_format.template + "\n")
+        assert detect_format(chat_format.template) == chat_format
     byte_level.chat_template = "{{ unheard_of }}"
     assert byte_level.chat_format is None
     byte_level.chat_template = None
@@ -161,19 +161,19 @@ def test_two_ways_agree_a_stored_template_and_its_name(byte_level):
 
 
 def test_worked_example_published_templates_are_recognised():
-    assert recognise(SMOLLM2).name == "chatml"
-    assert recognise(SMOLLM2).default_system == SMOLLM2_SYSTEM
-    assert recognise(SMOLLM2).template == SMOLLM2
-    assert recognise(SMOLLM2.replace("\n", "\\n")).default_system == SMOLLM2_SYSTEM
+    assert detect_format(SMOLLM2).name == "chatml"
+    assert detect_format(SMOLLM2).default_system == SMOLLM2_SYSTEM
+    assert detect_format(SMOLLM2).template == SMOLLM2
+    assert detect_format(SMOLLM2.replace("\n", "\\n")).default_system == SMOLLM2_SYSTEM
     always_replying = FORMATS["llama-3"].template.replace("{% if add_generation_prompt %}", "").removesuffix(
         "{% endif %}")
-    assert recognise(always_replying).name == "llama-3"
+    assert detect_format(always_replying).name == "llama-3"
 
 
 def test_refusal_of_an_unknown_template_names_the_remedy():
     for template in ("{{ messages }}", "", SMOLLM2.replace("'\n'}}", "'\n\n'}}"), SMOLLM2.replace("SmolLM", "S'{{x}}")):
         with pytest.raises(ValueError, match=r"not one known here.*--chat-format \(chatml, alpaca, llama-2, llama-3\)"):
-            recognise(template)
+            detect_format(template)
 
 
 def test_refusal_of_a_vocabulary_without_the_marks():

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from llama.commands import chat_loop
-from llama.decoding.speculative import SpeculativeCompletion, success
+from llama.decoding.speculative import SpeculativeCompletion, draft_stats
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def test_worked_example_a_chat_that_guessed_tells_how_well(capsys, monkeypatch):
                                  tokens_per_step=2.0, speed_up=1.5)
     monkeypatch.setattr(Echo, "reply", lambda self, question, on_text: told)
     talk("a", "b", EOFError())
-    assert str(success([told, told])) in capsys.readouterr().err.splitlines()
+    assert str(draft_stats([told, told])) in capsys.readouterr().err.splitlines()
     talk(EOFError())
     assert not capsys.readouterr().err
 
@@ -100,7 +100,7 @@ import sys, time
 sys.path[:0] = [{tests!r}, {home!r}]
 from test_chat_loop import Echo
 from llama.commands import chat_loop
-from llama.decoding.speculative import SpeculativeCompletion, success
+from llama.decoding.speculative import SpeculativeCompletion, draft_stats
 class Slow(Echo):
     def reply(self, question, on_text):
         for character in question * 200:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from llama.decoding import speculative
-from llama.decoding.chat_session import Conversation, Turn
-from llama.decoding.prefix_cache import Reader
-from llama.decoding.speculative import LookUp, SpeculativeCompletion, success
+from llama.decoding.chat_session import ChatSession, Turn
+from llama.decoding.prefix_cache import PrefixCache
+from llama.decoding.speculative import PromptLookup, SpeculativeCompletion, draft_stats
 from llama.decoding.speculative import draw as really_draw
 from llama.sampling import SamplingConfig
-from tokenizer.chat import FORMATS, closing_id
+from tokenizer.chat import FORMATS, end_of_turn_id
 
 HOT = SamplingConfig(temperature=2.0, top_p=0)
 
@@ -20,7 +20,7 @@ HOT = SamplingConfig(temperature=2.0, top_p=0)
 def chat(tiny_model, tiny_tokenizer):
     def chat(**options):
         options = {"sampling": HOT, "max_new_tokens": 12} | options
-        return Conversation(tiny_model, tiny_tokenizer, FORMATS["chatml"], **options)
+        return ChatSession(tiny_model, tiny_tokenizer, FORMATS["chatml"], **options)
     return chat
 
 
@@ -99,7 +99,7 @@ def test_property_answers_as_written_stand_where_their_text_would(chat, tiny_tok
     marked = talk._encode([Turn("a", "The dog", [77, 78, 79]), Turn("b", "", None)], "c")
     at = marked.index(77)
     assert marked[at : at + 3] == [77, 78, 79] and marked[:at] == plain[:at]
-    closing = closing_id(FORMATS[name], tiny_tokenizer)
+    closing = end_of_turn_id(FORMATS[name], tiny_tokenizer)
     assert marked[at + 3 :] == plain[plain.index(closing, at) :]
 
 
@@ -187,7 +187,7 @@ def test_property_after_a_change_of_subject_only_new_tokens_run_again(chat, coun
 
 def test_property_the_cache_grows_with_the_conversation(chat, tiny_model, tiny_tokenizer):
     expected, talk = chat().reply("Who?").token_ids, chat()
-    talk.reader = Reader(tiny_model, slots=4, vocab_size=tiny_tokenizer.vocab_size)
+    talk.reader = PrefixCache(tiny_model, slots=4, vocab_size=tiny_tokenizer.vocab_size)
     assert talk.reply("Who?").token_ids == expected and talk.reader.decoder.cache.max_length > 4
 
 
@@ -231,12 +231,12 @@ def test_property_another_system_message_or_answer_runs_what_differs_alone(chat,
 def test_two_ways_a_chat_that_speculates_equals_one_that_does_not(chat):
     """Greedily; a random model repeats itself, so look-up finds something."""
     greedy = {"sampling": SamplingConfig(temperature=0), "max_new_tokens": 30, "ignore_eos": True}
-    plain, sooner = chat(**greedy), chat(guesser=LookUp(shortest=1), draft_tokens=3, **greedy)
+    plain, sooner = chat(**greedy), chat(guesser=PromptLookup(shortest=1), draft_tokens=3, **greedy)
     answers = []
     for question in ("Who is the fox?", "你好", "And the dog?"):
         answers.append(sooner.reply(question))
         assert plain.reply(question).token_ids == answers[-1].token_ids
-    told = success([answer for answer in answers if isinstance(answer, SpeculativeCompletion)])
+    told = draft_stats([answer for answer in answers if isinstance(answer, SpeculativeCompletion)])
     assert 0 < told.acceptance <= 1 and told.tokens_per_step > 1 and told.speed_up > 0
 
 

@@ -13,7 +13,7 @@ from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_mode
 from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
 from llama.pretrained import get_model
-from weights.formats.single_file import read_whole, write_whole
+from weights.formats.single_file import load_single_file, save_single_file
 
 
 def _same(a, b):
@@ -107,10 +107,10 @@ def test_refusal_files_that_are_no_models(tiny_model, tmp_path, content):
 def test_refusal_a_file_cut_short_by_so_many_bytes(tmp_path, missing):
     """Short of its very end the system refuses to map it, which is no other matter to whoever reads the message."""
     path = tmp_path / "x.pt"
-    write_whole(path, {"numbers": torch.zeros(1000)})
+    save_single_file(path, {"numbers": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:-missing])
     with pytest.raises(ValueError, match="x.pt: this is no model, or a damaged one"):
-        read_whole(path, "model")
+        load_single_file(path, "model")
 
 
 def test_refusal_a_file_that_would_run_code(tmp_path):
@@ -132,10 +132,10 @@ def test_refusal_a_model_with_lora_is_not_saved_as_a_plain_one(tiny_model, tmp_p
 
 
 def test_property_a_killed_write_leaves_the_old_file(tmp_path):
-    write_whole(tmp_path / "x.pt", {"old": 1})
+    save_single_file(tmp_path / "x.pt", {"old": 1})
     script = ("import os, signal; from pathlib import Path; from weights.formats import huggingface, single_file\n"
               "def killed(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
               "huggingface.os.fsync = killed\n"
-              f"single_file.write_whole(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
+              f"single_file.save_single_file(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert torch.load(tmp_path / "x.pt") == {"old": 1}

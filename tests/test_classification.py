@@ -15,7 +15,7 @@ from llama.heads import HeadConfig, add_head
 from llama.lora import LoRAConfig, add_lora
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
-from llama.tasks.labelled import Labelled, windows
+from llama.tasks.labelled import Labelled, stride_windows
 from llama.trainer import Trainer
 from llama.training.data_checks import examine
 from llama.training.evaluation import add_up, evaluate
@@ -175,13 +175,13 @@ def test_property_windows_cover_all_and_keep_their_room():
         room, overlap, n = (int(torch.randint(low, high, (1,), generator=generator))
                             for low, high in ((1, 12), (0, 9), (0, 30)))
         sizes = torch.randint(0, room + 1, (n,), generator=generator).tolist()
-        found = windows(sizes, room, overlap)
+        found = stride_windows(sizes, room, overlap)
         assert [i for begin, end in found for i in range(begin, end)] or not sizes
         assert all(begin < end and sum(sizes[begin:end]) <= room for begin, end in found)
         for (a, b), (c, d) in zip(found, found[1:], strict=False):
             assert a < c <= b < d and sum(sizes[c:b]) <= overlap
         assert not sizes or (found[0][0], found[-1][1]) == (0, n)
-    assert windows([1] * 10, 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    assert stride_windows([1] * 10, 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
 
 
 def test_worked_example_predictions_and_errors(tiny_model, tmp_path):

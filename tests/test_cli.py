@@ -17,11 +17,11 @@ from llama.benchmark import __main__ as benchmark
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.commands import flags
 from llama.config import preset
-from llama.fast.fused_block import reads_few_apart
+from llama.fast.fused_block import has_second_layout
 from llama.fast.fused_linear import packs_bfloat16
-from llama.generation import Decoder
+from llama.generation import BatchDecoder
 from llama.lora import LoRAConfig, add_lora, save_adapter
-from llama.quantization.layers import Int4Linear, works
+from llama.quantization.layers import Int4Linear, kernel_available
 from llama.runtime import cli
 from weights.convert import convert
 
@@ -119,7 +119,7 @@ def test_worked_example_exit_code_where_the_reader_leaves(stream, code):
 
 def test_worked_example_data_is_looked_for_here_and_then_in_the_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    there = cli.ROOMS / "examples" / "identity.jsonl"
+    there = cli.PROJECT_ROOT / "examples" / "identity.jsonl"
     assert flags.data_files(["examples/identity.jsonl", "nowhere.jsonl"]) == [str(there), "nowhere.jsonl"]
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "identity.jsonl").touch()
@@ -127,10 +127,10 @@ def test_worked_example_data_is_looked_for_here_and_then_in_the_clone(tmp_path, 
 
 
 def test_worked_example_next_free_name(tmp_path):
-    assert cli.next_free(tmp_path, "identity") == tmp_path / "identity"
+    assert cli.unique_path(tmp_path, "identity") == tmp_path / "identity"
     (tmp_path / "identity").mkdir()
     (tmp_path / "identity-2.training").mkdir()
-    assert cli.next_free(tmp_path, "identity") == tmp_path / "identity-3"
+    assert cli.unique_path(tmp_path, "identity") == tmp_path / "identity-3"
 
 
 def test_refusal_an_output_that_exists(tmp_path):
@@ -174,7 +174,8 @@ def test_property_a_perplexity_is_measured_in_float32_and_what_is_found_is_found
         assert flags.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype
 
 
-@pytest.mark.skipif(not (works(Int4Linear) and packs_bfloat16()), reason="no kernel of 4 bits or no packed bfloat16")
+@pytest.mark.skipif(not (kernel_available(Int4Linear) and packs_bfloat16()),
+                    reason="no kernel of 4 bits or no packed bfloat16")
 @pytest.mark.parametrize("more, read", [({}, True), ({"dtype": "bfloat16"}, False), ({"dtype": "float32"}, False)])
 def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(more, read, monkeypatch, tiny_tokenizer, tmp_path):
     """The whole way: a GGUF, the flags, single tokens through a cache, against the readable model in float32."""
@@ -186,10 +187,10 @@ def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(more, read, monkeyp
     save_model(model, tmp_path / "floats")
     file = convert(tmp_path / "floats", tmp_path / "x.gguf", quantization="Q4_1")
     fast = flags.load(flags.ModelFlags(model=str(file), device="cpu", **more), purpose="generate")
-    assert reads_few_apart(fast) == read
+    assert has_second_layout(fast) == read
     tokens = torch.arange(40)[None] * 7 % 400
     with torch.inference_mode():
-        decoder = Decoder(fast, [0], 40, vocab_size=400)
+        decoder = BatchDecoder(fast, [0], 40, vocab_size=400)
         steps = torch.cat([decoder.step(piece) for piece in tokens.split(1, dim=1)])
         same_choices(steps, load_model(file)(tokens)[0, :, :400], gap=0.05)
 

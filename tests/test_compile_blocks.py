@@ -5,7 +5,7 @@ from llama.fast import compile_blocks, custom_autograd
 
 
 def test_property_other_lengths_need_no_other_code(tiny_model):
-    custom_autograd.quicken(tiny_model)
+    custom_autograd.use_custom_autograd(tiny_model)
     torch._dynamo.reset()
     compile_blocks.compile_blocks(tiny_model, backend="aot_eager")  # all but the C++
     losses, before = [], 0
@@ -16,7 +16,7 @@ def test_property_other_lengths_need_no_other_code(tiny_model):
         before = before or compile_blocks.compilations()
     assert compile_blocks.compilations() == before > 0
     compile_blocks.uncompile_blocks(tiny_model)
-    custom_autograd.slow_down(tiny_model)
+    custom_autograd.restore_autograd(tiny_model)
     plain = [tiny_model.hidden(torch.arange(2 * T).view(2, T)).square().sum().item() for T in (7, 9, 12)]
     assert losses == pytest.approx(plain, rel=1e-5)
 

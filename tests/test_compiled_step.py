@@ -12,7 +12,7 @@ from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast import compiled_step
-from llama.fast.compiled_step import LANES, compile_step, uncompile
+from llama.fast.compiled_step import MAX_TOKENS, compile_step, uncompile
 from llama.generation import generate
 from llama.lora import LoRAConfig, add_lora
 from llama.quantize import quantize
@@ -115,8 +115,8 @@ def test_two_ways_ragged_rows_equal_model(place):
 
 @needs_compiler
 def test_two_ways_rolling_cache_equals_model(place, monkeypatch):
-    monkeypatch.setattr("llama.cache.ROLL", 4)
-    monkeypatch.setattr("llama.cache.TAKEN_BACK", 2)
+    monkeypatch.setattr("llama.cache.EVICTION_SLACK", 4)
+    monkeypatch.setattr("llama.cache.ROLLBACK_SLOTS", 2)
     model = tiny(VARIANTS["window"])
     compile_step(model)
     ours, theirs = both(model, prompt=12, steps=(1, 3, 1, 2, 1, 1, 4, 1, 1, 1, 1, 1), padding=(0, 2), slots=64)
@@ -214,8 +214,8 @@ def test_property_more_lanes_than_it_takes_go_to_the_model():
     cache = KVCache(model.config, 1, 64, dtype=torch.float32, device="cpu")
     assert not step.fits(torch.zeros(1, 1, dtype=torch.int64), cache)           # nothing before: a prompt
     model(torch.zeros(1, 4, dtype=torch.int64), cache=cache)
-    assert step.fits(torch.zeros(1, LANES, dtype=torch.int64), cache)
-    assert not step.fits(torch.zeros(1, LANES + 1, dtype=torch.int64), cache)
+    assert step.fits(torch.zeros(1, MAX_TOKENS, dtype=torch.int64), cache)
+    assert not step.fits(torch.zeros(1, MAX_TOKENS + 1, dtype=torch.int64), cache)
 
 
 def test_refusal_without_a_compiler(monkeypatch):

@@ -11,16 +11,16 @@ from llama import cost
 from llama.checkpoint import PretrainedLlama, save_model
 from llama.commands import flags
 from llama.config import preset
-from llama.fast.custom_autograd import quicken
+from llama.fast.custom_autograd import use_custom_autograd
 from llama.freeze import freeze
 from llama.lora import LoRAConfig, add_lora, save_adapter
 from llama.quantize import quantize
 from llama.tasks.generation import TextGenerationTask
 from llama.trainer import Trainer
 from llama.training import memory_estimate
-from llama.training.memory_estimate import Layer, kept_a_token, layers_of, training_memory
+from llama.training.memory_estimate import Layer, activation_bytes_per_token, layers_of, training_memory
 from llama.training.objective import Plain
-from llama.training.optimizer import Masters, TrainConfig
+from llama.training.optimizer import MasterWeights, TrainConfig
 from tests.together import TALK, InstructionTask
 
 SIZES = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -29,14 +29,14 @@ SIZES = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, 
 
 def test_worked_example_what_a_block_keeps_of_a_token():
     block = Layer(D=96, H=6, G=2, K=16, F=256, size=2, learned=True, adapted={})
-    assert kept_a_token(block) == {
+    assert activation_bytes_per_token(block) == {
         "norms": 2 * (96 * 4 + 4) + 2 * 96 * 2, "inputs of products": 2 * 96 * 2,
         "attention": (96 + 32 + 32 + 96) * 2 + 6 * 4, "SwiGLU": 4 * 256 * 2, "adapters": 0}
     adapted = replace(block, learned=False, adapted={"q_proj": (96, 8), "o_proj": (96, 8)}, dropout=True)
-    assert kept_a_token(adapted) == {
+    assert activation_bytes_per_token(adapted) == {
         "norms": 2 * (96 * 4 + 4), "inputs of products": 96 * 2, "attention": 256 * 2 + 24, "SwiGLU": 3 * 256 * 2,
         "adapters": 2 * 8 * 2, "dropout": 2 * 96 * 3}
-    assert kept_a_token(replace(block, quick=True)) == {
+    assert activation_bytes_per_token(replace(block, quick=True)) == {
         "norms": 2 * (96 * 2 + 4), "inputs of products": 2 * 96 * 2, "attention": 256 * 2, "SwiGLU": 3 * 256 * 2,
         "adapters": 0}
 
@@ -49,9 +49,9 @@ def test_worked_example_the_terms_of_a_step():
     block = 4128                                                    # of a token, as above
     terms = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, program=10**6)
     assert terms == {
-        "program": 10**6 + memory_estimate.KERNELS, "weights": 2 * numbers, "float32 masters": 4 * numbers,
+        "program": 10**6 + memory_estimate.LIBRARY_OVERHEAD, "weights": 2 * numbers, "float32 masters": 4 * numbers,
         "optimiser": 8 * numbers, "kept for backward": 2 * tokens * block + ends,
-        "holes between": round(memory_estimate.HOLES["full"][0] * (2 * tokens * block + ends)),
+        "holes between": round(memory_estimate.FRAGMENTATION["full"][0] * (2 * tokens * block + ends)),
         "scores": 900 * 64 * 2 + 2 * 900 * 64 * 4 + 2 * 2 * 96 * (900 + 64),            # logits, float32, gradients
         "gradients beyond": 0}
     frugal = training_memory(model, tokens=tokens, rows=900, dtype=torch.bfloat16, checkpointed="blocks",
@@ -77,9 +77,9 @@ def test_two_ways_kept_for_backward(quick, learns, dtype):
             model.to(dtype)
             add_lora(model, LoRAConfig(rank=8))
         else:
-            Masters(model, dtype)
+            MasterWeights(model, dtype)
         if quick:
-            quicken(model)
+            use_custom_autograd(model)
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         seen: dict[int, torch.UntypedStorage] = {}              # held, or an address would come twice
 
@@ -95,7 +95,7 @@ def test_two_ways_kept_for_backward(quick, learns, dtype):
             loss, _ = objective({"tokens": tokens, "targets": tokens})
         kept.append(sum(storage.nbytes() for storage in seen.values()))
         size, layers = dtype.itemsize, layers_of(model, size=dtype.itemsize)
-    expected = B * T * sum(kept_a_token(layers[-1]).values())
+    expected = B * T * sum(activation_bytes_per_token(layers[-1]).values())
     casts = sum(size * p.numel() for n, p in model.layers[0].named_parameters() if "lora_" in n
                 and (size < 4 or quick and "lora_B" in n))         # by hand, B is kept with its scale
     assert kept[1] - kept[0] == pytest.approx(expected + casts, rel=0.001)
@@ -121,7 +121,7 @@ def test_worked_example_the_largest_batch_and_a_limit_in_minutes(tiny_model):
     assert memory_estimate.largest_batch(trainer) == (8 * max(s.reads for s in trainer.samples), targets)
     trainer.packs = True
     assert memory_estimate.largest_batch(trainer) == (sum(s.reads for s in trainer.samples), targets)
-    found = memory_estimate.probe(trainer)
+    found = memory_estimate.time_two_steps(trainer)
     assert found["steps"] == 3 and found["seconds"] == pytest.approx(6e-5) and found["seconds_a_step"] > 0
 
 

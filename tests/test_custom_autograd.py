@@ -9,7 +9,7 @@ from llama.config import preset
 from llama.fast import custom_autograd
 from llama.fast.numbers import relative_difference
 from llama.lora import LoRAConfig, add_lora
-from llama.masks import document_mask, full_mask
+from llama.masks import bidirectional_mask, document_mask
 from llama.quantization.layers import QuantizedLinear
 from llama.quantize import quantize
 from llama.tasks.classification import ClassificationTask
@@ -44,15 +44,15 @@ def _draw(model):
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 def test_two_ways_gradients_equal_autograd(lora, tiny_model, monkeypatch):
-    monkeypatch.setattr(custom_autograd, "ROWS", 4)                         # several pieces of queries
+    monkeypatch.setattr(custom_autograd, "QUERY_BLOCK", 4)                         # several pieces of queries
     if lora:
         _lora(tiny_model)
     tokens = torch.arange(22).view(2, 11)
     expected = _gradients(tiny_model, tokens)
-    custom_autograd.quicken(tiny_model)
+    custom_autograd.use_custom_autograd(tiny_model)
     assert tiny_model.layers[0].self_attn.takes_documents
     _same(_gradients(tiny_model, tokens), expected)
-    custom_autograd.slow_down(tiny_model)
+    custom_autograd.restore_autograd(tiny_model)
     assert not tiny_model.layers[0].self_attn.takes_documents
     assert not any(type(module) in custom_autograd.PLAIN for module in tiny_model.modules())
 
@@ -61,7 +61,7 @@ def test_two_ways_documents_equal_their_mask(tiny_model):
     tokens, lengths = torch.arange(12)[None], (5, 1, 6)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     expected = _gradients(tiny_model, tokens, positions=positions, mask=document_mask(torch.tensor(lengths)))
-    custom_autograd.quicken(tiny_model)
+    custom_autograd.use_custom_autograd(tiny_model)
     _same(_gradients(tiny_model, tokens, positions=positions, mask=custom_autograd.Documents(lengths)), expected)
 
 
@@ -70,7 +70,7 @@ def test_two_ways_recomputed_activations_twice_asked_for_equal_kept_ones(recompu
     _lora(tiny_model)
     tokens = torch.arange(10)[None]
     expected = _gradients(tiny_model, tokens)
-    custom_autograd.quicken(tiny_model)
+    custom_autograd.use_custom_autograd(tiny_model)
     for _ in range(2):                                              # asked for twice, wrapped once
         recompute(tiny_model)
     runs = []
@@ -79,7 +79,7 @@ def test_two_ways_recomputed_activations_twice_asked_for_equal_kept_ones(recompu
     assert len(runs) == 2
 
 
-@pytest.mark.parametrize("mask", [full_mask(torch.tensor([9, 5]), 9), None], ids=["full", "causal"])
+@pytest.mark.parametrize("mask", [bidirectional_mask(torch.tensor([9, 5]), 9), None], ids=["full", "causal"])
 @pytest.mark.parametrize("how", [{"dropout": 0.5}, {"dora": True}, {"rank": 3, "rslora": True}], ids=str)
 def test_two_ways_every_kind_of_adapter_and_mask(how, mask, tiny_model):
     """What custom_autograd.py does not know takes the readable way: dropout, DoRA, masks that are not causal."""
@@ -87,7 +87,7 @@ def test_two_ways_every_kind_of_adapter_and_mask(how, mask, tiny_model):
     torch.manual_seed(1)
     _draw(tiny_model)
     tokens, results = torch.arange(18).view(2, 9), []
-    for swap in (custom_autograd.slow_down, custom_autograd.quicken):
+    for swap in (custom_autograd.restore_autograd, custom_autograd.use_custom_autograd):
         swap(tiny_model)
         torch.manual_seed(0)
         results.append(_gradients(tiny_model.train(), tokens, mask=mask))
@@ -105,8 +105,8 @@ def test_two_ways_lora_over_a_base_of_few_bits(bits):
     _lora(model)
     tokens = torch.arange(18).view(2, 9)
     expected = _gradients(model, tokens)
-    custom_autograd.quicken(model)
-    assert any(type(module) is custom_autograd.QuickLoRALinear for module in model.modules())
+    custom_autograd.use_custom_autograd(model)
+    assert any(type(module) is custom_autograd.FusedLoRALinear for module in model.modules())
     _same(_gradients(model, tokens), expected)
     model.to(torch.bfloat16)
     _gradients(model, tokens[:1, :5])
@@ -119,7 +119,7 @@ def test_property_gradients_in_bfloat16_are_as_near_to_float32_as_autograd_s():
     tokens = torch.randint(0, 64, (2, 60))
     exact = _gradients(model, tokens)[1]
     model.to(torch.bfloat16)
-    for swap in (custom_autograd.slow_down, custom_autograd.quicken):
+    for swap in (custom_autograd.restore_autograd, custom_autograd.use_custom_autograd):
         swap(model)
         found = _gradients(model, tokens)[1]
         errors.append(sum((found[name].float() - exact[name]).square().sum() / exact[name].square().sum()
@@ -131,7 +131,7 @@ def test_property_gradients_in_bfloat16_are_as_near_to_float32_as_autograd_s():
 def test_two_ways_a_task_with_labels_learns_the_same(task, tiny_model, monkeypatch):
     examples = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(("a b c d", "e", "f g", "h i j"))]
     start, losses = copy.deepcopy(tiny_model.state_dict()), []
-    for quicken in (custom_autograd.quicken, lambda model: None):
+    for quicken in (custom_autograd.use_custom_autograd, lambda model: None):
         model = PretrainedLlama(tiny_model.config)
         model.tokenizer = tiny_model.tokenizer
         model.load_state_dict(start)
@@ -145,7 +145,7 @@ def test_property_without_gradients_the_readable_path_runs(tiny_model):
     tokens = torch.arange(9)[None]
     with torch.no_grad():
         expected = tiny_model(tokens)
-        custom_autograd.quicken(tiny_model)
+        custom_autograd.use_custom_autograd(tiny_model)
         assert torch.equal(tiny_model(tokens), expected)
 
 
@@ -153,7 +153,7 @@ def test_property_nothing_below_the_lowest_learning_layer_is_kept(tiny_model):
     """What needs no gradient: the embedding's output, and all blocks below the first that learns."""
     tiny_model.embed_tokens.requires_grad_(False)
     tiny_model.layers[0].requires_grad_(False)
-    custom_autograd.quicken(tiny_model)
+    custom_autograd.use_custom_autograd(tiny_model)
     outputs = []
     for layer in tiny_model.layers:
         layer.register_forward_hook(lambda module, inputs, output: outputs.append(output.requires_grad))
@@ -163,9 +163,9 @@ def test_property_nothing_below_the_lowest_learning_layer_is_kept(tiny_model):
 
 def test_property_windows_and_other_devices_keep_torch_s_attention(tiny_tokenizer):
     window = PretrainedLlama(preset("test", sliding_window=4))
-    custom_autograd.quicken(window)
+    custom_autograd.use_custom_autograd(window)
     assert not window.layers[0].self_attn.takes_documents
     with torch.device("meta"):
         elsewhere = PretrainedLlama(preset("test"))
-    custom_autograd.quicken(elsewhere)
+    custom_autograd.use_custom_autograd(elsewhere)
     assert not any(type(module) in custom_autograd.PLAIN for module in elsewhere.modules())

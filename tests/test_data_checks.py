@@ -12,7 +12,7 @@ from llama.datasets.instructions import InstructionDataset
 from llama.datasets.token_file import TokenFile, write_tokens
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
-from llama.tasks.task import IGNORED, Sample, Task
+from llama.tasks.task import IGNORE_INDEX, Sample, Task
 from llama.trainer import Trainer
 from llama.training.data_checks import CHECKS, OF_DATA, examine
 from llama.training.optimizer import TrainConfig
@@ -54,7 +54,7 @@ class MasksThePaddingId(InstructionTask):
 
     def collate(self, samples):
         batch = super().collate(samples)
-        return batch | {"targets": batch["targets"].masked_fill(batch["targets"] == self.pad_id, IGNORED)}
+        return batch | {"targets": batch["targets"].masked_fill(batch["targets"] == self.pad_id, IGNORE_INDEX)}
 
 
 class AsksWithASpace(InstructionTask):

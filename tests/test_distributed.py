@@ -12,7 +12,7 @@ from llama.checkpoint import load_model
 from llama.lora import load_adapter
 from llama.runtime import cli, distributed
 from llama.trainer import Trainer
-from llama.training.fsdp import outline
+from llama.training.fsdp import meta_copy
 from llama.training.optimizer import TrainConfig
 from tests import together
 
@@ -125,18 +125,18 @@ def test_refusal_devices_that_processes_cannot_share_and_shards_of_one_process(t
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(ValueError, match="processes of torchrun cannot meet on mps; give --device cpu"):
-        distributed.join(torch.device("mps"))
+        distributed.init_process_group(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match="this machine has 1 GPUs and torchrun started a process for number 2"):
-        distributed.join(torch.device("cuda"))
+        distributed.init_process_group(torch.device("cuda"))
 
 
 def test_property_alone_nothing_is_shared():
-    assert distributed.part([1, 2, 3]) == [1, 2, 3] and distributed.longest_part([1, 2, 3]) == 3
-    assert distributed.total(1.5, 2) == [1.5, 2] == distributed.most(1.5, 2)
-    assert distributed.agreed("x") == "x" and distributed.of_all("x") == ["x"] and distributed.first()
-    assert distributed.join(torch.device("mps")).type == "mps"
+    assert distributed.shard([1, 2, 3]) == [1, 2, 3] and distributed.longest_shard([1, 2, 3]) == 3
+    assert distributed.all_reduce_sum(1.5, 2) == [1.5, 2] == distributed.all_reduce_max(1.5, 2)
+    assert distributed.broadcast("x") == "x" and distributed.all_gather("x") == ["x"] and distributed.is_rank0()
+    assert distributed.init_process_group(torch.device("mps")).type == "mps"
 
 
 def test_property_shares_are_disjoint_whole_and_even(monkeypatch):
@@ -145,13 +145,13 @@ def test_property_shares_are_disjoint_whole_and_even(monkeypatch):
         for rank in range(3):
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             monkeypatch.setattr(distributed, "size", lambda: 3)
-            shares.append(distributed.part(range(count)))
+            shares.append(distributed.shard(range(count)))
         assert sorted(i for share in shares for i in share) == list(range(count))
-        assert max(map(len, shares)) == distributed.longest_part(range(count)) <= min(map(len, shares)) + 1
+        assert max(map(len, shares)) == distributed.longest_shard(range(count)) <= min(map(len, shares)) + 1
 
 
 def test_property_an_outline_has_names_ties_and_no_numbers(tiny_model):
-    copy = outline(tiny_model)
+    copy = meta_copy(tiny_model)
     assert {n: p.shape for n, p in copy.named_parameters()} == {n: p.shape for n, p in tiny_model.named_parameters()}
     assert all(p.is_meta for p in copy.parameters()) and copy.tokenizer is tiny_model.tokenizer
     assert copy.lm_head.weight is copy.embed_tokens.weight

@@ -3,7 +3,7 @@ import torch
 
 from llama.checkpoint import PretrainedLlama
 from llama.config import preset
-from llama.freeze import freeze, learning_table, unfreeze
+from llama.freeze import freeze, trainable_parameters, unfreeze
 from llama.lora import LoRAConfig, add_lora, set_active
 
 TOKENS = torch.arange(24).reshape(2, 12) * 5 % 512
@@ -105,7 +105,7 @@ def test_worked_example_the_table_of_what_learns():
     model = build(tied=True)
     freeze(model, layers=3, embeddings=True)
     # 512 · 32; a block: q, o 32 · 32, k, v 32 · 16, gate, up, down 32 · 64; 9 norms of 32, of which 3 learn
-    assert learning_table(model).splitlines() == [
+    assert trainable_parameters(model).splitlines() == [
         "part                          parameters         learning",
         "embeddings, head (tied)           16,384                0    0.00%",
         "blocks 0–2 (3)                    27,648                0    0.00%",
@@ -118,7 +118,7 @@ def test_worked_example_the_table_of_what_learns():
 def test_worked_example_the_table_under_lora():
     model = build()
     add_lora(model, LoRAConfig(rank=2, targets=("q_proj",)), name="small")
-    rows = {line[:15].strip(): line[15:].split() for line in learning_table(model).splitlines()}
+    rows = {line[:15].strip(): line[15:].split() for line in trainable_parameters(model).splitlines()}
     assert rows["adapter 'small'"] == ["512", "512", "100.00%"]     # 4 blocks · (2 · 32 + 32 · 2)
     assert rows["blocks 0–3 (4)"][1] == rows["embeddings"][1] == rows["head"][1] == rows["norms"][1] == "0"
     assert rows["total"] == ["70,432", "512", "0.73%"]

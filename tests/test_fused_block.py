@@ -15,10 +15,10 @@ from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama, plain_tensors, save_model
 from llama.config import preset
 from llama.fast.compiled_step import compile_step
-from llama.fast.fused_block import FusedBlock, bytes_read, fuse, reads_few_apart, unfuse
-from llama.fast.fused_linear import FEW_ROWS, FastLinear, PackedGate, PackedLinear, TwoForms, packs_bfloat16
+from llama.fast.fused_block import FusedBlock, fuse, has_second_layout, unfuse, weight_bytes_per_token
+from llama.fast.fused_linear import FEW_ROWS, FusedLinear, PrepackedLinear, PrepackedSwiGLU, TwoLayouts, packs_bfloat16
 from llama.lora import LoRAConfig, add_lora
-from llama.quantization.layers import Int4Linear, Int8Linear, works
+from llama.quantization.layers import Int4Linear, Int8Linear, kernel_available
 from llama.quantization.rounding import to_int4
 from llama.quantize import dequantize, quantize
 
@@ -52,7 +52,7 @@ def test_two_ways_fused_equals_readable(name):
     model = tiny(VARIANTS[name])
     before = logits(model)
     fuse(model)
-    assert isinstance(model.layers[0], FusedBlock) and isinstance(model.lm_head, FastLinear)
+    assert isinstance(model.layers[0], FusedBlock) and isinstance(model.lm_head, FusedLinear)
     assert_close(logits(model), before, atol=1e-5, rtol=0)
     same_choices(logits(model), before, gap=1e-4)
 
@@ -85,7 +85,7 @@ def test_two_ways_packed_equals_readable_and_back():
     expected = logits(model)
     fuse(model)
     block = model.layers[0]
-    assert all(isinstance(product, PackedLinear | PackedGate) for product in block.products)
+    assert all(isinstance(product, PrepackedLinear | PrepackedSwiGLU) for product in block.products)
     assert block.self_attn.q_proj.weight.numel() == 0
     assert_close(logits(model), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
     same_choices(logits(model), expected, gap=0.02)
@@ -108,19 +108,19 @@ def in_4_bits():
 
 
 @PACKED
-@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+@pytest.mark.skipif(not kernel_available(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
 def test_two_ways_two_forms_equal_readable_and_back(in_4_bits):
     model, exact = in_4_bits
     before = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
-    expected, read = logits(model), bytes_read(model)
+    expected, read = logits(model), weight_bytes_per_token(model)
     error = (expected - logits(copy.deepcopy(model).float())).abs().amax()
     fuse(model, exact)
     products = [type(product) for layer in model.layers for product in layer.products]
-    assert products == [*[TwoForms] * 6, PackedGate, TwoForms]
+    assert products == [*[TwoLayouts] * 6, PrepackedSwiGLU, TwoLayouts]
     assert not torch.equal(logits(model), expected)                 # other kernels for few rows
     assert_close(logits(model), expected, atol=3 * error.item(), rtol=0)            # what bfloat16 costs anyway
     same_choices(logits(model), expected, gap=0.03)
-    assert bytes_read(model) < 0.7 * read
+    assert weight_bytes_per_token(model) < 0.7 * read
     unfuse(model)
     after = plain_tensors(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -135,7 +135,7 @@ def test_two_ways_joined_kernels_equal_the_numbers_they_stand_for(bits, in_4_bit
     dequantize(plain, dtype=torch.float32)
     expected = logits(plain.float())
     fuse(model)
-    assert reads_few_apart(model) == works(Int8Linear if bits == 8 else Int4Linear)
+    assert has_second_layout(model) == kernel_available(Int8Linear if bits == 8 else Int4Linear)
     assert [len(product.layers) for product in model.layers[0].products] == [2 if bits == 8 else 1, 1, 1, 1]
     assert_close(logits(model).float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
     same_choices(logits(model), expected, gap=0.05)
@@ -153,7 +153,7 @@ def test_refusal_of_what_would_mean_nothing_to_a_fused_model(tmp_path):
 
 
 @PACKED
-@pytest.mark.skipif(not works(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
+@pytest.mark.skipif(not kernel_available(Int4Linear), reason="this torch has no kernel of 4 bits for this processor")
 def test_property_each_number_of_rows_goes_through_its_form(in_4_bits):
     model, exact = in_4_bits
     fuse(model, exact)

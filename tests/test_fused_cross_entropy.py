@@ -17,7 +17,7 @@ def test_two_ways_loss_and_gradients_equal_autograd(N, learns, monkeypatch):
     head, targets = nn.Linear(8, 11, bias=False).requires_grad_(learns), torch.randint(0, 11, (N,))
     results = []
     for loss_of in (lambda h: functional.cross_entropy(head(h), targets, reduction="sum"),
-                    lambda h: fused_cross_entropy.token_loss(h, targets, head)):
+                    lambda h: fused_cross_entropy.fused_linear_cross_entropy(h, targets, head)):
         hidden = torch.randn(N, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         head.zero_grad()
         loss = loss_of(hidden)
@@ -35,7 +35,7 @@ def test_two_ways_a_head_in_few_bits_equals_its_numbers():
     targets, results = torch.tensor([3, 10]), []
     for head in (plain, rounded):
         hidden = torch.ones(2, 32, requires_grad=True)
-        loss = fused_cross_entropy.token_loss(hidden, targets, head)
+        loss = fused_cross_entropy.fused_linear_cross_entropy(hidden, targets, head)
         loss.backward()
         results.append((loss.detach(), hidden.grad))
     for found, expected in zip(*results, strict=True):
@@ -47,13 +47,14 @@ def test_property_bfloat16_logits_are_summed_in_float32():
     head = nn.Linear(2, 4096, bias=False).to(torch.bfloat16).requires_grad_(False)
     nn.init.zeros_(head.weight)
     states = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
-    loss = fused_cross_entropy.token_loss(states, torch.tensor([0]), head)
+    loss = fused_cross_entropy.fused_linear_cross_entropy(states, torch.tensor([0]), head)
     assert loss.item() == pytest.approx(8.31777, rel=1e-5) and loss.dtype == torch.float32
 
 
 def test_property_heads_that_are_known():
-    assert fused_cross_entropy.knows(nn.Linear(2, 3, bias=False)) and not fused_cross_entropy.knows(nn.Linear(2, 3))
-    assert not fused_cross_entropy.knows(nn.Sequential())
+    assert fused_cross_entropy.supports_head(nn.Linear(2, 3, bias=False))
+    assert not fused_cross_entropy.supports_head(nn.Linear(2, 3))
+    assert not fused_cross_entropy.supports_head(nn.Sequential())
 
 
 @pytest.mark.parametrize("learned", [True, False], ids=["head learns", "head frozen"])
@@ -61,7 +62,8 @@ def test_property_other_devices_get_gradients_of_the_same_kind(learned):
     """On the meta device, in place of a GPU: nothing of the CPU takes part, and few kernels are started."""
     head = nn.Linear(8, 4096, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(learned)
     hidden = torch.empty(300, 8, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    loss = fused_cross_entropy.token_loss(hidden, torch.empty(300, device="meta", dtype=torch.int64), head)
+    targets = torch.empty(300, device="meta", dtype=torch.int64)
+    loss = fused_cross_entropy.fused_linear_cross_entropy(hidden, targets, head)
     loss.backward()
     assert loss.dtype == torch.float32 and hidden.grad.shape == (300, 8) and hidden.grad.dtype == torch.bfloat16
     assert (head.weight.grad is not None) == learned

@@ -14,7 +14,7 @@ from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast.numbers import relative_difference
-from llama.generation import Decoder, continue_text, encode_prompt, generate
+from llama.generation import BatchDecoder, complete_text, encode_prompt, generate
 from llama.sampling import SamplingConfig
 from llama.stop_strings import StopStrings
 from tokenizer.chat import FORMATS
@@ -86,11 +86,11 @@ def test_two_ways_a_ragged_batch_of_each_variant_equals_running_whole_texts_anew
 
 def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
     padding = [8 - len(prompt) for prompt in PROMPTS]
-    batch = Decoder(tiny_model, padding, 9, vocab_size=400)
+    batch = BatchDecoder(tiny_model, padding, 9, vocab_size=400)
     padded = torch.tensor([[0] * blank + prompt for blank, prompt in zip(padding, PROMPTS, strict=True)])
     prefilled, stepped = batch.step(padded), batch.step(torch.full((4, 1), 30))
     for row, prompt in enumerate(PROMPTS):
-        single = Decoder(tiny_model, [0], 9, vocab_size=400)
+        single = BatchDecoder(tiny_model, [0], 9, vocab_size=400)
         assert relative_difference(prefilled[row], single.step(torch.tensor([prompt]))[0]) < 1e-5
         assert relative_difference(stepped[row], single.step(torch.tensor([[30]]))[0]) < 1e-5
 
@@ -102,43 +102,43 @@ def test_two_ways_a_left_padded_row_equals_the_single_run(tiny_model):
 @pytest.mark.parametrize("cache_dtype", [None, torch.int8])
 def test_two_ways_a_pass_for_each_length_equals_one_for_all(monkeypatch, tiny_tokenizer, changes, shared, cache_dtype):
     """Also behind a common start, with several texts of a prompt, where a window rolls, where angles change later."""
-    monkeypatch.setattr(cache, "ROLL", 3)
-    monkeypatch.setattr(cache, "TAKEN_BACK", 2)
+    monkeypatch.setattr(cache, "EVICTION_SLACK", 3)
+    monkeypatch.setattr(cache, "ROLLBACK_SLOTS", 2)
     torch.manual_seed(0)
     shape = preset("test", vocab_size=tiny_tokenizer.vocab_size, initializer_range=0.4, **changes)
     model = PretrainedLlama(shape).eval()
     options = {"tokenizer": tiny_tokenizer, "sampling": HOT, "max_new_tokens": 30, "ignore_eos": True, "seed": 5,
                "cache_dtype": cache_dtype, "num_samples": 2}
-    start = list(range(30, 30 + generation.WORTH_SHARING)) if shared else []
-    stacked, stack = [], Decoder.stack
-    monkeypatch.setattr(Decoder, "stack", lambda *rows: stacked.append(rows) or stack(*rows))
+    start = list(range(30, 30 + generation.MIN_SHARED_PREFIX)) if shared else []
+    stacked, stack = [], BatchDecoder.stack
+    monkeypatch.setattr(BatchDecoder, "stack", lambda *rows: stacked.append(rows) or stack(*rows))
     written = []
     for cost in (0, 1000):
-        monkeypatch.setattr(generation, "PASS", cost)
+        monkeypatch.setattr(generation, "PASS_OVERHEAD", cost)
         written.append(bare(generate(model, [start + prompt for prompt in PROMPTS], **options)))
         assert len(stacked) == 1                                    # in the first run alone
     assert written[0] == written[1]
 
 
 def test_property_passes_cost_the_least(monkeypatch):
-    monkeypatch.setattr(generation, "PASS", 10)
+    monkeypatch.setattr(generation, "PASS_OVERHEAD", 10)
 
     def cost(lengths, starts):
         return sum(10 + (end - start) * lengths[end - 1] for start, end in itertools.pairwise([*starts, len(lengths)]))
 
-    assert generation.passes([3, 3, 3]) == [0] and generation.passes([1, 1, 50, 50]) == [0, 2]
+    assert generation.prefill_batches([3, 3, 3]) == [0] and generation.prefill_batches([1, 1, 50, 50]) == [0, 2]
     generator = random.Random(0)
     for _ in range(50):
         lengths = sorted(generator.randrange(1, 40) for _ in range(7))
         best = min(cost(lengths, [0, *cuts]) for n in range(7) for cuts in itertools.combinations(range(1, 7), n))
-        assert cost(lengths, generation.passes(lengths)) == best
+        assert cost(lengths, generation.prefill_batches(lengths)) == best
 
 
 def test_worked_example_positions_do_not_count_padding(tiny_model, monkeypatch):
     given, hidden = [], tiny_model.hidden
     monkeypatch.setattr(tiny_model, "hidden", lambda tokens, *, positions, **options: (
         given.append(positions.tolist()), hidden(tokens, positions=positions, **options))[1])
-    decoder = Decoder(tiny_model, [0, 2], 6, vocab_size=400)
+    decoder = BatchDecoder(tiny_model, [0, 2], 6, vocab_size=400)
     decoder.step(torch.tensor([[5, 6, 7, 8], [0, 0, 7, 8]]))
     decoder.step(torch.tensor([[9], [9]]))
     assert given == [[[0, 1, 2, 3], [0, 0, 0, 1]], [[4], [2]]]
@@ -164,7 +164,7 @@ def test_two_ways_rows_that_end_early_change_nothing_for_the_others(write, tiny_
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_two_ways_prefill_in_chunks_equals_one_shot(write, tiny_model, chunk):
     assert bare(write(PROMPTS, max_new_tokens=10, prefill_chunk=chunk)) == bare(write(PROMPTS, max_new_tokens=10))
-    decoder, whole = (Decoder(tiny_model, [0, 5], 8, vocab_size=400) for _ in range(2))
+    decoder, whole = (BatchDecoder(tiny_model, [0, 5], 8, vocab_size=400) for _ in range(2))
     tokens = torch.tensor([PROMPTS[2], [0] * 5 + PROMPTS[0]])
     for piece in tokens.split(chunk, dim=1):
         logits = decoder.step(piece)
@@ -185,7 +185,7 @@ def test_property_the_batch_size_changes_nothing(write, batch_size):
 
 
 def test_two_ways_a_cache_that_grew_equals_one_made_large(tiny_model):
-    small, large = Decoder(tiny_model, [0], 3, vocab_size=400), Decoder(tiny_model, [0], 8, vocab_size=400)
+    small, large = BatchDecoder(tiny_model, [0], 3, vocab_size=400), BatchDecoder(tiny_model, [0], 8, vocab_size=400)
     for decoder in (small, large):
         decoder.step(torch.tensor([[1, 2, 3]]))
     small.reserve(8)
@@ -360,7 +360,7 @@ def test_worked_example_the_short_door(tiny_model, tiny_tokenizer, write):
     ids = tiny_tokenizer.encode("The fox")
     text = tiny_model.generate("The fox", max_new_tokens=5, temperature=0.0)
     assert text == write([ids], max_new_tokens=5)[0].text
-    sampled = continue_text(tiny_model, tiny_tokenizer, "The fox", temperature=1.5, seed=2, max_new_tokens=5)
+    sampled = complete_text(tiny_model, tiny_tokenizer, "The fox", temperature=1.5, seed=2, max_new_tokens=5)
     assert sampled == write([ids], sampling=SamplingConfig(temperature=1.5), seed=2, max_new_tokens=5)[0].text
 
 

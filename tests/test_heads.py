@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
-from llama.freeze import freeze, learning_table
+from llama.freeze import freeze, trainable_parameters
 from llama.heads import HeadConfig, add_head, head_config, head_of, remove_head
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter, unmerge_lora
-from llama.masks import full_mask
+from llama.masks import bidirectional_mask
 from llama.model import naive_attention
 from llama.quantize import quantize
-from llama.training.verify_saved import prove_saved
+from llama.training.verify_saved import verify_saved
 
 IDS = torch.tensor([[5, 300, 7, 41, 41, 9]])
 LABELS = ("差", "好", "mixed")
@@ -70,7 +70,7 @@ def test_two_ways_saved_and_loaded_computes_the_same(tiny_model, tmp_path, kind,
     again = load_model(tmp_path / place)
     assert again(IDS).shape == (1, 6, 2 if kind == "spans" else 3)
     assert torch.equal(again(IDS), model(IDS)) and head_config(again) == head_config(model)
-    prove_saved(model, tmp_path / place)
+    verify_saved(model, tmp_path / place)
 
 
 def test_worked_example_scores_are_states_times_weights(tiny_model):
@@ -106,7 +106,7 @@ def test_two_ways_an_adapter_brings_its_head(tiny_model, tmp_path, kind):
     add_lora(model, LoRAConfig(rank=2, targets=("q_proj",)))
     stir(model)
     save_adapter(model, tmp_path / "a")
-    prove_saved(model, tmp_path / "a")
+    verify_saved(model, tmp_path / "a")
     values = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert values["modules_to_save"] == [model.head_name]
     assert values["task_type"] == {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS", "spans": "QUESTION_ANS"}[kind]
@@ -132,14 +132,14 @@ def test_property_lora_learns_the_head_and_the_adapter_alone(tiny_model):
     assert all(".adapters." in name or ".biases." in name for name in learning)
     assert {"score.adapters.default", "score.biases.default"} <= learning
     assert not hasattr(model.score.base, "lora_A")
-    assert "adapter 'default'" in learning_table(model)
+    assert "adapter 'default'" in trainable_parameters(model)
 
 
 def test_property_freezing_leaves_the_head(tiny_model):
     model = headed(tiny_model)
     freeze(model, all_but="head")
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["score.weight"]
-    assert "head" in learning_table(model)
+    assert "head" in trainable_parameters(model)
 
 
 def test_property_the_head_is_never_quantised(tiny_model, tmp_path):
@@ -154,7 +154,7 @@ def test_property_the_head_is_never_quantised(tiny_model, tmp_path):
 
 
 def test_property_full_attention_sees_what_is_behind_and_no_padding():
-    mask = full_mask(torch.tensor([2, 3]), 3)
+    mask = bidirectional_mask(torch.tensor([2, 3]), 3)
     assert mask.flatten(1).tolist() == [[True, True, False], [True, True, True]]
     q = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     alone = naive_attention(q[:, :, :2], q[:, :, :2], q[:, :, :2], torch.ones(2, 2, dtype=torch.bool))
@@ -226,4 +226,4 @@ def test_refusal_a_saved_head_with_other_labels(tiny_model, tmp_path):
     save_model(model, tmp_path / "m")
     model.score.config = replace(model.score.config, labels=("好", "差", "mixed"))
     with pytest.raises(RuntimeError, match="does not hold the model in memory: its head is"):
-        prove_saved(model, tmp_path / "m")
+        verify_saved(model, tmp_path / "m")

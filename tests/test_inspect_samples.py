@@ -10,8 +10,8 @@ import pytest
 import finetune
 import train
 from llama.tasks.instruction import InstructionTask
-from llama.tasks.task import IGNORED, Sample
-from llama.training.inspect_samples import GREEN, PLAIN, in_colour, show_sample, spelled, x_ray
+from llama.tasks.task import IGNORE_INDEX, Sample
+from llama.training.inspect_samples import GREEN, PLAIN, in_colour, inspect_samples, show_sample, spelled
 from tokenizer import bpe
 
 TALK = [{"role": "user", "content": "The dog?\n你好"}, {"role": "assistant", "content": "sleeps."}]
@@ -114,7 +114,7 @@ def test_property_colour_is_for_terminals_and_for_those_who_want_it(monkeypatch)
     assert not in_colour(Terminal())
 
 
-def test_worked_example_x_ray_shows_samples_counts_checks_and_what_failed(tiny_tokenizer, capsys):
+def test_worked_example_inspection_shows_samples_counts_checks_and_what_failed(tiny_tokenizer, capsys):
     class MasksTheThird(InstructionTask):
         def encode(self, example, tokenizer):
             sample = super().encode(example, tokenizer)
@@ -122,21 +122,21 @@ def test_worked_example_x_ray_shows_samples_counts_checks_and_what_failed(tiny_t
 
     data = [{"messages": TALK, "place": f"f:{i}"} for i in range(1, 5)]
     options = {"vocab_size": tiny_tokenizer.vocab_size, "show": 2}
-    x_ray(InstructionTask("chatml"), data, tiny_tokenizer, **options)
+    inspect_samples(InstructionTask("chatml"), data, tiny_tokenizer, **options)
     shown = capsys.readouterr().out
     assert [line for line in shown.split("\n") if "as the model sees it" in line] == [
         f"f:{i}, as the model sees it (● is learned, · is only read):" for i in (1, 2)]
     assert re.search(r"^EOS supervised +4$", shown, re.M) and re.search("^check template +ok ", shown, re.M)
 
     with pytest.raises(ValueError, match=r"^masked: f:3 \(sample 3 of 4\): nothing"):
-        x_ray(MasksTheThird("chatml"), data, tiny_tokenizer, **options)
+        inspect_samples(MasksTheThird("chatml"), data, tiny_tokenizer, **options)
     shown = capsys.readouterr().out
     assert re.search("^check masked +FAILED ", shown, re.M) and "f:3, as the model sees it" in shown
     assert "f:4" not in shown
 
     with pytest.raises(ValueError, match="--inspect -1: "):
-        x_ray(MasksTheThird("chatml"), data, tiny_tokenizer, **options | {"show": -1})
-    x_ray(MasksTheThird("chatml"), data, tiny_tokenizer, **options, allow=["masked"], as_json=True)
+        inspect_samples(MasksTheThird("chatml"), data, tiny_tokenizer, **options | {"show": -1})
+    inspect_samples(MasksTheThird("chatml"), data, tiny_tokenizer, **options, allow=["masked"], as_json=True)
     out, err = capsys.readouterr()
     record = json.loads(out)
     assert record["data"]["fully_masked"] == 1 and record["checks"]["masked"].startswith("f:3 ")
@@ -147,10 +147,10 @@ def test_property_the_marks_are_those_of_the_batch_whatever_a_sample_says(tiny_t
     class ForgetsInTheBatch(InstructionTask):
         def collate(self, samples):
             batch = super().collate(samples)
-            return batch | {"targets": batch["targets"].fill_(IGNORED)}
+            return batch | {"targets": batch["targets"].fill_(IGNORE_INDEX)}
 
     with pytest.raises(ValueError, match="^masked"):
-        x_ray(ForgetsInTheBatch("chatml"), [{"messages": TALK}], tiny_tokenizer, vocab_size=400, show=1)
+        inspect_samples(ForgetsInTheBatch("chatml"), [{"messages": TALK}], tiny_tokenizer, vocab_size=400, show=1)
     assert not re.search(r"^ +\d+ +\d+ ●", capsys.readouterr().out, re.M)
 
 

@@ -6,7 +6,7 @@ import torch
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast.agreement import readable, use_custom_gradients, use_fused_blocks
-from llama.fast.custom_autograd import QuickMLP
+from llama.fast.custom_autograd import FusedMLP
 from llama.fast.fused_block import FusedBlock
 from llama.lora import LoRAConfig, add_lora
 from llama.model import MLP, Attention, naive_attention
@@ -57,7 +57,7 @@ def test_two_ways_fast_versions_are_taken_where_nothing_was_edited(name, dtype, 
     assert not any(isinstance(layer, FusedBlock) for layer in model.layers)
     if dtype == torch.float32:
         use_custom_gradients(model)
-        assert type(model.layers[0].mlp) is QuickMLP
+        assert type(model.layers[0].mlp) is FusedMLP
     assert capsys.readouterr().err == ""
 
 
@@ -70,7 +70,7 @@ def test_two_ways_fast_versions_are_taken_for_few_bits_and_adapters(bits, capsys
     model = model_of({})
     add_lora(model, LoRAConfig(rank=2))
     use_custom_gradients(model)
-    assert type(model.layers[0].mlp) is QuickMLP
+    assert type(model.layers[0].mlp) is FusedMLP
     assert capsys.readouterr().err == ""
 
 

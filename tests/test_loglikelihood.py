@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
-from llama.decoding.loglikelihood import score
+from llama.decoding.loglikelihood import loglikelihood
 
 PREFIX, ANSWERS = list(range(20, 60)), [[5], [6, 7, 8], [9, 10], [5, 5, 5, 5, 5, 5]]
 
@@ -28,7 +28,7 @@ def whole(model, tokenizer, answer):
 def test_two_ways_scores_equal_those_of_whole_texts(tiny_tokenizer, monkeypatch, changes, batch_size):
     monkeypatch.setattr("llama.decoding.loglikelihood.PIECE", 4)
     model = make(tiny_tokenizer, **changes)
-    scores = score(model, PREFIX, ANSWERS, tokenizer=tiny_tokenizer, batch_size=batch_size, prefill_chunk=16)
+    scores = loglikelihood(model, PREFIX, ANSWERS, tokenizer=tiny_tokenizer, batch_size=batch_size, prefill_chunk=16)
     for answer, ours in zip(ANSWERS, scores, strict=True):
         assert_close(ours, whole(model, tiny_tokenizer, answer), rtol=1e-5, atol=1e-5)
 
@@ -38,10 +38,10 @@ def test_property_the_prefix_runs_once(tiny_tokenizer, monkeypatch):
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden",
                         lambda tokens, **options: (ran.append(tokens.numel()), hidden(tokens, **options))[1])
-    score(model, PREFIX, ANSWERS * 3, tokenizer=tiny_tokenizer, batch_size=4)
+    loglikelihood(model, PREFIX, ANSWERS * 3, tokenizer=tiny_tokenizer, batch_size=4)
     assert ran == [len(PREFIX)] + 3 * [4 * 5]
     ran.clear()
-    score(model, PREFIX, [[5], [6]], tokenizer=tiny_tokenizer)
+    loglikelihood(model, PREFIX, [[5], [6]], tokenizer=tiny_tokenizer)
     assert ran == [len(PREFIX)]                                     # answers of one id need nothing more
 
 
@@ -49,9 +49,9 @@ def test_refusal_of_what_cannot_be_scored(tiny_tokenizer):
     model = make(tiny_tokenizer)
     for prefix, answers in (([], [[5]]), ([5], [[5], []])):
         with pytest.raises(ValueError, match="holds no ids"):
-            score(model, prefix, answers, tokenizer=tiny_tokenizer)
+            loglikelihood(model, prefix, answers, tokenizer=tiny_tokenizer)
     with pytest.raises(ValueError, match="260 tokens long and the model is steady up to 256"):
-        score(model, [5] * 258, [[5], [6, 7]], tokenizer=tiny_tokenizer)
+        loglikelihood(model, [5] * 258, [[5], [6, 7]], tokenizer=tiny_tokenizer)
     turning = make(tiny_tokenizer, max_position_embeddings=24, rope_scaling=RopeScaling("dynamic", 4.0))
     with pytest.raises(ValueError, match="steady up to 24"):
-        score(turning, PREFIX, ANSWERS, tokenizer=tiny_tokenizer)
+        loglikelihood(turning, PREFIX, ANSWERS, tokenizer=tiny_tokenizer)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llama.lora.layers import DoRA, LoRALinear, LowRank
+from llama.lora.layers import DoRA, LoRALinear, LoRAPart
 from llama.lora.targets import LoRAConfig
 
 
@@ -19,7 +19,7 @@ def _layer(part_kind, config, *, weight, bias=None):
 
 def _random(config, *, bias=False):
     generator = torch.Generator().manual_seed(0)
-    layer, part = _layer(DoRA if config.dora else LowRank, config, weight=torch.randn(6, 4, generator=generator),
+    layer, part = _layer(DoRA if config.dora else LoRAPart, config, weight=torch.randn(6, 4, generator=generator),
                          bias=torch.randn(6, generator=generator) if bias else None)
     for parameter in part.parameters():
         parameter.data += torch.randn(parameter.shape, generator=generator)
@@ -27,7 +27,7 @@ def _random(config, *, bias=False):
 
 
 def test_worked_example_two_by_two():
-    layer, part = _layer(LowRank, LoRAConfig(rank=1, alpha=2.0), weight=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    layer, part = _layer(LoRAPart, LoRAConfig(rank=1, alpha=2.0), weight=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     part.lora_A.data = torch.tensor([[1.0, -1.0]])
     part.lora_B.data = torch.tensor([[0.5], [2.0]])
     # A x = 3 - 1 = 2; B A x = (1, 4); times alpha / rank = 2: (2, 8). W x = (5, 13).
@@ -49,13 +49,13 @@ def test_worked_example_dora_two_by_two():
 def test_worked_example_the_scale_of_rslora():
     weight = torch.zeros(2, 2)
     for config, scale in [(LoRAConfig(rank=16, alpha=8.0), 0.5), (LoRAConfig(rank=16, alpha=8.0, rslora=True), 2.0)]:
-        assert _layer(LowRank, config, weight=weight)[1].scale == scale
+        assert _layer(LoRAPart, config, weight=weight)[1].scale == scale
 
 
 def test_worked_example_a_starts_as_in_peft():
-    parts = [_layer(LowRank, LoRAConfig(rank=50), weight=torch.zeros(3, 400))[1] for _ in range(1)]
-    part = LowRank(nn.Linear(400, 3), LoRAConfig(rank=50), generator=torch.Generator().manual_seed(0))
-    again = LowRank(nn.Linear(400, 3), LoRAConfig(rank=50), generator=torch.Generator().manual_seed(0))
+    parts = [_layer(LoRAPart, LoRAConfig(rank=50), weight=torch.zeros(3, 400))[1] for _ in range(1)]
+    part = LoRAPart(nn.Linear(400, 3), LoRAConfig(rank=50), generator=torch.Generator().manual_seed(0))
+    again = LoRAPart(nn.Linear(400, 3), LoRAConfig(rank=50), generator=torch.Generator().manual_seed(0))
     assert part.lora_A.abs().max() <= 400**-0.5             # uniform between -1/√in and 1/√in, of variance 1/(3 in)
     assert part.lora_A.std().item() == pytest.approx((3 * 400) ** -0.5, rel=0.02)
     assert torch.equal(part.lora_A, again.lora_A) and not torch.equal(part.lora_A, parts[0].lora_A)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llama.lora.peft_folder import ABOUT, NOT_BUILT, READ, config_from_peft
-from llama.lora.targets import LoRAConfig, chosen, present
+from llama.lora.targets import LoRAConfig, drop_missing, select_modules
 from weights.formats.huggingface import stored_name
 
 PEFT = Path(__file__).parent / "fixtures" / "peft"                 # written by python -m tests.parity.variants
@@ -21,8 +21,8 @@ PATHS = ["embed_tokens", "layers", *(f"layers.{i}{name}" for i in range(2) for n
 def test_two_ways_chosen_modules_are_those_of_peft(rule):
     """Modules, ranks and scales as peft gave them for the same rule; None where it refused."""
     try:
-        config = present(config_from_peft({"r": 8, "lora_alpha": 8, **rule["options"]}, "here"), PATHS)
-        adapted, _ = chosen(config, PATHS, LINEAR, tied=False)
+        config = drop_missing(config_from_peft({"r": 8, "lora_alpha": 8, **rule["options"]}, "here"), PATHS)
+        adapted, _ = select_modules(config, PATHS, LINEAR, tied=False)
     except ValueError:
         assert rule["modules"] is None
         return
@@ -53,4 +53,4 @@ def test_property_every_key_of_peft_is_known():
 ])
 def test_refusal_rules_that_fit_nothing_or_contradict(change, words):
     with pytest.raises(ValueError, match=re.escape(words).replace(r"\.\*", ".*")):
-        chosen(LoRAConfig(**change), PATHS, LINEAR, tied=False)
+        select_modules(LoRAConfig(**change), PATHS, LINEAR, tied=False)

@@ -5,7 +5,7 @@ import torch
 
 from llama.benchmark import measure_generation
 from llama.fast import compiled_step
-from llama.generation import Decoder
+from llama.generation import BatchDecoder
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_property_perplexity_goes_through_the_step_that_the_mode_has(tiny_model,
         """What compiled_step.py gives, in plain torch; wrong by a known factor."""
 
         def fits(self, tokens, cache):
-            return cache.length > 0 and tokens.shape[1] <= compiled_step.LANES
+            return cache.length > 0 and tokens.shape[1] <= compiled_step.MAX_TOKENS
 
         def __call__(self, tokens, *, padding, cache):
             return 0 * tiny_model(tokens, cache=cache)
@@ -63,7 +63,7 @@ def test_property_perplexity_goes_through_the_step_that_the_mode_has(tiny_model,
     first = measure_generation.mean_loss(tiny_model, ids[:2], block=20)        # one token, which the model itself reads
     expected = (first + 18 * math.log(tiny_model.config.vocab_size)) / 19
     assert measure_generation.mean_loss(tiny_model, ids[:20], block=20) == pytest.approx(expected, rel=1e-5)
-    assert measure_generation.STEP == compiled_step.LANES
+    assert measure_generation.STEP == compiled_step.MAX_TOKENS
 
 
 @pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.bfloat16, 2)])
@@ -73,4 +73,4 @@ def test_worked_example_traffic(tiny_model, dtype, size):
     matrices = sum(p.numel() for name, p in tiny_model.named_parameters() if "norm" not in name)    # the head is tied
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 10
     assert measure_generation.works(tiny_model)["traffic"](context=10)["bytes"] == size * (matrices + cache)
-    assert Decoder(tiny_model, [0], 10, vocab_size=9).cache.layers[0].keys.element_size() == size
+    assert BatchDecoder(tiny_model, [0], 10, vocab_size=9).cache.layers[0].keys.element_size() == size

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from llama.benchmark.measure_training import Setting, random_tensors, works
-from llama.checkpoint import described, save_model
+from llama.checkpoint import build_on_meta, save_model
 from llama.config import preset
 from llama.config_json import config_to_dict
-from weights.formats.quantized_matrix import Packed
+from weights.formats.quantized_matrix import QuantizedMatrix
 
 
 @pytest.fixture
@@ -29,9 +29,10 @@ def test_worked_example_what_is_counted(tiny_model, samples, tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_property_a_shape_in_few_bits_is_never_there_in_floats(bits, samples):
-    model = described(config_to_dict(preset("test")))
+    model = build_on_meta(config_to_dict(preset("test")))
     tensors = dict(random_tensors(model, bits=bits))
-    assert all(isinstance(tensor, Packed) == (model.get_parameter(name).dim() == 2) for name, tensor in tensors.items())
+    assert all(isinstance(tensor, QuantizedMatrix) == (model.get_parameter(name).dim() == 2)
+               for name, tensor in tensors.items())
     asked = works(Setting(model="test", samples=samples, adapter="new", bits=bits, batch_size=1))
     losses = asked["train"](steps=[[0], [0], [0]])["losses"]
     assert losses[2] < losses[0]
@@ -39,6 +40,6 @@ def test_property_a_shape_in_few_bits_is_never_there_in_floats(bits, samples):
 
 
 def test_two_ways_random_tensors_of_one_kind_are_copies_not_views():
-    tensors = dict(random_tensors(described(config_to_dict(preset("test"))), bits=0))
+    tensors = dict(random_tensors(build_on_meta(config_to_dict(preset("test"))), bits=0))
     first, second = tensors["layers.0.mlp.up_proj.weight"], tensors["layers.1.mlp.up_proj.weight"]
     assert torch.equal(first, second) and first.data_ptr() != second.data_ptr()

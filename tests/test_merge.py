@@ -10,11 +10,11 @@ from llama import merge
 from llama.checkpoint import load_model, save_model
 from llama.lora import LoRAConfig, add_lora, has_lora, merge_lora, save_adapter, unmerge_lora
 from llama.merge import merge_report
-from llama.training.verify_saved import answers
+from llama.training.verify_saved import probe_outputs
 
 
 def _logits(model):
-    return answers(model, text=False).logits
+    return probe_outputs(model, text=False).logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

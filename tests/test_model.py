@@ -8,7 +8,7 @@ import torch
 from llama import reference
 from llama.cache import KVCache
 from llama.config import RopeScaling, preset
-from llama.masks import added_mask, causal_mask, padding_mask, window_mask
+from llama.masks import additive_mask, causal_mask, padding_mask, sliding_window_mask
 from llama.model import Llama, RMSNorm, apply_rotary, attention, naive_attention, rotary_frequencies, rotary_tables
 from llama.training.activation_checkpointing import checkpoint_activations
 
@@ -189,7 +189,7 @@ def test_two_ways_fused_attention_equals_its_definition(T, S, G):
     q, k, v = torch.randn(2, 4, T, 8), torch.randn(2, G, S, 8), torch.randn(2, G, S, 8)
     for mask in (None, causal_mask(T, S), padding_mask(torch.tensor([0, S - T]), T, S)):
         _close(attention(q, k, v, mask), naive_attention(q, k, v, mask))
-        _close(attention(q, k, v, added_mask(mask, q.dtype)), naive_attention(q, k, v, mask))
+        _close(attention(q, k, v, additive_mask(mask, q.dtype)), naive_attention(q, k, v, mask))
 
 
 def test_worked_example_padding_mask():
@@ -198,8 +198,8 @@ def test_worked_example_padding_mask():
 
 
 def test_worked_example_window_mask():
-    assert window_mask(4, 4, 2).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    assert window_mask(1, 4, 3).int().tolist() == [[0, 1, 1, 1]]
+    assert sliding_window_mask(4, 4, 2).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert sliding_window_mask(1, 4, 3).int().tolist() == [[0, 1, 1, 1]]
 
 
 def test_property_a_window_hides_what_lies_before_it():

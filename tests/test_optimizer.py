@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from llama.training.optimizer import Masters, learning_rate, make_optimizer
+from llama.training.optimizer import MasterWeights, learning_rate, make_optimizer
 
 
 def test_two_ways_small_updates_add_up_in_masters_and_vanish_in_bfloat16():
     model = nn.Linear(4, 1, bias=False)
     nn.init.ones_(model.weight)
-    masters = Masters(model, torch.bfloat16)
+    masters = MasterWeights(model, torch.bfloat16)
     optimizer = make_optimizer("sgd", masters.learned.values(), lr=1e-3, weight_decay=0.0)
     for _ in range(10):
         model(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
@@ -28,7 +28,7 @@ def test_two_ways_small_updates_add_up_in_masters_and_vanish_in_bfloat16():
 
 def test_property_weights_stored_in_bfloat16_get_masters_without_asking():
     model = nn.Linear(4, 1).to(torch.bfloat16)
-    masters = Masters(model, None)
+    masters = MasterWeights(model, None)
     assert all(master.dtype == torch.float32 for master in masters.learned.values())
     assert model.weight.dtype == torch.bfloat16
     masters.restore()
@@ -39,7 +39,7 @@ def test_property_frozen_originals_come_back_to_the_bit():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[0].requires_grad_(False)
     before = model[0].weight.clone()
-    masters = Masters(model, torch.bfloat16)
+    masters = MasterWeights(model, torch.bfloat16)
     assert model[0].weight.dtype == torch.bfloat16 and set(masters.learned) == {"1.weight", "1.bias"}
     masters.restore()
     assert torch.equal(model[0].weight, before)
@@ -47,7 +47,7 @@ def test_property_frozen_originals_come_back_to_the_bit():
 
 def test_property_gradients_of_micro_batches_add_up_in_float32():
     model = nn.Linear(1, 1, bias=False)
-    masters = Masters(model, torch.bfloat16)
+    masters = MasterWeights(model, torch.bfloat16)
     for x in (1.0, 1e-3):
         model(torch.full((1, 1), x, dtype=torch.bfloat16)).sum().backward()
         masters.collect()

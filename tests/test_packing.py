@@ -12,7 +12,7 @@ from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask
 from llama.tasks.task import Sample, Task
 from llama.training.objective import Plain
-from llama.training.packing import laid_out, micro_batches, pack, packs
+from llama.training.packing import micro_batches, pack, pack_or_pad, should_pack
 
 SAMPLES = [Sample([1, 2, 3, 4, 5], [False, False, True, True, True]), Sample([6, 7, 8], [False, True, True]),
            Sample([9, 10], [False, True])]
@@ -35,7 +35,7 @@ def test_two_ways_packed_equals_padded(quick, lora, tiny_model):
     objective, results = Plain(tiny_model, Task()), []
     for batch in (Task().collate(SAMPLES), pack(Task(), SAMPLES)):
         if quick and "lengths" in batch:
-            custom_autograd.quicken(tiny_model)
+            custom_autograd.use_custom_autograd(tiny_model)
         tiny_model.zero_grad()
         loss, targets = objective(batch)
         loss.backward()
@@ -72,19 +72,19 @@ def test_property_micro_batches_hold_neighbours_in_length_and_every_sample_once(
 
 
 def test_property_no_row_beyond_the_context_and_no_packing_without_need():
-    assert "lengths" in laid_out(Task(), SAMPLES, room=7)
-    assert laid_out(Task(), SAMPLES, room=6)["tokens"].shape == (3, 4)
-    assert laid_out(Task(), SAMPLES[:1] * 2, room=100)["tokens"].shape == (2, 4)
+    assert "lengths" in pack_or_pad(Task(), SAMPLES, room=7)
+    assert pack_or_pad(Task(), SAMPLES, room=6)["tokens"].shape == (3, 4)
+    assert pack_or_pad(Task(), SAMPLES[:1] * 2, room=100)["tokens"].shape == (2, 4)
 
 
 def test_refusal_where_packing_would_compute_something_else(tiny_model):
-    assert [packs(tiny_model, Task(), wish) for wish in ("auto", "on", "off")] == [True, True, False]
+    assert [should_pack(tiny_model, Task(), wish) for wish in ("auto", "on", "off")] == [True, True, False]
     task = ClassificationTask()
     task.attention = "full"
-    assert not packs(tiny_model, task, "auto")
+    assert not should_pack(tiny_model, task, "auto")
     with pytest.raises(ValueError, match="--pack: this task looks through whole texts"):
-        packs(tiny_model, task, "on")
-    assert not packs(PretrainedLlama(preset("test", sliding_window=4)), Task(), "auto")
+        should_pack(tiny_model, task, "on")
+    assert not should_pack(PretrainedLlama(preset("test", sliding_window=4)), Task(), "auto")
     scaled = PretrainedLlama(preset("test", rope_scaling=RopeScaling("dynamic", 2.0)))
     with pytest.raises(ValueError, match="--pack: dynamic scaling turns a row's positions by the longest text"):
-        packs(scaled, Task(), "on")
+        should_pack(scaled, Task(), "on")

@@ -5,14 +5,14 @@ import torch
 
 from llama.checkpoint import PretrainedLlama
 from llama.config import preset
-from weights.formats.plain_llama import Sizes, halves_together, neighbours_together
+from weights.formats.plain_llama import Sizes, to_half_split, to_interleaved
 
 
 def test_worked_example_rows_of_two_heads():
     rows = torch.arange(12)[:, None]                                       # K 6: pairs (0, 1), (2, 3), (4, 5)
-    assert halves_together(rows, 2).flatten().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-    assert neighbours_together(halves_together(rows, 2), 2).flatten().tolist() == list(range(12))
-    assert halves_together(rows, 1).flatten().tolist() == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
+    assert to_half_split(rows, 2).flatten().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    assert to_interleaved(to_half_split(rows, 2), 2).flatten().tolist() == list(range(12))
+    assert to_half_split(rows, 1).flatten().tolist() == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
 
 
 def test_two_ways_shapes_are_those_of_the_model():

@@ -1,7 +1,7 @@
 import sys
 
 from llama.runtime import progress
-from llama.runtime.progress import Progress, cells, duration, padded
+from llama.runtime.progress import Progress, display_width, duration, pad_to_width
 
 
 def test_worked_example_durations():
@@ -31,5 +31,5 @@ def test_worked_example_the_live_line(monkeypatch, capsys):
 
 
 def test_worked_example_columns_of_a_terminal():
-    assert [cells(text) for text in ("abc", "你好，", "e\u0301", "👩\u200d👧", "")] == [3, 6, 1, 4, 0]
-    assert padded("你", 4) == "你  " and padded("long", 2) == "long"
+    assert [display_width(text) for text in ("abc", "你好，", "e\u0301", "👩\u200d👧", "")] == [3, 6, 1, 4, 0]
+    assert pad_to_width("你", 4) == "你  " and pad_to_width("long", 2) == "long"

@@ -48,7 +48,7 @@ def test_two_ways_embedding_equals_the_one_it_stands_for():
 def test_two_ways_kernel_equals_definition(kind, rows):
     """Within the rounding of bfloat16: of the result, and with 4 bits of weights to it."""
     linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
-    if not layers.works(type(linear)):
+    if not layers.kernel_available(type(linear)):
         pytest.skip("this torch has no such kernel for this processor")
     x = matrix(rows, 64, seed=1).bfloat16()
     assert linear._has_kernel(x)
@@ -62,7 +62,7 @@ def test_two_ways_kernel_equals_definition(kind, rows):
 def test_property_the_pieces_that_a_kernel_packs_do_not_show(kind, monkeypatch):
     """Also where the last rows do not fill a block."""
     linear, x = LAYERS[kind](matrix(1008), dtype=torch.bfloat16), matrix(2, 64, seed=1).bfloat16()
-    if not layers.works(type(linear)):
+    if not layers.kernel_available(type(linear)):
         pytest.skip("this torch has no such kernel for this processor")
     monkeypatch.setattr(layers, "PIECE", 64 * 3 * 64)     # three blocks of rows at a time
     in_pieces = linear(x)
@@ -87,12 +87,12 @@ def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
     linear, x = linear_of(to_int8(matrix()), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
     expected = linear(x)
     for wrong in (None, lambda x, weight: x, lambda x, mat2, scales: x.new_zeros(len(x), len(mat2))):
-        layers.works.cache_clear()
+        layers.kernel_available.cache_clear()
         monkeypatch.setattr(torch, "_weight_int8pack_mm", wrong)
-        assert not layers.works(Int8Linear)
+        assert not layers.kernel_available(Int8Linear)
         torch.testing.assert_close(linear(x), expected, atol=0.2, rtol=0)
     monkeypatch.undo()
-    layers.works.cache_clear()
+    layers.kernel_available.cache_clear()
 
 
 @KINDS

@@ -18,11 +18,11 @@ from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adap
 from llama.merge import merge_report
 from llama.quantization import layers, swap
 from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear, Quantized
-from llama.quantization.loading import matrices_packed
+from llama.quantization.loading import iter_quantized
 from llama.quantize import dequantize, is_quantized
 from llama.training.verify_saved import prove_adapter, prove_model
 from weights.convert import convert
-from weights.formats.quantized_matrix import Packed
+from weights.formats.quantized_matrix import QuantizedMatrix
 from weights.formats.sources import open_source
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
@@ -104,8 +104,8 @@ def test_property_a_layer_at_a_time(tiny_model, monkeypatch):
     """The old matrices go as the new ones come, forwards and back."""
     alive = weakref.WeakSet(module.weight for module in tiny_model.modules() if isinstance(module, torch.nn.Linear))
     left = []
-    install = swap.install
-    monkeypatch.setattr(swap, "install", lambda *given: left.append(len(alive)) or install(*given))
+    install = swap.replace_layer
+    monkeypatch.setattr(swap, "replace_layer", lambda *given: left.append(len(alive)) or install(*given))
     quantize.quantize(tiny_model, bits=8, report=False)
     assert left[2:] == list(range(len(left) - 2, 0, -1))            # the embedding's went with the head's, both last
 
@@ -114,7 +114,7 @@ def test_property_generates_in_bfloat16_by_kernels(tiny_model):
     quantize.quantize(tiny_model, bits=8)
     tiny_model.to(torch.bfloat16)
     assert tiny_model.generate("The quick", max_new_tokens=4, temperature=0.0)
-    assert (tiny_model.layers[0].mlp.up_proj._kernel is not None) == layers.works(Int8Linear)
+    assert (tiny_model.layers[0].mlp.up_proj._kernel is not None) == layers.kernel_available(Int8Linear)
 
 
 @BITS
@@ -145,9 +145,9 @@ def test_refusal_of_what_cannot_be_quantised(tiny_model):
     with pytest.raises(ValueError, match="quantised already; quantise the one that it was made from"):
         quantize.quantize(tiny_model, bits=8)
     with pytest.raises(ValueError, match="q_proj has 40 columns, no multiple of 32; 4 bits need that, so take 8"):
-        swap.rounded("q_proj", matrix(4, 40), 4)
+        swap.quantize_weight("q_proj", matrix(4, 40), 4)
     with pytest.raises(ValueError, match="q_proj: the largest weight is inf"):
-        swap.rounded("q_proj", matrix() / 0, 8)
+        swap.quantize_weight("q_proj", matrix() / 0, 8)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_property_one_float_matrix_at_a_time(folder, monkeypatch):
         return tensor
 
     source.read = watched
-    assert sum(isinstance(tensor, Packed) for _, tensor in matrices_packed(source, 8)) == 15
+    assert sum(isinstance(tensor, QuantizedMatrix) for _, tensor in iter_quantized(source, 8)) == 15
 
 
 @BITS

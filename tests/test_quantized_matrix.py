@@ -5,11 +5,18 @@ import pytest
 import torch
 
 from weights.formats.gguf_blocks import NAMED
-from weights.formats.quantized_matrix import Packed, dtype_of, entry, from_blocks, opened, two_a_byte
+from weights.formats.quantized_matrix import (
+    QuantizedMatrix,
+    dtype_of,
+    from_blocks,
+    open_quantized,
+    pack_nibbles,
+    quantization_config,
+)
 
 
 def test_worked_example_int8_rows():
-    packed = Packed(torch.tensor([[127, -64], [1, 0]], dtype=torch.int8), torch.tensor([0.5, 2.0]))
+    packed = QuantizedMatrix(torch.tensor([[127, -64], [1, 0]], dtype=torch.int8), torch.tensor([0.5, 2.0]))
     assert packed.numbers().tolist() == [[63.5, -32.0], [2.0, 0.0]]
     assert (packed.bits, packed.shape) == (8, (2, 2))
 
@@ -18,7 +25,7 @@ def test_worked_example_int4_groups():
     """Byte 0 holds weight 0 low and weight 16 high."""
     weight = torch.zeros(1, 16, dtype=torch.uint8)
     weight[0, 0], weight[0, 15] = 0x5F, 0x30
-    packed = Packed(weight, torch.tensor([[0.5]]).half(), torch.tensor([[-1.0]]).half())
+    packed = QuantizedMatrix(weight, torch.tensor([[0.5]]).half(), torch.tensor([[-1.0]]).half())
     numbers = packed.numbers()[0].tolist()
     assert (numbers[0], numbers[16], numbers[15], numbers[31], numbers[1]) == (6.5, 1.5, -1.0, 0.5, -1.0)
     assert (packed.bits, packed.shape) == (4, (1, 32))
@@ -27,7 +34,7 @@ def test_worked_example_int4_groups():
 def test_two_ways_packing_two_a_byte_and_widening():
     q = torch.randint(0, 16, (3, 2, 32))
     ones = torch.ones(3, 2).half()
-    assert torch.equal(Packed(two_a_byte(q), ones, 0 * ones).numbers(), q.flatten(1).float())
+    assert torch.equal(QuantizedMatrix(pack_nibbles(q), ones, 0 * ones).numbers(), q.flatten(1).float())
 
 
 @pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "Q4_1"])
@@ -54,7 +61,7 @@ PARTS = {"a.weight": ((4, 64), torch.int8), "a.scale": ((4,), torch.float32), "n
 
 
 def _open(parts):
-    return opened([(name, *rest) for name, rest in parts.items()], lambda name: torch.ones(parts[name][0]).to(
+    return open_quantized([(name, *rest) for name, rest in parts.items()], lambda name: torch.ones(parts[name][0]).to(
         parts[name][1]), torch.bfloat16, "here")
 
 
@@ -81,7 +88,7 @@ def test_refusal_of_parts_that_do_not_fit(change, words):
 
 
 def test_refusal_of_other_methods():
-    assert dtype_of(entry(8, torch.bfloat16, ""), "here") == torch.bfloat16
-    for values in ({"quant_method": "gptq", "bits": 4}, {"bits": 4}, "gptq", entry(4, torch.int8, "")):
+    assert dtype_of(quantization_config(8, torch.bfloat16, ""), "here") == torch.bfloat16
+    for values in ({"quant_method": "gptq", "bits": 4}, {"bits": 4}, "gptq", quantization_config(4, torch.int8, "")):
         with pytest.raises(ValueError, match="here: the tensors are quantised in a way not known here"):
             dtype_of(values, "here")

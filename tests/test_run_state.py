@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 
 from llama.tasks.generation import TextGenerationTask
-from llama.training.fsdp import shard, whole
+from llama.training.fsdp import full_tensor, shard
 from llama.training.objective import Plain
 from llama.training.optimizer import make_optimizer
 from llama.training.run_state import forget_state, random_state, read_state, set_random_state, write_state
@@ -28,15 +28,15 @@ def shards(tiny_model, monkeypatch):
 
 def test_two_ways_shards_written_and_read(shards, tmp_path):
     objective, learned, optimizer = shards
-    path, before = tmp_path / "last.pt", {name: whole(tensor).clone() for name, tensor in learned.items()}
+    path, before = tmp_path / "last.pt", {name: full_tensor(tensor).clone() for name, tensor in learned.items()}
     write_state(path, {"step": 1, "loss": 2.5}, learned, objective, optimizer)
-    moments = {n: whole(state["exp_avg"]).clone() for n, state in enumerate(optimizer.state.values())}
+    moments = {n: full_tensor(state["exp_avg"]).clone() for n, state in enumerate(optimizer.state.values())}
     for tensor in [*learned.values(), *(state["exp_avg"] for state in optimizer.state.values())]:
         tensor.zero_()
     assert read_state(path, learned, objective, optimizer)["loss"] == 2.5
-    assert all(torch.equal(whole(tensor), before[name]) for name, tensor in learned.items())
+    assert all(torch.equal(full_tensor(tensor), before[name]) for name, tensor in learned.items())
     for number, state in enumerate(optimizer.state.values()):
-        assert torch.equal(whole(state["exp_avg"]), moments[number]) and state["step"] == 1
+        assert torch.equal(full_tensor(state["exp_avg"]), moments[number]) and state["step"] == 1
     forget_state(path)
     assert not list(tmp_path.iterdir())
 

@@ -13,20 +13,20 @@ from llama import cache, generation
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.decoding import speculative
-from llama.decoding.prefix_cache import Reader
+from llama.decoding.prefix_cache import PrefixCache
 from llama.decoding.speculative import (
     DraftModel,
-    LookUp,
-    NoGuess,
+    NoDraft,
+    PromptLookup,
     SpeculationConfig,
     SpeculativeCompletion,
     check_draft,
+    draft_stats,
     generate_speculatively,
     keep,
-    success,
     write,
 )
-from llama.generation import Row, generate
+from llama.generation import TextRow, generate
 from llama.sampling import SamplingConfig, probabilities
 from tokenizer import bpe
 
@@ -150,15 +150,15 @@ def test_two_ways_all_texts_are_as_likely_as_by_plain_decoding(monkeypatch, tiny
     """All 27 texts of three tokens out of three, with guesses of two tokens at a time; a penalty knows the guesses."""
     sampling, prompt = SAMPLINGS[name], [0, 1, 0] if guesses == "draft" else [1, 2, 0, 1, 1]
     model = make(3, vocab_size=3, initializer_range=0.12)
-    reader = Memo(Reader(model, vocab_size=3))
+    reader = Memo(PrefixCache(model, vocab_size=3))
     if guesses == "lookup":
-        guesser = LookUp(shortest=1)
+        guesser = PromptLookup(shortest=1)
     else:
         guesser = DraftModel(make(4, vocab_size=3, initializer_range=0.12), vocab_size=3)
         guesser.reader = Memo(guesser.reader)
 
     def experiment():
-        row = Row(prompt, tokenizer=tiny_tokenizer, chat_format=None, limit=3, stop=[], ignore_eos=True)
+        row = TextRow(prompt, tokenizer=tiny_tokenizer, chat_format=None, limit=3, stop=[], ignore_eos=True)
         tally = write(row, reader, guesser, sampling, draft_tokens=2)
         assert tally.steps <= 3
         return row.token_ids
@@ -191,7 +191,8 @@ def test_two_ways_greedy_texts_equal_plain_ones(model, draft, tiny_tokenizer, gu
     options = {"tokenizer": tiny_tokenizer, "sampling": GREEDY, "max_new_tokens": 30, "ignore_eos": True}
     prompts = prompts_of(14)
     plain = generate(model, prompts, **options)
-    sooner = generate_speculatively(model, prompts, draft if guesses == "draft" else LookUp(shortest=1), **options)
+    drafter = draft if guesses == "draft" else PromptLookup(shortest=1)
+    sooner = generate_speculatively(model, prompts, drafter, **options)
     for prompt, a, b in zip(prompts, plain, sooner, strict=True):
         if a.token_ids != b.token_ids:
             same = next(i for i in range(30) if a.token_ids[i] != b.token_ids[i])
@@ -206,12 +207,12 @@ def test_two_ways_greedy_texts_equal_plain_ones(model, draft, tiny_tokenizer, gu
     ids=["rolling window", "dynamic"])
 def test_two_ways_greedy_texts_of_variants_equal_plain_ones(tiny_tokenizer, monkeypatch, changes):
     """Dynamic scaling turns all positions with every token beyond the 24 trained ones: no guesses there."""
-    monkeypatch.setattr(cache, "ROLL", 4)
+    monkeypatch.setattr(cache, "EVICTION_SLACK", 4)
     model = make(vocab_size=tiny_tokenizer.vocab_size, **changes)
     options = {"tokenizer": tiny_tokenizer, "sampling": GREEDY, "max_new_tokens": 30, "ignore_eos": True}
     prompts = prompts_of(6)[1:5]
     plain = [completion.token_ids for completion in generate(model, prompts, **options)]
-    for guesser in (LookUp(shortest=1), DraftModel(model, vocab_size=tiny_tokenizer.vocab_size)):
+    for guesser in (PromptLookup(shortest=1), DraftModel(model, vocab_size=tiny_tokenizer.vocab_size)):
         sooner = generate_speculatively(model, prompts, guesser, prefill_chunk=8, **options)
         assert [completion.token_ids for completion in sooner] == plain
 
@@ -219,7 +220,7 @@ def test_two_ways_greedy_texts_of_variants_equal_plain_ones(tiny_tokenizer, monk
 def test_two_ways_without_guesses_texts_equal_plain_ones_at_any_temperature(model, tiny_tokenizer):
     options = {"tokenizer": tiny_tokenizer, "sampling": HOT, "max_new_tokens": 20, "seed": 7, "num_samples": 2}
     plain, one = (run.token_ids for run in (generate(model, [[5, 6, 7]], **options)[1],
-                                            generate_speculatively(model, [[5, 6, 7]], NoGuess(), **options)[1]))
+                                            generate_speculatively(model, [[5, 6, 7]], NoDraft(), **options)[1]))
     assert plain == one
 
 
@@ -228,7 +229,7 @@ def test_property_a_seed_gives_one_text_and_another_another(model, draft, tiny_t
         return [row.token_ids for row in generate_speculatively(
             model, [[5, 6, 7], [8, 9]], guesser, tokenizer=tiny_tokenizer, sampling=HOT, max_new_tokens=12, seed=seed,
             num_samples=2)]
-    for guesser in (draft, LookUp()):
+    for guesser in (draft, PromptLookup()):
         assert texts(1, guesser) == texts(1, guesser) != texts(2, guesser)
 
 
@@ -295,23 +296,23 @@ def told(steps, guessed, acceptance, tokens, seconds, speed_up):
 def test_worked_example_of_several_texts_together():
     """30 of 60 guesses, 60 tokens in 30 steps; 6 s at 2 × and 2 s at 4 × would have taken 12 + 8 s: 20 / 8."""
     texts = [told(20, 50, 0.4, 40, 6.0, 2.0), told(10, 10, 1.0, 20, 2.0, 4.0)]
-    found = success(texts)
+    found = draft_stats(texts)
     assert dataclasses.astuple(found) == pytest.approx((0.5, 2.0, 2.5))
     assert str(found) == "50% of the guesses kept, 2.00 tokens a step, 2.50 × as fast as one a step"
-    assert str(success([told(4, 0, 0.0, 4, 1.0, 0.0)])) == "0% of the guesses kept, 1.00 tokens a step"
+    assert str(draft_stats([told(4, 0, 0.0, 4, 1.0, 0.0)])) == "0% of the guesses kept, 1.00 tokens a step"
 
 
 def test_worked_example_speed_counts_no_token_of_the_first_pass(model, tiny_tokenizer, monkeypatch):
     """Clocked at a second a pass: 1 + 4 tokens with the prompt, then 15 in three passes; alone each takes one pass."""
     itself = DraftModel(model, vocab_size=tiny_tokenizer.vocab_size)
-    read = Reader.read
+    read = PrefixCache.read
     now = [0.0]
 
     def timed(self, *given):
         now[0] += self is not itself.reader             # guesses take no time
         return read(self, *given)
 
-    monkeypatch.setattr(Reader, "read", timed)
+    monkeypatch.setattr(PrefixCache, "read", timed)
     for module in (speculative, generation):
         monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     completion, = generate_speculatively(model, [[5, 6, 7]], itself, tokenizer=tiny_tokenizer, sampling=GREEDY,
@@ -323,7 +324,7 @@ def test_worked_example_speed_counts_no_token_of_the_first_pass(model, tiny_toke
 def test_property_no_speed_up_is_told_where_a_token_runs_the_whole_text(tiny_tokenizer):
     model = make(vocab_size=tiny_tokenizer.vocab_size, max_position_embeddings=8,
                  rope_scaling=RopeScaling("dynamic", 4.0))
-    completion, = generate_speculatively(model, [[5, 6, 7]], LookUp(shortest=1), tokenizer=tiny_tokenizer,
+    completion, = generate_speculatively(model, [[5, 6, 7]], PromptLookup(shortest=1), tokenizer=tiny_tokenizer,
                                          sampling=GREEDY, max_new_tokens=12, ignore_eos=True)
     assert completion.speed_up == 0.0
 
@@ -331,15 +332,15 @@ def test_property_no_speed_up_is_told_where_a_token_runs_the_whole_text(tiny_tok
 # Guessers
 
 def test_worked_example_look_up():
-    guess = LookUp(longest=3, shortest=2).guess
+    guess = PromptLookup(longest=3, shortest=2).guess
     assert guess([1, 2, 3, 4, 9, 2, 3], 2) == ([4, 9], None)
     assert guess([1, 2, 3, 4, 2, 3, 5, 2, 3], 1) == ([5], None)                 # the latest of two
     assert guess([1, 2, 3, 7, 9, 2, 3, 8, 1, 2, 3], 1) == ([7], None)           # the longest before the latest
     assert guess([1, 2, 3, 1, 2, 3], 9) == ([1, 2, 3], None)                    # no more than there is
     assert guess([3, 1, 2, 3], 4) == ([], None) == guess([3], 4) == guess([1, 1], 4)
-    assert LookUp(shortest=1).guess([1, 1], 4) == ([1], None)
-    assert LookUp(shortest=1).guess([0, 1 << 40, 7, 1 << 40], 1) == ([7], None)
-    assert LookUp(shortest=1).guess([256, 0, 5, 1], 1) == ([], None)            # 1 is a byte of 256, and not it
+    assert PromptLookup(shortest=1).guess([1, 1], 4) == ([1], None)
+    assert PromptLookup(shortest=1).guess([0, 1 << 40, 7, 1 << 40], 1) == ([7], None)
+    assert PromptLookup(shortest=1).guess([256, 0, 5, 1], 1) == ([], None)            # 1 is a byte of 256, and not it
 
 
 def test_worked_example_the_number_of_guesses_follows_success(model, tiny_tokenizer):

@@ -10,7 +10,7 @@ from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.datasets.token_file import TokenFile, document_ids, write_tokens
 from llama.tasks.generation import Blocks, TextGenerationTask
 from llama.tasks.instruction import InstructionTask
-from llama.tasks.task import IGNORED, Sample, Task, Totals, to_device
+from llama.tasks.task import IGNORE_INDEX, Sample, Task, Totals, to_device
 from llama.training.objective import Plain
 from tokenizer.chat import FORMATS
 
@@ -29,7 +29,7 @@ def test_worked_example_collate_shifts_and_pads():
     long, short = Sample([5, 6, 7, 8], [False, False, True, True]), Sample([9, 3], [True, True])
     batch = Task().collate([long, short])
     assert batch["tokens"].tolist() == [[5, 6, 7], [9, 0, 0]]
-    assert batch["targets"].tolist() == [[IGNORED, 7, 8], [3, IGNORED, IGNORED]]
+    assert batch["targets"].tolist() == [[IGNORE_INDEX, 7, 8], [3, IGNORE_INDEX, IGNORE_INDEX]]
     assert [index.tolist() for index in Task().rows(batch)] == [[0, 0, 1], [1, 2, 0]]
     assert (long.targets, short.targets) == (2, 1) and batch["tokens"].dtype == batch["targets"].dtype == torch.int64
     assert to_device(batch, "cpu").keys() == batch.keys()
@@ -62,7 +62,7 @@ def test_worked_example_scores():
 def test_two_ways_sizes_of_targets_are_those_of_the_text(tiny_tokenizer):
     text = "The dog 今天👩‍👩‍👧 sleeps."
     ids = [tiny_tokenizer.special_ids["<|im_start|>"], *document_ids(text, tiny_tokenizer)]
-    targets = torch.tensor([[*ids, IGNORED], [IGNORED, *ids]])
+    targets = torch.tensor([[*ids, IGNORE_INDEX], [IGNORE_INDEX, *ids]])
     task = Task()
     assert task.sizes_of(targets, tiny_tokenizer) == {"bytes": 2 * len(text.encode()), "characters": 2 * len(text)}
     assert task.sizes_of(targets[:1], tiny_tokenizer) == {"bytes": len(text.encode()), "characters": len(text)}

@@ -29,7 +29,7 @@ def test_property_a_saved_adapter_is_proven_and_everything_stays_as_it_is(config
     stir(tiny_model).train()
     save_adapter(tiny_model, tmp_path / "a")
     before = _state(tiny_model)
-    verify_saved.prove_saved(tiny_model, tmp_path / "a")
+    verify_saved.verify_saved(tiny_model, tmp_path / "a")
     assert _same(_state(tiny_model), before) and "the same text as before saving" in capsys.readouterr().err
 
 
@@ -50,7 +50,7 @@ def test_property_an_adapter_is_proven_beside_others(tiny_model, tmp_path):
 def test_property_a_saved_model_is_proven(name, tiny_model, tmp_path, capsys):
     before = _state(tiny_model)
     save_model(tiny_model, tmp_path / name)
-    verify_saved.prove_saved(tiny_model, tmp_path / name)
+    verify_saved.verify_saved(tiny_model, tmp_path / name)
     assert _same(_state(tiny_model), before) and not has_lora(tiny_model)
     assert "the same text as before saving" in capsys.readouterr().err
 

@@ -3,21 +3,21 @@ import torch
 from llama.tasks.classification import ClassificationTask
 from llama.trainer import Trainer
 from llama.training.optimizer import TrainConfig
-from llama.training.word_dropout import dropped_words, kept
+from llama.training.word_dropout import kept, word_dropout
 
 TOKENS = torch.arange(3, 43).view(2, 20)
 
 
 def test_property_tokens_are_missing_in_training_mode_and_within_alone(tiny_model):
     whole = tiny_model.embed_tokens(TOKENS)
-    with dropped_words(tiny_model, 0.4):
+    with word_dropout(tiny_model, 0.4):
         assert torch.equal(tiny_model.embed_tokens(TOKENS), whole)                      # eval mode
         tiny_model.train()
         some = tiny_model.embed_tokens(TOKENS)
     missing = (some == 0).all(-1)
     assert missing.any() and not missing.all() and torch.equal(some[~missing], whole[~missing])
     assert torch.equal(tiny_model.embed_tokens(TOKENS), whole)
-    with dropped_words(tiny_model, 0.0):
+    with word_dropout(tiny_model, 0.0):
         assert torch.equal(tiny_model.embed_tokens(TOKENS), whole)
 
 

@@ -26,7 +26,7 @@ from llama.tasks.classification import ClassificationTask  # noqa: E402
 from llama.tasks.instruction import InstructionTask  # noqa: E402
 from llama.trainer import Trainer  # noqa: E402
 from llama.training.evaluation import evaluate  # noqa: E402
-from llama.training.fsdp import whole  # noqa: E402
+from llama.training.fsdp import full_tensor  # noqa: E402
 from llama.training.optimizer import TrainConfig  # noqa: E402
 from tokenizer import bpe  # noqa: E402
 
@@ -64,7 +64,7 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
 
     def spy() -> None:
         if "gradients" not in found:
-            found["gradients"] = {name: whole(p.grad).clone() for name, p in trainer.masters.learned.items()}
+            found["gradients"] = {name: full_tensor(p.grad).clone() for name, p in trainer.masters.learned.items()}
         step()
 
     trainer.optimizer.step = spy
@@ -76,7 +76,7 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
         try:
             found["train"] = trainer.train()
             found["eval"] = evaluate(trainer.objective, trainer.eval_samples, TOKENIZER, batch_size=2)
-            model = trainer.whole()
+            model = trainer.whole_model()
             found["trained"] = {n: p.detach().clone() for n, p in model.named_parameters()} if model else {}
         except (KeyboardInterrupt, RuntimeError) as error:
             found["stopped"] = f"{type(error).__name__} after step {trainer.step}: {error}"
@@ -141,7 +141,7 @@ def fail_on_rank_1(trainer: Trainer) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    distributed.join(torch.device("cpu"))
+    distributed.init_process_group(torch.device("cpu"))
     torch.save(together(Path(sys.argv[1])), Path(sys.argv[1], f"rank-{distributed.rank()}.pt"))
     run("full", "ddp", change=fail_on_rank_1)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizer.chat import recognise
+from tokenizer.chat import detect_format
 
 # Texts by which published vocabularies mark an end, for files that do not say which of their tokens do. The ends of a
 # document come first, since encode(eos=True) writes the first.
@@ -221,7 +221,7 @@ class Tokenizer:
     def chat_format(self) -> str | None:
         """The name in chat.FORMATS of the format that `chat_template` writes; None without one, or for one not ours."""
         try:
-            return recognise(self.chat_template).name if self.chat_template else None
+            return detect_format(self.chat_template).name if self.chat_template else None
         except ValueError:
             return None
 

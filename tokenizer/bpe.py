@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Any
 
 from tokenizer.base import Settings, Tokenizer, is_control, utf8, write_json
-from tokenizer.bpe_merge import Words, merge
+from tokenizer.bpe_merge import WordCache, merge
 from tokenizer.bpe_train import learn_merges
 from tokenizer.pretokenize import RULES, SplitRule, rule_of_gguf, rule_of_json
 
@@ -47,11 +47,11 @@ ALPHABET = _alphabet()
 _BYTE_OF = {char: byte for byte, char in enumerate(ALPHABET)}
 
 
-def spelled(data: bytes) -> str:
+def bytes_to_unicode(data: bytes) -> str:
     return "".join(ALPHABET[byte] for byte in data)
 
 
-def unspelled(token: str) -> bytes:
+def unicode_to_bytes(token: str) -> bytes:
     """The bytes of a token; one that the alphabet cannot have spelled stands for its own UTF-8."""
     try:
         return bytes(_BYTE_OF[char] for char in token)
@@ -78,7 +78,7 @@ class BPETokenizer(Tokenizer):
             self._rule = rule_of_json(spec.get("pre_tokenizer"))
             self._nfc = spec.get("normalizer") is not None
             self._ranks, self._merged = _read_merges(model["merges"], vocab)
-            spellings = {id: unspelled(token) for token, id in vocab.items()}
+            spellings = {id: unicode_to_bytes(token) for token, id in vocab.items()}
             spellings |= {token["id"]: token["content"].encode() for token in added}
             spellings = [spellings.get(id, b"") for id in range(max(spellings) + 1)]
             control = {token["content"]: token["id"] for token in added if is_control(token)}
@@ -89,11 +89,11 @@ class BPETokenizer(Tokenizer):
         unknown = vocab.get(model.get("unk_token"))
         self._byte_ids = [vocab.get(char, unknown) for char in ALPHABET]
         if model.get("ignore_merges"):      # Llama 3: a word that is a token is that token, whatever merges would make
-            self._whole = {unspelled(token): id for token, id in vocab.items() if token not in control}
+            self._whole = {unicode_to_bytes(token): id for token, id in vocab.items() if token not in control}
         else:
             self._whole = {}
         self._spec = spec
-        self._words = Words(self._encode_word)
+        self._words = WordCache(self._encode_word)
         if settings.adds_bos is None:
             settings = replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
         super().__init__(spellings, special=control, always=always, settings=settings)
@@ -144,7 +144,7 @@ class BPETokenizer(Tokenizer):
         if bool(self._whole) == _ignores_merges(self._rule):
             return
         for token in self._spec["model"]["vocab"]:
-            word = unspelled(token).decode(errors="replace")
+            word = unicode_to_bytes(token).decode(errors="replace")
             if token not in self.special_ids and self._rule.split(word) == [word] and "\ufffd" not in word:
                 merged = self._merge([self._byte_ids[byte] for byte in word.encode()])
                 if len(merged) != 1:
@@ -285,10 +285,10 @@ def train(texts: Iterable[str], vocab_size: int, *, split: str = "llama3",
     tokens = [bytes([byte]) for byte in range(256)]
     merges = []
     for left, right in learn_merges({word.encode(): count for word, count in words.items()}, vocab_size - first):
-        merges.append(f"{spelled(tokens[left])} {spelled(tokens[right])}")
+        merges.append(f"{bytes_to_unicode(tokens[left])} {bytes_to_unicode(tokens[right])}")
         tokens.append(tokens[left] + tokens[right])
     added = {token: id for id, token in enumerate(special)}
-    vocab = {spelled(token): len(special) + i for i, token in enumerate(tokens)}
+    vocab = {bytes_to_unicode(token): len(special) + i for i, token in enumerate(tokens)}
     if clash := sorted(added.keys() & vocab.keys()):
         raise ValueError(f"the special tokens {clash} are also words of the texts; mark them, as in <|{clash[0]}|>")
     return BPETokenizer(tokenizer_json(added | vocab, merges, rule, added=added, control=special))

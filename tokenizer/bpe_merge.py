@@ -52,7 +52,7 @@ def merge(symbols: list[Symbol], rank: Callable[[Symbol, Symbol], float | None],
     return [symbol for symbol in symbols if symbol is not None]
 
 
-class Words(dict):
+class WordCache(dict):
     """word -> its ids: a cache before `encode`."""
 
     MOST = 1 << 18

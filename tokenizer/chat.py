@@ -213,7 +213,7 @@ _ALPACA = ChatFormat(
 FORMATS = {format.name: format for format in (_CHATML, _ALPACA, _LLAMA2, _LLAMA3)}
 
 
-def recognise(template: str) -> ChatFormat:
+def detect_format(template: str) -> ChatFormat:
     """The format that a model's Jinja template writes, known by its exact text, with its own default system message.
 
     Nothing is concluded from a likeness: a template that differs in a space may put tokens that the model never saw.
@@ -239,13 +239,13 @@ def _normal(template: str) -> str:
     return template.strip().replace("\\n", "\n")
 
 
-def closing_id(chat_format: ChatFormat, tokenizer: Any) -> int:
+def end_of_turn_id(chat_format: ChatFormat, tokenizer: Any) -> int:
     """The id by which an answer in this format is closed: the last one that tuning learns."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
     ids, learned = chat_format.encode(turns, tokenizer)
     return [token for token, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
 
 
-def closing_ids(chat_format: ChatFormat | None, tokenizer: Any) -> list[int]:
+def stop_ids(chat_format: ChatFormat | None, tokenizer: Any) -> list[int]:
     """All ids that end a text: those of the model's own files, and the one that closes an answer in this format."""
-    return [*tokenizer.eos_ids, *([closing_id(chat_format, tokenizer)] if chat_format else [])]
+    return [*tokenizer.eos_ids, *([end_of_turn_id(chat_format, tokenizer)] if chat_format else [])]

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Iterator
 
 from tokenizer.base import Settings, finder
-from tokenizer.bpe_merge import Words, merge
+from tokenizer.bpe_merge import WordCache, merge
 from tokenizer.spm import PieceTokenizer
 from tokenizer.spm_model import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
 
@@ -42,7 +42,7 @@ class PlainPieceTokenizer(PieceTokenizer):
         self._ids = {piece: id for id, piece in enumerate(model.pieces)}
         self._bytes = [self._ids[f"<0x{byte:02X}>"] for byte in range(256)] if model.byte_fallback else None
         self._unknown = model.types.index(UNKNOWN) if UNKNOWN in model.types else None
-        self._words = Words(self._encode_chunk)
+        self._words = WordCache(self._encode_chunk)
         super().__init__(model, settings)
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tokenizer.base import Settings
-from tokenizer.bpe import BPETokenizer, spelled, tokenizer_json, unspelled
+from tokenizer.bpe import BPETokenizer, bytes_to_unicode, tokenizer_json, unicode_to_bytes
 from tokenizer.pretokenize import RULES
 
 
@@ -64,8 +64,9 @@ def from_ranks(data: bytes, settings: Settings | None = None, *, split: str | No
         control |= {token["content"] for token in stated.values() if token.get("special")}
         settings = replace(settings, added={})
     bos = "<|begin_of_text|>" if "<|begin_of_text|>" in added else None
-    spec = tokenizer_json({spelled(token): rank for token, rank in ranks.items()},
-                          [f"{spelled(left)} {spelled(right)}" for left, right in _merges(ranks)], RULES[split],
+    spec = tokenizer_json({bytes_to_unicode(token): rank for token, rank in ranks.items()},
+                          [f"{bytes_to_unicode(left)} {bytes_to_unicode(right)}" for left, right in _merges(ranks)],
+                          RULES[split],
                           added=added, control=control, bos=bos, ignore_merges=True)
     return BPETokenizer(spec, settings)
 
@@ -89,7 +90,7 @@ def rank_file(vocabulary: dict) -> bytes:
     if made != list(range(len(plain) - len(made), len(plain))):
         raise ValueError("a rank file merges tokens in the order of their ids, and this vocabulary merges them in "
                          "another; write tokenizer.json")
-    return b"".join(base64.b64encode(unspelled(token)) + b" %d\n" % id for token, id in ids.items())
+    return b"".join(base64.b64encode(unicode_to_bytes(token)) + b" %d\n" % id for token, id in ids.items())
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

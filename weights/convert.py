@@ -33,7 +33,7 @@ with quiet_start(__name__):
     from llama.config_json import config_from_dict, config_to_dict
     from tokenizer import chat, load_tokenizer, tokenizer_file
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
-    from weights.formats.atomic_write import whole_files, whole_folder
+    from weights.formats.atomic_write import atomic_files, atomic_folder
     from weights.formats.huggingface import HEADS, Ledger
     from weights.formats.paths import shown
     from weights.formats.plain_llama import plain_sizes
@@ -132,7 +132,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
     text = passage(read.tokenizer, config)
     reading = read_naively(read, text) if _writes_text(read.ledger, config.tie_word_embeddings) else None
     destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = whole_folder(destination) if form.kind in FOLDERS else whole_files(destination.parent)
+    staging = atomic_folder(destination) if form.kind in FOLDERS else atomic_files(destination.parent)
     with staging as hidden:
         made = hidden if form.kind in FOLDERS else hidden / destination.name
         written: list[Written] = []

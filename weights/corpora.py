@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.datasets.split import grouped, split
-from weights.formats.atomic_write import whole_file
+from weights.formats.atomic_write import atomic_file
 
 TEXT = "text.txt"
 PARTS = ("train", "dev", "test")
@@ -162,7 +162,7 @@ def _some(examples: Iterable[dict[str, str]], most: int) -> list[dict[str, str]]
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(text.encode())
 
 

@@ -29,7 +29,7 @@ with quiet_start(__name__):
 
     from weights import corpora
     from weights.convert import convert
-    from weights.formats.atomic_write import whole_file
+    from weights.formats.atomic_write import atomic_file
     from weights.formats.paths import home, shown
 
 # ---- what becomes of the files that were taken out -------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _take_out(entry: Entry, wanted: list[Member]) -> None:
         for member in wanted:
             path = home() / member.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
+            with atomic_file(path) as file:
                 _copy_checked(archive, member, file)
 
 

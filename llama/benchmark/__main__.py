@@ -32,7 +32,7 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama.benchmark.goals import RATIOS, Aim, best, engine_table, limit_table, ratio_table
+    from llama.benchmark.goals import RATIOS, Goal, best, engine_table, limit_table, ratio_table
     from llama.benchmark.machine import SETTLE, machine, model_path
     from llama.benchmark.machine_limits import measure_bandwidth
     from llama.benchmark.modes import MODES, chosen_modes, generate_command, mode_commands, starts
@@ -41,7 +41,7 @@ with quiet_start(__name__):
     from llama.commands import flags
     from llama.config_json import config_from_dict
     from llama.datasets.lines import json_records
-    from llama.decoding.speculative import Success
+    from llama.decoding.speculative import DraftStats
     from llama.runtime import cli
     from llama.runtime.progress import Progress
     from llama.runtime.worker import Engine
@@ -210,9 +210,9 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
     return results
 
 
-def turn_groups(commands: Mapping[str, Any], pieces: Mapping[str, Any]) -> dict[tuple[str, str], list[Aim]]:
+def turn_groups(commands: Mapping[str, Any], pieces: Mapping[str, Any]) -> dict[tuple[str, str], list[Goal]]:
     """Those of RATIOS whose engines and works are here, by work and mode: they run in turn, ours first."""
-    groups: dict[tuple[str, str], list[Aim]] = {}
+    groups: dict[tuple[str, str], list[Goal]] = {}
     for aim in RATIOS:
         if aim.work in pieces and aim.against in commands and (aim.mode in commands or aim.mode == "best"):
             groups.setdefault((aim.work, aim.mode), []).append(aim)
@@ -322,7 +322,7 @@ def tables(results: Mapping[str, Any]) -> str:
              "", engine_table(engines, batches=work["batch"], bandwidth=results["bandwidth"])]
     if results["turns"]:
         lines += ["", f"In turn, {work['repeats']} pairs each:", "", ratio_table(results["turns"])]
-    lines += [f"\n{turn['mode']}, {turn['work']}: {Success(**turn['guesses'])}" for turn in results["turns"]
+    lines += [f"\n{turn['mode']}, {turn['work']}: {DraftStats(**turn['guesses'])}" for turn in results["turns"]
               if turn.get("guesses")]
     lines += ["", limit_table(engines)]
     return "\n".join(lines)

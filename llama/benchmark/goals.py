@@ -34,7 +34,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 
 
 @dataclass(frozen=True)
-class Aim:
+class Goal:
     """At least so many times as fast. `mode` may be "best": the one whose median was best at this work."""
 
     work: str
@@ -45,21 +45,21 @@ class Aim:
 
 
 RATIOS = (
-    Aim("decode", "default", TRANSFORMERS, 1.8, 2.2),
-    Aim("decode", "bf16", TRANSFORMERS, 1.8, 2.2),                  # the default of models of floats
-    Aim("decode", "bf16-compile", TRANSFORMERS, 3.0, 3.8),
-    Aim("decode", "bf16-compile", "llama.cpp F16", 1.0, 1.15),
-    Aim("decode", "int8", TRANSFORMERS, 2.5, 3.8),
-    Aim("decode", "int8", "llama.cpp Q8_0", None, 0.9),
-    Aim("decode", "int8-compile", "llama.cpp Q8_0", 1.35, 1.7),
-    Aim("decode", "int4-compile", "llama.cpp Q4_1", 0.9, 1.6),
-    Aim("prefill", "best", TRANSFORMERS, 1.2, 1.8),
-    Aim("prefill", "best", "llama.cpp Q8_0", 1.6, 2.5),
-    Aim("batch 8", "default", TRANSFORMERS, 1.5, 2.5),
-    Aim("batch 32", "default", TRANSFORMERS, 1.5, 2.5),
-    Aim("edit", "lookup", "default", 1.5, None),
-    Aim("edit", "int8-lookup", "int8", 1.5, None),
-    Aim("edit", "int8-compile-lookup", "int8-compile", None, 1.5),  # eight tokens cost it three times what one does
+    Goal("decode", "default", TRANSFORMERS, 1.8, 2.2),
+    Goal("decode", "bf16", TRANSFORMERS, 1.8, 2.2),                  # the default of models of floats
+    Goal("decode", "bf16-compile", TRANSFORMERS, 3.0, 3.8),
+    Goal("decode", "bf16-compile", "llama.cpp F16", 1.0, 1.15),
+    Goal("decode", "int8", TRANSFORMERS, 2.5, 3.8),
+    Goal("decode", "int8", "llama.cpp Q8_0", None, 0.9),
+    Goal("decode", "int8-compile", "llama.cpp Q8_0", 1.35, 1.7),
+    Goal("decode", "int4-compile", "llama.cpp Q4_1", 0.9, 1.6),
+    Goal("prefill", "best", TRANSFORMERS, 1.2, 1.8),
+    Goal("prefill", "best", "llama.cpp Q8_0", 1.6, 2.5),
+    Goal("batch 8", "default", TRANSFORMERS, 1.5, 2.5),
+    Goal("batch 32", "default", TRANSFORMERS, 1.5, 2.5),
+    Goal("edit", "lookup", "default", 1.5, None),
+    Goal("edit", "int8-lookup", "int8", 1.5, None),
+    Goal("edit", "int8-compile-lookup", "int8-compile", None, 1.5),  # eight tokens cost it three times what one does
 )
 
 

@@ -33,24 +33,24 @@ with quiet_start(__name__):
     from torch.nn import functional
 
     from llama.commands import flags
-    from llama.decoding.speculative import LookUp, SpeculationConfig, generate_speculatively, success
-    from llama.fast.compiled_step import LANES
-    from llama.fast.fused_block import bytes_read, reads_few_apart
+    from llama.decoding.speculative import PromptLookup, SpeculationConfig, draft_stats, generate_speculatively
+    from llama.fast.compiled_step import MAX_TOKENS
+    from llama.fast.fused_block import has_second_layout, weight_bytes_per_token
     from llama.fast.fused_linear import FEW_ROWS
-    from llama.generation import Decoder, generate
+    from llama.generation import BatchDecoder, generate
     from llama.model import Llama
     from llama.runtime import cli
     from llama.runtime.worker import Works, results_alone, serve
     from llama.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)
-STEP = min(LANES, FEW_ROWS)                                         # tokens that go through what single ones do
+STEP = min(MAX_TOKENS, FEW_ROWS)                                         # tokens that go through what single ones do
 
 
 def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool = False) -> Works:
     """What can be asked of a model, generating with these options; all answers are plain values."""
     options = {"tokenizer": model.tokenizer, "sampling": GREEDY, "ignore_eos": True, "cache_dtype": cache_dtype}
-    write = partial(generate_speculatively, guesser=LookUp()) if lookup else generate
+    write = partial(generate_speculatively, guesser=PromptLookup()) if lookup else generate
 
     def decode(prompt: list[int], new: int) -> dict[str, Any]:
         completion = write(model, [prompt], max_new_tokens=new + 1, **options)[0]
@@ -73,7 +73,7 @@ def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool 
         found = [write(model, [prompt], max_new_tokens=new, **options | {"ignore_eos": False})[0] for prompt in prompts]
         seconds = time.perf_counter() - started
         answer = {"tokens": sum(len(each.token_ids) for each in found), "seconds": seconds}
-        return answer | ({"guesses": dataclasses.asdict(success(found))} if lookup else {})
+        return answer | ({"guesses": dataclasses.asdict(draft_stats(found))} if lookup else {})
 
     def perplexity(ids: list[int], block: int) -> dict[str, Any]:
         loss = mean_loss(model, ids, block=block, cache_dtype=cache_dtype)
@@ -94,11 +94,11 @@ def mean_loss(model: Llama, ids: Sequence[int], *, block: int, **options: Any) -
     another form of the weights for few tokens, through that: behind a first token, a few at a time. Options are those
     of Decoder.
     """
-    total, size = 0.0, STEP if model.step or reads_few_apart(model) else block
+    total, size = 0.0, STEP if model.step or has_second_layout(model) else block
     for start in range(0, len(ids) - 1, block):
         targets = torch.tensor(ids[start + 1 : start + block + 1], device=model.device)
         given = torch.tensor([ids[start : start + len(targets)]], device=model.device)  # (1, T)
-        decoder = Decoder(model, [0], len(targets), vocab_size=model.config.vocab_size, **options)
+        decoder = BatchDecoder(model, [0], len(targets), vocab_size=model.config.vocab_size, **options)
         cuts = [0, *range(1, len(targets), size), len(targets)]
         for first, last in itertools.pairwise(cuts):
             logits = decoder.read(given[:, first:last], last - first)[0]                # (T, V)
@@ -108,9 +108,9 @@ def mean_loss(model: Llama, ids: Sequence[int], *, block: int, **options: Any) -
 
 def bytes_a_token(model: Llama, context: int, **options: Any) -> int:
     """Bytes of all linear layers as a token reads them, and of the keys and values of `context` tokens."""
-    cache = Decoder(model, [0], context, vocab_size=model.config.vocab_size, **options).cache
+    cache = BatchDecoder(model, [0], context, vocab_size=model.config.vocab_size, **options).cache
     kept = sum(getattr(layer, name).nbytes for layer in cache.layers for name in layer.stored)
-    return bytes_read(model) + kept
+    return weight_bytes_per_token(model) + kept
 
 
 def write_quantized(model_flags: flags.ModelFlags, folder: Path) -> None:

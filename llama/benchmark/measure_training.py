@@ -28,7 +28,7 @@ with quiet_start(__name__):
     import torch
     from torch import Tensor
 
-    from llama.checkpoint import described, load_model, load_tensors, save_model
+    from llama.checkpoint import build_on_meta, load_model, load_tensors, save_model
     from llama.config import preset
     from llama.config_json import config_to_dict
     from llama.fast.compile_blocks import compilations
@@ -37,14 +37,14 @@ with quiet_start(__name__):
     from llama.lora.targets import LoRAConfig
     from llama.model import Llama
     from llama.pretrained import get_model
-    from llama.quantization.swap import rounded
+    from llama.quantization.swap import quantize_weight
     from llama.runtime.worker import Works, results_alone, serve
     from llama.tasks.task import Sample, Task
     from llama.trainer import Trainer
     from llama.training.optimizer import TrainConfig
     from tokenizer import bpe
     from tokenizer.base import Tokenizer
-    from weights.formats.quantized_matrix import Packed
+    from weights.formats.quantized_matrix import QuantizedMatrix
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def works(setting: Setting) -> Works:
 
     def shape() -> dict[str, Any]:
         embeds = () if model.config.tie_word_embeddings else ("embed_tokens.weight",)
-        weights = {name: math.prod(p.shape) for name, p in described(config_to_dict(model.config)).named_parameters()}
+        shapes = build_on_meta(config_to_dict(model.config)).named_parameters()
+        weights = {name: math.prod(p.shape) for name, p in shapes}
         return {"multiplied": sum(size for name, size in weights.items() if "norm" not in name and name not in embeds),
                 "learned": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
@@ -112,7 +113,7 @@ def model_of(setting: Setting) -> Llama:
     if path.exists():
         model = get_model(path, dtype=torch.bfloat16 if setting.adapter else torch.float32, bits=setting.bits)
     else:
-        model = described(config_to_dict(preset(setting.model)))
+        model = build_on_meta(config_to_dict(preset(setting.model)))
         dtype = torch.bfloat16 if setting.adapter else torch.float32
         load_tensors(model, random_tensors(model, bits=setting.bits), device="cpu", dtype=dtype, place=path)
     model.tokenizer = model.tokenizer or bpe.train(["no text is read here"], 260)
@@ -125,7 +126,7 @@ def model_of(setting: Setting) -> Llama:
     return model
 
 
-def random_tensors(model: Llama, *, bits: int) -> Iterator[tuple[str, Tensor | Packed]]:
+def random_tensors(model: Llama, *, bits: int) -> Iterator[tuple[str, Tensor | QuantizedMatrix]]:
     """A tensor for each parameter of a model on the meta device, one at a time, matrices rounded to `bits`.
 
     Small normal numbers, ones for norms. Matrices of one shape and kind share their numbers, made once and copied: a
@@ -140,14 +141,14 @@ def random_tensors(model: Llama, *, bits: int) -> Iterator[tuple[str, Tensor | P
         kind = shape, name.startswith(("embed_tokens", "lm_head"))
         if kind not in made:
             numbers = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-            made[kind] = rounded(name.removesuffix(".weight"), numbers, bits) if bits else numbers
+            made[kind] = quantize_weight(name.removesuffix(".weight"), numbers, bits) if bits else numbers
         yield name, _copy(made[kind])
 
 
-def _copy(tensor: Tensor | Packed) -> Tensor | Packed:
+def _copy(tensor: Tensor | QuantizedMatrix) -> Tensor | QuantizedMatrix:
     if isinstance(tensor, Tensor):
         return tensor.clone()
-    return Packed(**{part: each.clone() for part, each in tensor.tensors().items()})
+    return QuantizedMatrix(**{part: each.clone() for part, each in tensor.tensors().items()})
 
 
 def save_and_load(model: Llama) -> dict[str, Any]:

@@ -27,7 +27,7 @@ with quiet_start(__name__):
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.model import Llama
     from llama.pretrained import get_model
-    from llama.quantization.gptq import TOKENS, quantize_for
+    from llama.quantization.gptq import TOKENS, quantize_by_gptq
     from llama.quantization.rounding import to_int4_nearest
     from llama.quantization.swap import bits_of, quantize
     from llama.runtime import cli
@@ -40,7 +40,7 @@ WAYS: dict[str, Callable[[Llama, Sequence[int], int], Any]] = {     # model, ids
     "int8, a scale a row": lambda model, ids, length: quantize(model, bits=8),
     "int4, to nearest": lambda model, ids, length: quantize(model, bits=4, to_int4=to_int4_nearest),
     "int4, searched": lambda model, ids, length: quantize(model, bits=4),
-    "int4, for the text": lambda model, ids, length: quantize_for(model, ids, length=length),
+    "int4, for the text": lambda model, ids, length: quantize_by_gptq(model, ids, length=length),
 }
 
 

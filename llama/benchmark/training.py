@@ -35,7 +35,7 @@ from llama.benchmark.goals import met, ratio, table
 from llama.benchmark.machine import SETTLE, model_path
 from llama.benchmark.machine_limits import measure_matrix_peak
 from llama.benchmark.measure_training import random_tensors
-from llama.checkpoint import described, save_model
+from llama.checkpoint import build_on_meta, save_model
 from llama.config import preset
 from llama.config_json import config_to_dict
 from llama.datasets.instructions import InstructionDataset
@@ -172,11 +172,11 @@ class Place:
         learned = [False] + [True] * BLOCK
         self.write("dense", [[block, learned] for block in blocks])
         self.write("long", [[ids[start : start + 513], [False] + [True] * 512] for start in (0, 512, 1024)])
-        bare = described(open_source(self.model).config)
+        bare = build_on_meta(open_source(self.model).config)
         self.write_adapter(bare)
         for row in ROWS:
             if row.shape:
-                small = described(config_to_dict(preset(row.shape)))
+                small = build_on_meta(config_to_dict(preset(row.shape)))
                 for name, tensor in random_tensors(small, bits=0):
                     owner, _, leaf = name.rpartition(".")
                     setattr(small.get_submodule(owner), leaf, torch.nn.Parameter(tensor.float()))

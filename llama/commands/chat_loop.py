@@ -8,8 +8,8 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from llama.decoding.chat_session import Conversation
-from llama.decoding.speculative import success
+from llama.decoding.chat_session import ChatSession
+from llama.decoding.speculative import draft_stats
 from llama.generation import Completion
 
 HELP = """\
@@ -20,7 +20,7 @@ HELP = """\
 Ctrl-C         stop the answer; what has been said counts as said"""
 
 
-def chat(conversation: Conversation, *, read: Callable[[str], str] = input) -> None:
+def chat(conversation: ChatSession, *, read: Callable[[str], str] = input) -> None:
     """Ask for a line, answer it, until someone leaves. Answers go to stdout, all else to stderr.
 
     read  shows a prompt and returns a line, or raises EOFError; lines that come through a pipe get no prompt
@@ -48,7 +48,7 @@ def chat(conversation: Conversation, *, read: Callable[[str], str] = input) -> N
         elif line.strip():
             answers.append(_answer(conversation, line))
     if guessed := [answer for answer in answers if getattr(answer, "guessed", 0)]:
-        _remark(str(success(guessed)))
+        _remark(str(draft_stats(guessed)))
 
 
 def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
@@ -75,7 +75,7 @@ def _typed() -> str:
     return readline.get_line_buffer() if readline else ""
 
 
-def _answer(conversation: Conversation, question: str) -> Completion | None:
+def _answer(conversation: ChatSession, question: str) -> Completion | None:
     """What came of it; None of one that was stopped or refused."""
     answer = None
     try:

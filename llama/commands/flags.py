@@ -22,7 +22,7 @@ from llama.datasets.records import RecordDataset
 from llama.datasets.squad import SquadDataset
 from llama.fast.agreement import readable, use_compiled_step, use_fused_blocks
 from llama.fast.fused_linear import packs_bfloat16
-from llama.heads import check_writes, head_config
+from llama.heads import head_config, require_lm_head
 from llama.lora.files import load_adapter
 from llama.lora.peft_folder import recorded_base
 from llama.lora.swap import merge_lora
@@ -215,7 +215,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     if flags.adapter:
         load_adapter(model, resolve(flags.adapter, "adapters"))
     if purpose == "generate":
-        check_writes(model)
+        require_lm_head(model)
     if merging:
         merge_lora(model, forget=True)
         if flags.bits:

@@ -19,11 +19,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from llama.generation import Completion, Decoder, Row, check_options, evaluating, room_for_answer
+from llama.generation import BatchDecoder, Completion, TextRow, check_options, clamp_max_new_tokens, eval_mode
 from llama.model import Llama
 from llama.sampling import check_finite
 from tokenizer.base import Tokenizer
-from tokenizer.chat import ChatFormat, closing_ids
+from tokenizer.chat import ChatFormat, stop_ids
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,20 @@ def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConf
     if config.beams > tokenizer.vocab_size:
         raise ValueError(f"beams is {config.beams:,}, and the vocabulary has {tokenizer.vocab_size:,} ids to begin "
                          "with; 4 beams are many already")
-    limits = [room_for_answer(model, len(prompt), max_new_tokens) for prompt in prompts]
-    closing = [] if ignore_eos else closing_ids(chat_format, tokenizer)
+    limits = [clamp_max_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
+    closing = [] if ignore_eos else stop_ids(chat_format, tokenizer)
 
     def ends(ids: list[int]) -> bool:
         return ids[-1] in closing or (len(stop) > 0 and any(text in tokenizer.decode(ids) for text in stop))
 
     completions = []
-    with evaluating(model):
+    with eval_mode(model):
         for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             show = None if on_text is None else lambda text, i=i: on_text(i, text)
-            row = Row(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
+            row = TextRow(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
                       ignore_eos=ignore_eos, on_text=show)
-            decoder = Decoder(model, [0], len(prompt) + limit, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
+            decoder = BatchDecoder(model, [0], len(prompt) + limit, vocab_size=tokenizer.vocab_size,
+                                   cache_dtype=cache_dtype)
             logits = decoder.prefill(torch.tensor([list(prompt)], device=model.device), prefill_chunk)
             ids, times = search(decoder, logits, config, limit=limit, ends=ends, ends_at_most=len(closing))
             for token in ids:
@@ -86,7 +87,7 @@ def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConf
     return completions
 
 
-def search(decoder: Decoder, logits: Tensor, config: BeamConfig, *, limit: int, ends: Callable[[list[int]], bool],
+def search(decoder: BatchDecoder, logits: Tensor, config: BeamConfig, *, limit: int, ends: Callable[[list[int]], bool],
            ends_at_most: int) -> tuple[list[int], list[float]]:
     """The ids of the best text, and when each step of the search was done.
 

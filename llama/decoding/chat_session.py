@@ -19,9 +19,9 @@ from operator import itemgetter
 
 import torch
 
-from llama.decoding.prefix_cache import Reader
-from llama.decoding.speculative import Guesser, NoGuess, told, write
-from llama.generation import Completion, Row, evaluating, room_for_answer
+from llama.decoding.prefix_cache import PrefixCache
+from llama.decoding.speculative import Drafter, NoDraft, make_completion, write
+from llama.generation import Completion, TextRow, clamp_max_new_tokens, eval_mode
 from llama.model import Llama
 from llama.sampling import SamplingConfig
 from tokenizer.base import Tokenizer
@@ -37,7 +37,7 @@ class Turn:
     written: list[int] | None       # the answer's ids as the model wrote them; None where the text alone counts
 
 
-class Conversation:
+class ChatSession:
     """Questions and answers with a model, in the ids of one chat format.
 
     system       the system message; None takes the format's own default
@@ -47,13 +47,13 @@ class Conversation:
 
     def __init__(self, model: Llama, tokenizer: Tokenizer, chat_format: ChatFormat, *, sampling: SamplingConfig,
                  system: str | None = None, max_new_tokens: int = 512, stop: Sequence[str] = (),
-                 ignore_eos: bool = False, seed: int = 0, guesser: Guesser | None = None, draft_tokens: int = 0,
+                 ignore_eos: bool = False, seed: int = 0, guesser: Drafter | None = None, draft_tokens: int = 0,
                  cache_dtype: torch.dtype | None = None):
         self.model, self.tokenizer, self.chat_format = model, tokenizer, chat_format
         self.sampling, self.max_new_tokens, self.stop, self.ignore_eos = sampling, max_new_tokens, stop, ignore_eos
         self.system, self.seed = system, seed
-        self.guesser, self.draft_tokens = guesser or NoGuess(), draft_tokens
-        self.reader = Reader(model, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
+        self.guesser, self.draft_tokens = guesser or NoDraft(), draft_tokens
+        self.reader = PrefixCache(model, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
         self.reset()
 
     def reset(self) -> None:
@@ -76,21 +76,21 @@ class Conversation:
         Raises ValueError for a question that does not fit into the context even alone; nothing is remembered then.
         """
         ids, forgotten = self._fit(question)
-        limit = room_for_answer(self.model, len(ids), self.max_new_tokens)
-        row = Row(ids, tokenizer=self.tokenizer, chat_format=self.chat_format, limit=limit, stop=self.stop,
+        limit = clamp_max_new_tokens(self.model, len(ids), self.max_new_tokens)
+        row = TextRow(ids, tokenizer=self.tokenizer, chat_format=self.chat_format, limit=limit, stop=self.stop,
                   ignore_eos=self.ignore_eos, generator=self.generator, on_text=on_text)
         if forgotten:
             log.warning("the context of %d tokens is full: the oldest turns are forgotten (%d)",
                         self.model.config.context, forgotten)
             del self.turns[:forgotten]
-        with evaluating(self.model):
+        with eval_mode(self.model):
             try:
                 tally = write(row, self.reader, self.guesser, self.sampling, draft_tokens=self.draft_tokens)
             finally:
                 if row.text or row.finish_reason:
                     self.turns.append(Turn(question, row.text, None if row.stopped_by_text else row.token_ids))
             if tally.guessed:
-                return told(row, question, tally, self.reader, self.sampling)
+                return make_completion(row, question, tally, self.reader, self.sampling)
         return row.completion(question, first=tally.first)
 
     def _fit(self, question: str) -> tuple[list[int], int]:

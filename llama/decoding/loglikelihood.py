@@ -5,7 +5,7 @@
 
 What ranks answers: the sum of their log-probabilities, or where answers differ much in length, the mean.
 
-Try: let `score` begin with the logits after the prefix's last token but one; tests/test_loglikelihood.py
+Try: let `loglikelihood` begin with the logits after the prefix's last token but one; tests/test_loglikelihood.py
 (test_two_ways_scores_equal_those_of_whole_texts) fails.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llama.decoding.prefix_cache import Reader
-from llama.generation import evaluating
+from llama.decoding.prefix_cache import PrefixCache
+from llama.generation import eval_mode
 from llama.model import Llama
 from tokenizer.base import Tokenizer
 
@@ -23,9 +23,9 @@ PIECE = 32              # ids of a continuation at a time: the logits of 16 rows
 
 
 @torch.inference_mode()
-def score(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[int]], *, tokenizer: Tokenizer,
+def loglikelihood(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[int]], *, tokenizer: Tokenizer,
           batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
-          reader: Reader | None = None) -> list[Tensor]:
+          reader: PrefixCache | None = None) -> list[Tensor]:
     """The log-probability of every id of every continuation.
 
     prefix, continuations  ids, none of them empty
@@ -42,8 +42,8 @@ def score(model: Llama, prefix: Sequence[int], continuations: Sequence[Sequence[
                          f"{model.config.steady_context} (beyond, its context ends or its rotation depends on the "
                          "length); shorten the prefix")
     scores = []
-    with evaluating(model):
-        reader = reader or Reader(model, slots=len(prefix), chunk=prefill_chunk, vocab_size=tokenizer.vocab_size,
+    with eval_mode(model):
+        reader = reader or PrefixCache(model, slots=len(prefix), chunk=prefill_chunk, vocab_size=tokenizer.vocab_size,
                                   cache_dtype=cache_dtype)
         logits = reader.read(prefix)                                # (1, V)
         for start in range(0, len(continuations), batch_size):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama.generation import Decoder, shared
+from llama.generation import BatchDecoder, common_prefix_length
 from llama.model import Llama
 
 
-class Reader:
+class PrefixCache:
     """A model and one text that it remembers: reads on from the longest beginning that it has read before.
 
     What may be kept is found by comparing ids, never assumed. So whoever changes the text, cuts it off, or breaks into
@@ -21,13 +21,13 @@ class Reader:
     """
 
     def __init__(self, model: Llama, *, slots: int = 1024, chunk: int = 512, **options: Any):
-        self.decoder, self.chunk = Decoder(model, [0], slots, **options), chunk
+        self.decoder, self.chunk = BatchDecoder(model, [0], slots, **options), chunk
         self.ids: list[int] = []                                    # whose keys and values are in the cache
 
     def read(self, ids: Sequence[int], count: int = 1) -> Tensor:
         """The logits (count, V) that follow the last `count` of these ids."""
         cache, ids = self.decoder.cache, list(ids)
-        kept = cache.truncate(min(shared([self.ids, ids]), len(ids) - count))
+        kept = cache.truncate(min(common_prefix_length([self.ids, ids]), len(ids) - count))
         del self.ids[kept:]
         if len(ids) > cache.max_length:     # it doubles: for 128k tokens of an 8B, 16 GB would be taken at once
             cache.reserve(max(len(ids), 2 * cache.max_length))

@@ -23,8 +23,8 @@ from typing import Annotated, Any, Protocol
 import torch
 from torch import Tensor
 
-from llama.decoding.prefix_cache import Reader
-from llama.generation import Completion, Row, check_options, evaluating, room_for_answer
+from llama.decoding.prefix_cache import PrefixCache
+from llama.generation import Completion, TextRow, check_options, clamp_max_new_tokens, eval_mode
 from llama.model import Llama
 from llama.sampling import SamplingConfig, check_finite, probabilities
 from tokenizer.base import Tokenizer
@@ -67,7 +67,7 @@ class SpeculativeCompletion(Completion):
 
 
 @dataclass(frozen=True)
-class Success:
+class DraftStats:
     """How well guesses went in several texts together; the fields are those of a completion."""
 
     acceptance: float
@@ -75,20 +75,20 @@ class Success:
     speed_up: float
 
     def __str__(self) -> str:
-        told = f"{self.acceptance:.0%} of the guesses kept, {self.tokens_per_step:.2f} tokens a step"
-        return told + (f", {self.speed_up:.2f} × as fast as one a step" if self.speed_up else "")
+        make_completion = f"{self.acceptance:.0%} of the guesses kept, {self.tokens_per_step:.2f} tokens a step"
+        return make_completion + (f", {self.speed_up:.2f} × as fast as one a step" if self.speed_up else "")
 
 
-def success(texts: Sequence[SpeculativeCompletion]) -> Success:
+def draft_stats(texts: Sequence[SpeculativeCompletion]) -> DraftStats:
     """Longer texts count for more, as the time that they take does."""
     steps, guessed = sum(text.steps for text in texts), sum(text.guessed for text in texts)
     timed = [(len(text.token_ids) / text.tokens_per_second, text.speed_up) for text in texts if text.speed_up]
-    return Success(sum(text.acceptance * text.guessed for text in texts) / max(guessed, 1),
+    return DraftStats(sum(text.acceptance * text.guessed for text in texts) / max(guessed, 1),
                    sum(text.tokens_per_step * text.steps for text in texts) / steps,
                    sum(seconds * speed_up for seconds, speed_up in timed) / max(sum(row[0] for row in timed), 1e-9))
 
 
-class Guesser(Protocol):
+class Drafter(Protocol):
     """Anything that can say how a text may go on."""
 
     def guess(self, ids: Sequence[int], count: int, *, sampling: SamplingConfig, seen: Tensor,
@@ -100,14 +100,14 @@ class Guesser(Protocol):
         """
 
 
-class NoGuess:
+class NoDraft:
     """One token a step: what is called decoding where nobody speculates."""
 
     def guess(self, ids: Sequence[int], count: int, **_: Any) -> tuple[list[int], None]:
         return [], None
 
 
-class LookUp:
+class PromptLookup:
     """Guesses that a text goes on as it did after the same words before (prompt look-up; LLMA, arXiv:2304.04487).
 
     Answers that repeat what they were given, as corrections and summaries do, are guessed well, others seldom.
@@ -139,7 +139,7 @@ class DraftModel:
 
     def __init__(self, model: Llama, *, vocab_size: int, cache_dtype: torch.dtype | None = None):
         self.model = model
-        self.reader = Reader(model, vocab_size=vocab_size, cache_dtype=cache_dtype)
+        self.reader = PrefixCache(model, vocab_size=vocab_size, cache_dtype=cache_dtype)
 
     def guess(self, ids: Sequence[int], count: int, *, sampling: SamplingConfig, seen: Tensor,
               generator: torch.Generator) -> tuple[list[int], Tensor]:
@@ -216,7 +216,8 @@ class Tally:
     first: int = 0              # ids that the first pass gave, which read the prompt as well
 
 
-def write(row: Row, reader: Reader, guesser: Guesser, sampling: SamplingConfig, *, draft_tokens: int = 0) -> Tally:
+def write(row: TextRow, reader: PrefixCache, guesser: Drafter, sampling: SamplingConfig, *,
+          draft_tokens: int = 0) -> Tally:
     """Let a row write its text, with `reader` for the model and guesses of `guesser`.
 
     draft_tokens  how many to guess at a time. 0 goes by success: two more when all were right, else one less
@@ -248,7 +249,7 @@ def write(row: Row, reader: Reader, guesser: Guesser, sampling: SamplingConfig, 
 
 
 @torch.inference_mode()
-def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guesser: Guesser, *, tokenizer: Tokenizer,
+def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guesser: Drafter, *, tokenizer: Tokenizer,
                            sampling: SamplingConfig, draft_tokens: int = 0, chat_format: ChatFormat | None = None,
                            max_new_tokens: int = 256, stop: Sequence[str] = (), ignore_eos: bool = False,
                            seed: int = 0, num_samples: int = 1, prefill_chunk: int = 512,
@@ -262,21 +263,23 @@ def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guess
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
     """
     check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
-    limits = [room_for_answer(model, len(prompt), max_new_tokens) for prompt in prompts]
-    reader = Reader(model, chunk=prefill_chunk, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
+    limits = [clamp_max_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
+    reader = PrefixCache(model, chunk=prefill_chunk, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
     completions = []
-    with evaluating(model):
+    with eval_mode(model):
         for i in range(len(prompts) * num_samples):
             prompt, limit = prompts[i // num_samples], limits[i // num_samples]
             show = None if on_text is None else lambda text, i=i: on_text(i, text)
-            row = Row(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
+            row = TextRow(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
                       ignore_eos=ignore_eos, generator=torch.Generator().manual_seed(seed + i), on_text=show)
             tally = write(row, reader, guesser, sampling, draft_tokens=draft_tokens)
-            completions.append(told(row, tokenizer.decode(prompt, skip_special=True), tally, reader, sampling))
+            text = tokenizer.decode(prompt, skip_special=True)
+            completions.append(make_completion(row, text, tally, reader, sampling))
     return completions
 
 
-def told(row: Row, prompt: str, tally: Tally, reader: Reader, sampling: SamplingConfig) -> SpeculativeCompletion:
+def make_completion(row: TextRow, prompt: str, tally: Tally, reader: PrefixCache,
+                    sampling: SamplingConfig) -> SpeculativeCompletion:
     """What came of a prompt and of guessing, with the speed without guesses measured behind it."""
     plain = row.completion(prompt, first=tally.first)
     speed_up = plain.tokens_per_second * seconds_alone(reader, sampling) if tally.guessed else 0.0
@@ -285,7 +288,7 @@ def told(row: Row, prompt: str, tally: Tally, reader: Reader, sampling: Sampling
                                  tokens_per_step=round(len(row.times) / tally.steps, 3), speed_up=round(speed_up, 3))
 
 
-def seconds_alone(reader: Reader, sampling: SamplingConfig) -> float:
+def seconds_alone(reader: PrefixCache, sampling: SamplingConfig) -> float:
     """What a step of one token takes behind the text that was read: the mean of a few. 0 where it reads all anew."""
     if len(reader.ids) > reader.decoder.cache.steady:
         return 0.0

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llama.cache import KVCache
 from llama.config import LlamaConfig
 from llama.fast.compiled_step import compile_step
-from llama.fast.custom_autograd import quicken, slow_down
+from llama.fast.custom_autograd import restore_autograd, use_custom_autograd
 from llama.fast.fused_block import fuse, unfuse
 from llama.fast.numbers import EXACT, ROUNDED, agree
 from llama.lora.swap import add_lora, has_lora
@@ -33,12 +33,12 @@ from llama.masks import Documents, document_mask
 from llama.model import Llama, attention, naive_attention
 from llama.quantization.layers import QuantizedLinear
 from llama.quantization.swap import bits_of, quantize
-from weights.formats.quantized_matrix import Packed
+from weights.formats.quantized_matrix import QuantizedMatrix
 
 WHERE = "model.py"
 
 
-def use_fused_blocks(model: Llama, exact: dict[str, Packed] | None = None) -> None:
+def use_fused_blocks(model: Llama, exact: dict[str, QuantizedMatrix] | None = None) -> None:
     """`fuse` where blocks and fused blocks agree, in float32 and as this model computes; else nothing but a line."""
     if not _use_attention(model):
         return
@@ -55,7 +55,7 @@ def use_fused_blocks(model: Llama, exact: dict[str, Packed] | None = None) -> No
 
 
 def use_custom_gradients(model: Llama) -> None:
-    """`quicken` where states and gradients agree with those of autograd through the definitions."""
+    """`use_custom_autograd` where states and gradients agree with those of autograd through the definitions."""
     if model.device.type != "cpu" or not _use_attention(model):
         return
     tiny = tiny_like(model.config)
@@ -67,10 +67,10 @@ def use_custom_gradients(model: Llama) -> None:
                 if "lora_B" in name:
                     parameter.normal_(0.0, 0.3, generator=generator)
     expected = _gradients(tiny)
-    quicken(tiny)
+    use_custom_autograd(tiny)
     where = f"{WHERE} or lora/layers.py" if has_lora(model) else WHERE
     if agree(_gradients(tiny), expected, where, "fast/custom_autograd.py"):
-        quicken(model)
+        use_custom_autograd(model)
 
 
 def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
@@ -95,7 +95,7 @@ def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text:
 def readable(model: Llama) -> None:
     """Let the model run its definitions alone, as they stand in the files: the inverse of all swaps here."""
     unfuse(model)
-    slow_down(model)
+    restore_autograd(model)
     model.step = None
     for layer in model.layers:
         layer.self_attn.attend = naive_attention

@@ -1,6 +1,7 @@
 """Blocks compiled for training by torch.compile: what stands between the matrix products becomes a few loops in C++.
 
-    compile_blocks(model)                # after `quicken` and before the first step, which then takes half a minute
+    compile_blocks(model)                # after `use_custom_autograd` and before the first step, which then takes half
+                                         a minute
     compilations()                       # how often torch has compiled since
     uncompile_blocks(model)
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from llama.fast.custom_autograd import QuickAttention
+from llama.fast.custom_autograd import FusedAttention
 from llama.model import Llama
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -29,9 +30,9 @@ def compile_blocks(model: Llama, *, backend: str = "inductor") -> None:
                                                                          for name in compilers):
         raise ValueError("--compile needs a C++ compiler, and none is here (g++ or clang++); install one, or leave it "
                          "out")
-    attend = torch.compiler.disable(QuickAttention.quick_attend)
+    attend = torch.compiler.disable(FusedAttention.quick_attend)
     for layer in model.layers:
-        if isinstance(layer.self_attn, QuickAttention):
+        if isinstance(layer.self_attn, FusedAttention):
             layer.self_attn.quick_attend = attend
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from llama.cache import KVCache
 from llama.config import LlamaConfig
-from llama.fast.huge_pages import settle
+from llama.fast.huge_pages import move_to_huge_pages
 from llama.model import PROJECTIONS, Llama, check_editable, rotary_tables
 from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear
 
@@ -39,7 +39,7 @@ SOURCE = Path(__file__).with_name("decode.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fPIC")
 WIDE = "-mprefer-vector-width=512"                                  # else gcc stays at half of what AVX-512 can do
 THREADS = "-fopenmp"
-LANES = 8                                                           # tokens a step; with more, torch is faster
+MAX_TOKENS = 8                                                           # tokens a step; with more, torch is faster
 
 
 class Matrix(Structure):
@@ -83,7 +83,7 @@ class CompiledStep:
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:
         """Whether this step can run: few tokens, behind others, in a cache of a type that it reads."""
-        return (tokens.numel() <= LANES and cache.length > 0 and cache.length + tokens.shape[1] <= cache.steady
+        return (tokens.numel() <= MAX_TOKENS and cache.length > 0 and cache.length + tokens.shape[1] <= cache.steady
                 and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
 
     @torch.inference_mode()
@@ -163,7 +163,7 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
         say(f"compiling the decoding step with {Path(compiler).name} …")
         _build(command, library)
         say(f"compiled: {library}")
-    settle(model)
+    move_to_huge_pages(model)
     model.step = CompiledStep(model, library)
 
 

@@ -6,7 +6,7 @@ same parameters: only their class is another one, whose forward pass falls back 
 is asked for.
 
     quicken(model)                       # for training; `Documents` may then be given as mask
-    slow_down(model)                     # the readable classes again
+    restore_autograd(model)                     # the readable classes again
 
 What is gained where, and what failed, is in docs/experiments.md.
 
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.cache import LayerCache
-from llama.lora.layers import LoRALinear, LowRank
+from llama.lora.layers import LoRALinear, LoRAPart
 from llama.masks import Documents
 from llama.model import MLP, Attention, Llama, RMSNorm
 
-ROWS = 128                                                          # queries at a time in the backward pass
+QUERY_BLOCK = 128                                                          # queries at a time in the backward pass
 Saved = Any
 
 
@@ -53,7 +53,7 @@ class _Norm(torch.autograd.Function):
         return dn.addcmul_(n, mean, value=-1).mul_(factor).to(x.dtype), dweight, None
 
 
-class QuickRMSNorm(RMSNorm):
+class FusedRMSNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return _Norm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else super().forward(x)
 
@@ -61,7 +61,7 @@ class QuickRMSNorm(RMSNorm):
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """`apply_rotary`, or its inverse, without the copies that turning pairs takes."""
     x32 = x.float()
     out = x32 * cos
@@ -92,7 +92,7 @@ class _Attention(torch.autograd.Function):
                 lengths: tuple[int, ...] | None) -> Tensor:
         """q (B, T, H, K); k, v (B, T, G, K); cos, sin by `_before_heads`; -> (B, T, H, K). lengths: if B = 1."""
         scale = q.shape[-1] ** -0.5
-        q, k = turn(q, cos * scale, sin * scale), turn(k, cos, sin)
+        q, k = rotate(q, cos * scale, sin * scale), rotate(k, cos, sin)
         y = torch.empty_like(q)
         for part in _parts(q, lengths):
             some_q, some_k, some_v = (x[:, part].transpose(1, 2) for x in (q, k, v))
@@ -112,7 +112,7 @@ class _Attention(torch.autograd.Function):
                                        strict=True):
                 whole[:, part] = gradient
         scale = q.shape[-1] ** -0.5
-        return turn(dq, cos * scale, sin * scale, back=True), turn(dk, cos, sin, back=True), dv, None, None, None
+        return rotate(dq, cos * scale, sin * scale, back=True), rotate(dk, cos, sin, back=True), dv, None, None, None
 
 
 def _parts(q: Tensor, lengths: tuple[int, ...] | None) -> list[slice]:
@@ -130,9 +130,9 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor) -> tu
     k, v = (x.transpose(1, 2).reshape(B * G, T, K) for x in (k, v))
     dq = q.new_empty(B, G, H // G, T, K)
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    future = q.new_full((min(ROWS, T), T), float("-inf"))
-    for start in range(0, T, ROWS):
-        end = min(start + ROWS, T)                                  # keys behind the last query count for nothing
+    future = q.new_full((min(QUERY_BLOCK, T), T), float("-inf"))
+    for start in range(0, T, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, T)  # keys behind the last query count for nothing
         some_q, some_dy, some_delta = (x[:, :, :, start:end].reshape(B * G, -1, x.shape[-1]) for x in rows)
         keys, values = k[:, :end], v[:, :end]
         unseen = future[: end - start, :end].triu(start + 1).repeat(H // G, 1)
@@ -145,15 +145,15 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor) -> tu
     return dq.permute(0, 3, 1, 2, 4).reshape(B, T, H, K), *back
 
 
-def quick_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Documents | None) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Documents | None) -> Tensor:
     """As `_Attention.forward` says, with the tables as the model has them."""
     return _Attention.apply(q, k, v, _before_heads(cos), _before_heads(sin), mask.lengths if mask else None)
 
 
-class QuickAttention(Attention):
+class FusedAttention(Attention):
     takes_documents = True
 
-    quick_attend = staticmethod(quick_attention)                    # compile_blocks leaves it out
+    quick_attend = staticmethod(fused_attention)                    # compile_blocks leaves it out
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Documents | None,
                 cache: LayerCache | None) -> Tensor:
@@ -181,7 +181,7 @@ class _Gated(torch.autograd.Function):
         return torch.ops.aten.silu_backward(dy * up, gate), functional.silu(gate).mul_(dy)
 
 
-class QuickMLP(MLP):
+class FusedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)
@@ -216,11 +216,11 @@ class _LowRank(torch.autograd.Function):
         return dx, dA.float(), dB.float().mul_(ctx.scale), None, None
 
 
-class QuickLoRALinear(LoRALinear):
+class FusedLoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         part = self.adapters[self.active[0]] if len(self.active) == 1 else None
         frozen = not any(parameter.requires_grad for parameter in self.base.parameters())
-        if type(part) is not LowRank or part.dropout.p and self.training or not frozen or not torch.is_grad_enabled():
+        if type(part) is not LoRAPart or part.dropout.p and self.training or not frozen or not torch.is_grad_enabled():
             return super().forward(x)
         return _LowRank.apply(x, part.lora_A, part.lora_B, self.base, part.scale)
 
@@ -228,22 +228,22 @@ class QuickLoRALinear(LoRALinear):
 # ---- the swap --------------------------------------------------------------------------------------------------------
 
 
-QUICK = {RMSNorm: QuickRMSNorm, Attention: QuickAttention, MLP: QuickMLP, LoRALinear: QuickLoRALinear}
-PLAIN = {quick: plain for plain, quick in QUICK.items()}
+FUSED = {RMSNorm: FusedRMSNorm, Attention: FusedAttention, MLP: FusedMLP, LoRALinear: FusedLoRALinear}
+PLAIN = {quick: plain for plain, quick in FUSED.items()}
 
 
-def quicken(model: Llama) -> None:
+def use_custom_autograd(model: Llama) -> None:
     """Give the parts of the model their quick classes, in place. On other devices than the CPU nothing changes: there
     torch's own kernels are faster; nor does attention through a sliding window."""
     if model.device.type != "cpu":
         return
     # The clever step: a module changes its class and keeps its parameters, so no optimiser, hook or name notices.
     for module in model.modules():
-        if type(module) in QUICK and not (type(module) is Attention and model.config.sliding_window):
-            module.__class__ = QUICK[type(module)]
+        if type(module) in FUSED and not (type(module) is Attention and model.config.sliding_window):
+            module.__class__ = FUSED[type(module)]
 
 
-def slow_down(model: nn.Module) -> None:
-    """The inverse of `quicken`."""
+def restore_autograd(model: nn.Module) -> None:
+    """The inverse of `use_custom_autograd`."""
     for module in model.modules():
         module.__class__ = PLAIN.get(type(module), type(module))

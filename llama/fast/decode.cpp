@@ -22,7 +22,7 @@
 enum Kind : int64_t { FLOAT32, BFLOAT16, INT8, INT8_GROUPS, INT4_GROUPS };
 
 constexpr int GROUP = 32;                                      // weights that share a scale, in the kinds with groups
-constexpr int64_t ROWS = 4;                                    // rows of a matrix that are multiplied at a time
+constexpr int64_t QUERY_BLOCK = 4;                                    // rows of a matrix that are multiplied at a time
 constexpr int64_t AHEAD = 8192;                                // bytes to ask memory for in advance; 0 is half as fast
 
 struct Matrix {                                                // as in compiled_step.py
@@ -108,35 +108,35 @@ static inline float sum_of(const float* x, int64_t n) {
     return sum;
 }
 
-// y[r] = weight row r · x, for ROWS rows. Each number of x is loaded once for all of them.
+// y[r] = weight row r · x, for QUERY_BLOCK rows. Each number of x is loaded once for all of them.
 template <class W> static void dots(const W* weight, int64_t columns, const float* x, float* y) {
-    Vector sums[ROWS] = {};
+    Vector sums[QUERY_BLOCK] = {};
     for (int64_t i = 0; i < columns; i += 16) {
         const Vector v = load(x + i);
         #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < QUERY_BLOCK; r++) {
             __builtin_prefetch((const char*)(weight + r * columns + i) + AHEAD);
             sums[r] += load(weight + r * columns + i) * v;
         }
     }
-    for (int r = 0; r < ROWS; r++) y[r] = total(sums[r]);
+    for (int r = 0; r < QUERY_BLOCK; r++) y[r] = total(sums[r]);
 }
 
 static void dots_int8_groups(const Matrix& m, int64_t row, const float* x, float* y) {
     const int64_t columns = m.columns, groups = columns / GROUP;
     const int8_t* weight = (const int8_t*)m.weight + row * columns;
     const _Float16* scale = (const _Float16*)m.scale + row * groups;
-    Vector sums[ROWS] = {};
+    Vector sums[QUERY_BLOCK] = {};
     for (int64_t g = 0; g < groups; g++) {
         const Vector first = load(x + g * GROUP), second = load(x + g * GROUP + 16);
         #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < QUERY_BLOCK; r++) {
             const int8_t* w = weight + r * columns + g * GROUP;
             __builtin_prefetch((const char*)w + AHEAD);
             sums[r] += (load(w) * first + load(w + 16) * second) * (float)scale[r * groups + g];
         }
     }
-    for (int r = 0; r < ROWS; r++) y[r] = total(sums[r]);
+    for (int r = 0; r < QUERY_BLOCK; r++) y[r] = total(sums[r]);
 }
 
 // Within a group, byte i holds weight i in its low half and weight i + 16 in its high half (GGUF's Q4_0 and Q4_1).
@@ -146,12 +146,12 @@ static void dots_int4_groups(const Matrix& m, int64_t row, const float* x, const
     const uint8_t* weight = (const uint8_t*)m.weight + row * columns / 2;
     const _Float16* scale = (const _Float16*)m.scale + row * groups;
     const _Float16* minimum = (const _Float16*)m.minimum + row * groups;
-    Vector sums[ROWS] = {};
-    float minima[ROWS] = {};
+    Vector sums[QUERY_BLOCK] = {};
+    float minima[QUERY_BLOCK] = {};
     for (int64_t g = 0; g < groups; g++) {
         const Vector first = load(x + g * GROUP), second = load(x + g * GROUP + 16);
         #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < QUERY_BLOCK; r++) {
             const uint8_t* w = weight + (r * columns + g * GROUP) / 2;
             __builtin_prefetch((const char*)w + AHEAD);
             Vector low, high;
@@ -160,23 +160,23 @@ static void dots_int4_groups(const Matrix& m, int64_t row, const float* x, const
             minima[r] += (float)minimum[r * groups + g] * x_sums[g];
         }
     }
-    for (int r = 0; r < ROWS; r++) y[r] = total(sums[r]) + minima[r];
+    for (int r = 0; r < QUERY_BLOCK; r++) y[r] = total(sums[r]) + minima[r];
 }
 
-// y (ROWS,) = rows [row, row + ROWS) of m times x (columns,)
+// y (QUERY_BLOCK,) = rows [row, row + QUERY_BLOCK) of m times x (columns,)
 static void multiply(const Matrix& m, int64_t row, const float* x, const float* x_sums, float* y) {
     switch (m.kind) {
         case FLOAT32: dots((const float*)m.weight + row * m.columns, m.columns, x, y); break;
         case BFLOAT16: dots((const uint16_t*)m.weight + row * m.columns, m.columns, x, y); break;
         case INT8:
             dots((const int8_t*)m.weight + row * m.columns, m.columns, x, y);
-            for (int r = 0; r < ROWS; r++) y[r] *= ((const float*)m.scale)[row + r];
+            for (int r = 0; r < QUERY_BLOCK; r++) y[r] *= ((const float*)m.scale)[row + r];
             break;
         case INT8_GROUPS: dots_int8_groups(m, row, x, y); break;
         case INT4_GROUPS: dots_int4_groups(m, row, x, x_sums, y); break;
     }
     if (m.bias)
-        for (int r = 0; r < ROWS; r++) y[r] += m.bias[row + r];
+        for (int r = 0; r < QUERY_BLOCK; r++) y[r] += m.bias[row + r];
 }
 
 // ---- the parts of a block --------------------------------------------------------------------------------------------
@@ -249,12 +249,12 @@ struct Own {
 template <class C> static void block(const Model& model, const Layer& layer, const Cache& cache, int64_t lanes,
                                      const Lane* lane, const float* cos, const float* sin, float* x, Shared& shared,
                                      Own& own) {
-    float y[ROWS], z[ROWS];
+    float y[QUERY_BLOCK], z[QUERY_BLOCK];
     C *keys = (C*)cache.keys, *values = (C*)cache.values;
 
     own.norm(x, layer.input_layernorm, model.eps, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < (H + 2 * G) * K; row += ROWS)
+    for (int64_t row = 0; row < (H + 2 * G) * K; row += QUERY_BLOCK)
         for (int64_t t = 0; t < lanes; t++) {
             const float *n = own.normed.data() + t * D, *sums = own.sums.data() + t * (D / GROUP);
             if (row < H * K) multiply(layer.q_proj, row, n, sums, &shared.q[t * H * K + row]);
@@ -281,28 +281,28 @@ template <class C> static void block(const Model& model, const Layer& layer, con
 
     own.group_sums(shared.mixed.data(), H * K, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < D; row += ROWS)
+    for (int64_t row = 0; row < D; row += QUERY_BLOCK)
         for (int64_t t = 0; t < lanes; t++) {
             multiply(layer.o_proj, row, &shared.mixed[t * H * K], own.sums.data() + t * (H * K / GROUP), y);
-            for (int r = 0; r < ROWS; r++) x[t * D + row + r] += y[r];
+            for (int r = 0; r < QUERY_BLOCK; r++) x[t * D + row + r] += y[r];
         }
 
     own.norm(x, layer.post_attention_layernorm, model.eps, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < F; row += ROWS)
+    for (int64_t row = 0; row < F; row += QUERY_BLOCK)
         for (int64_t t = 0; t < lanes; t++) {
             const float *n = own.normed.data() + t * D, *sums = own.sums.data() + t * (D / GROUP);
             multiply(layer.gate_proj, row, n, sums, y);
             multiply(layer.up_proj, row, n, sums, z);
-            for (int r = 0; r < ROWS; r++) shared.gated[t * F + row + r] = y[r] / (1 + std::exp(-y[r])) * z[r];
+            for (int r = 0; r < QUERY_BLOCK; r++) shared.gated[t * F + row + r] = y[r] / (1 + std::exp(-y[r])) * z[r];
         }
 
     own.group_sums(shared.gated.data(), F, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < D; row += ROWS)
+    for (int64_t row = 0; row < D; row += QUERY_BLOCK)
         for (int64_t t = 0; t < lanes; t++) {
             multiply(layer.down_proj, row, &shared.gated[t * F], own.sums.data() + t * (F / GROUP), y);
-            for (int r = 0; r < ROWS; r++) x[t * D + row + r] += y[r];
+            for (int r = 0; r < QUERY_BLOCK; r++) x[t * D + row + r] += y[r];
         }
 }
 
@@ -320,8 +320,8 @@ extern "C" void decode(const Model* model, const Cache* caches, int64_t half, in
             else block<float>(*model, model->layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
         own.norm(x, model->norm, model->eps, lanes);
         #pragma omp for schedule(static)
-        for (int64_t i = 0; i < V; i += ROWS) {
-            const int64_t row = std::min(i, V - ROWS);             // a vocabulary need not be a multiple of ROWS
+        for (int64_t i = 0; i < V; i += QUERY_BLOCK) {
+            const int64_t row = std::min(i, V - QUERY_BLOCK);             // a vocabulary need not be a multiple of QUERY_BLOCK
             for (int64_t t = 0; t < lanes; t++)
                 multiply(model->lm_head, row, &own.normed[t * D], &own.sums[t * (D / GROUP)], logits + t * V + row);
         }

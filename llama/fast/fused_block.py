@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from llama.cache import LayerCache
-from llama.fast.custom_autograd import turn
+from llama.fast.custom_autograd import rotate
 from llama.fast.fused_linear import (
-    FastLinear,
-    KernelProduct,
-    PackedGate,
-    PackedLinear,
-    QuantizedProduct,
-    TwoForms,
+    FusedLinear,
+    FusedQuantizedLinear,
+    Int4KernelLinear,
+    PrepackedLinear,
+    PrepackedSwiGLU,
+    TwoLayouts,
     packs_bfloat16,
     stored_bytes,
 )
 from llama.model import PROJECTIONS, Block, Llama, RMSNorm
 from llama.quantization.layers import Quantized, QuantizedLinear, linear_of
-from weights.formats.quantized_matrix import Packed
+from weights.formats.quantized_matrix import QuantizedMatrix
 
 
 class FusedBlock(Block):
@@ -34,12 +34,12 @@ class FusedBlock(Block):
 
     only_generates = True                                           # see model.check_editable
 
-    def __init__(self, plain: Block, exact: Mapping[str, Packed | None]):
+    def __init__(self, plain: Block, exact: Mapping[str, QuantizedMatrix | None]):
         nn.Module.__init__(self)
         self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn       # names stay what they were
         self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
         self.plain = (plain,)
-        self.norms = _doubled(self.input_layernorm), _doubled(self.post_attention_layernorm)
+        self.norms = _layer_norm_form(self.input_layernorm), _layer_norm_form(self.post_attention_layernorm)
         self.K, self.H = self.self_attn.head_dim, self.self_attn.q_proj.out_features // self.self_attn.head_dim
         self.products = tuple(
             make(*(plain.get_submodule(name) for name in names), exact=[exact[name] for name in names])
@@ -53,56 +53,56 @@ class FusedBlock(Block):
         qkv_proj, o_proj, gate_up_proj, down_proj = self.products
         B, T, D = x.shape
         x = x.reshape(B * T, D)                                     # N = B * T rows
-        qkv = qkv_proj(_normed(x, *self.norms[0])).view(B, T, -1, self.K).transpose(1, 2)
+        qkv = qkv_proj(_rms_norm(x, *self.norms[0])).view(B, T, -1, self.K).transpose(1, 2)
         H, G = self.H, (qkv.shape[1] - self.H) // 2                 # qkv (B, H + 2 G, T, K)
-        turned = turn(qkv[:, : H + G], cos, sin)
+        turned = rotate(qkv[:, : H + G], cos, sin)
         k, v = turned[:, H:], qkv[:, H + G :]
         if cache is not None:
             k, v = cache.append(k, v)                               # (B, G, S, K)
         seen = self.self_attn.attend(turned[:, :H], k, v, mask).transpose(1, 2).reshape(B * T, -1)
         x = o_proj.added(seen, to=x)
-        gated = gate_up_proj.gated(_normed(x, *self.norms[1]))
+        gated = gate_up_proj.gated(_rms_norm(x, *self.norms[1]))
         return down_proj.added(gated, to=x).view(B, T, D)
 
 
-def _product(*plain: nn.Module, exact: Sequence[Packed | None]) -> Any:
+def _product(*plain: nn.Module, exact: Sequence[QuantizedMatrix | None]) -> Any:
     if isinstance(plain[0], Quantized):
-        return QuantizedProduct(*plain)
-    return _also_in_4_bits(PackedLinear, plain, exact) if _packs(plain[0].weight) else FastLinear(*plain)
+        return FusedQuantizedLinear(*plain)
+    return _also_in_4_bits(PrepackedLinear, plain, exact) if _packs(plain[0].weight) else FusedLinear(*plain)
 
 
-def _gate(gate: nn.Module, up: nn.Module, *, exact: Sequence[Packed | None]) -> Any:
+def _gate(gate: nn.Module, up: nn.Module, *, exact: Sequence[QuantizedMatrix | None]) -> Any:
     packs = not isinstance(gate, Quantized) and _packs(gate.weight)
-    return _also_in_4_bits(PackedGate, (gate, up), exact) if packs else _product(gate, up, exact=exact)
+    return _also_in_4_bits(PrepackedSwiGLU, (gate, up), exact) if packs else _product(gate, up, exact=exact)
 
 
-def _also_in_4_bits(kind: type, plain: Sequence[nn.Linear], exact: Sequence[Packed | None]) -> Any:
+def _also_in_4_bits(kind: type, plain: Sequence[nn.Linear], exact: Sequence[QuantizedMatrix | None]) -> Any:
     """The packed product of this kind, and where 4 bits hold all of its weights, the other form for few rows."""
     layers = [linear_of(packed, linear.bias, dtype=linear.weight.dtype)
               for linear, packed in zip(plain, exact, strict=True) if packed]
     if len(layers) < len(plain) or not all(layer.has_kernel for layer in layers):
         return kind(*plain)
-    return TwoForms(few=KernelProduct(*layers), many=kind(*plain))
+    return TwoLayouts(few=Int4KernelLinear(*layers), many=kind(*plain))
 
 
 def _packs(weight: Tensor) -> bool:
     return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and packs_bfloat16()
 
 
-def _doubled(norm: RMSNorm) -> tuple[Tensor, Tensor, float]:
+def _layer_norm_form(norm: RMSNorm) -> tuple[Tensor, Tensor, float]:
     return torch.stack([norm.weight, torch.zeros_like(norm.weight)]), norm.weight.new_tensor([[1.0], [-1.0]]), norm.eps
 
 
-def _normed(x: Tensor, weight: Tensor, signs: Tensor, eps: float) -> Tensor:
+def _rms_norm(x: Tensor, weight: Tensor, signs: Tensor, eps: float) -> Tensor:
     """RMSNorm by one kernel, where torch's own is ten calls: LayerNorm of x and -x, whose mean is 0, but of -x nothing.
 
-    x (N, D); weight (2, D) and signs (2, 1) as `_doubled` makes them
+    x (N, D); weight (2, D) and signs (2, 1) as `_layer_norm_form` makes them
     """
     return torch.layer_norm(x.unsqueeze(1) * signs, weight.shape, weight, None, eps)[:, 0]
 
 
 @torch.no_grad()
-def fuse(model: Llama, exact: dict[str, Packed] | None = None) -> None:
+def fuse(model: Llama, exact: dict[str, QuantizedMatrix] | None = None) -> None:
     """Swap the blocks and the head for faster ones, in place. For generating alone: no gradient reaches the parameters.
 
     Blocks under LoRA stay as they are: merge first.
@@ -116,7 +116,7 @@ def fuse(model: Llama, exact: dict[str, Packed] | None = None) -> None:
         if all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules() if not _has_parts(part)):
             model.layers[i] = FusedBlock(layer, {name: exact.pop(f"layers.{i}.{name}", None) for name in PROJECTIONS})
     if type(model.lm_head) is nn.Linear:
-        model.lm_head = FastLinear(model.lm_head)
+        model.lm_head = FusedLinear(model.lm_head)
 
 
 def unfuse(model: Llama) -> None:
@@ -126,11 +126,11 @@ def unfuse(model: Llama) -> None:
     for i, layer in enumerate(model.layers):
         if isinstance(layer, FusedBlock):
             model.layers[i] = layer.plain[0]
-    if isinstance(model.lm_head, FastLinear):
+    if isinstance(model.lm_head, FusedLinear):
         model.lm_head = model.lm_head.plain[0]
 
 
-def bytes_read(model: Llama) -> int:
+def weight_bytes_per_token(model: Llama) -> int:
     """Bytes of all linear layers, as a single token reads them.
 
     The embedding is not read, but for one row, unless it is the head as well.
@@ -140,11 +140,11 @@ def bytes_read(model: Llama) -> int:
     return sum(product.nbytes for product in _products(model)) + sum(map(stored_bytes, plain))
 
 
-def reads_few_apart(model: Llama) -> bool:
+def has_second_layout(model: Llama) -> bool:
     """Whether a few rows are multiplied by another form of the weights than many are."""
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return False
-    return any(isinstance(product, TwoForms) for product in _products(model)) or any(
+    return any(isinstance(product, TwoLayouts) for product in _products(model)) or any(
         layer.has_kernel for layer in model.modules() if isinstance(layer, QuantizedLinear))
 
 

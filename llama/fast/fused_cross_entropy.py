@@ -18,16 +18,16 @@ LOGITS_AT_ONCE = 2**24                                              # 341 rows o
 FLOATS_AT_ONCE = 2**19                                              # 2 MB: a few passes over them stay in a CPU's cache
 
 
-def token_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+def fused_linear_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     """-log softmax(head(hidden))[target], summed: (N, D) and (N,) int64 -> () float32.
 
-    head  a linear layer without bias, in floats or frozen in few bits (see `knows`)
+    head  a linear layer without bias, in floats or frozen in few bits (see `supports_head`)
     """
     return _TokenLoss.apply(hidden, targets, head.weight, head)
 
 
-def knows(head: nn.Module) -> bool:
-    """Whether `token_loss` can be had for this head."""
+def supports_head(head: nn.Module) -> bool:
+    """Whether `fused_linear_cross_entropy` can be had for this head."""
     if getattr(head, "bias", None) is not None:
         return False
     return type(head) is nn.Linear or hasattr(head, "product_back")

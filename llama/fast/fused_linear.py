@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.quantization.layers import QuantizedLinear, linear_of
-from weights.formats.quantized_matrix import Packed
+from weights.formats.quantized_matrix import QuantizedMatrix
 
 FEW_ROWS = 8            # beyond, turning a result around takes too long, and so does reading 4 bits for each row
 
@@ -38,7 +38,7 @@ def packs_bfloat16() -> bool:
         return False
 
 
-class Then:
+class Epilogue:
     """What may follow a product at once. x (N, C)."""
 
     def added(self, x: Tensor, *, to: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def stored_bytes(layer: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
 
 
-class QuantizedProduct(Then):
+class FusedQuantizedLinear(Epilogue):
     """Layers of whole numbers, those of a kind as one, with their outputs behind each other."""
 
     def __init__(self, *plain: QuantizedLinear):
@@ -76,7 +76,7 @@ class QuantizedProduct(Then):
         return sum(map(stored_bytes, self.layers))
 
 
-class KernelProduct(Then):
+class Int4KernelLinear(Epilogue):
     """The same for at most FEW_ROWS rows, holding nothing but what torch's kernel reads."""
 
     def __init__(self, *plain: QuantizedLinear):
@@ -92,10 +92,10 @@ class KernelProduct(Then):
         return self._nbytes
 
 
-class TwoForms:
+class TwoLayouts:
     """The same weights twice: in the form that a few rows are multiplied by fastest, and in that for many."""
 
-    def __init__(self, *, few: KernelProduct, many: "PackedLinear | PackedGate"):
+    def __init__(self, *, few: Int4KernelLinear, many: "PrepackedLinear | PrepackedSwiGLU"):
         self.few, self.many = few, many
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _joined(plain: tuple[QuantizedLinear, ...]) -> Iterator[QuantizedLinear]:
             layer.forget_kernel()
         if more:
             sizes = [layer.out_features for layer in layers]
-            packed = Packed(**{part: _join([getattr(layer, part) for layer in layers], sizes)
+            packed = QuantizedMatrix(**{part: _join([getattr(layer, part) for layer in layers], sizes)
                                for part in first.packed.tensors()})
             bias = None if first.bias is None else torch.cat([layer.bias for layer in layers])
             first = linear_of(packed, bias, dtype=first.dtype)
@@ -140,7 +140,7 @@ def _join(parameters: list[nn.Parameter], sizes: list[int]) -> Tensor:
     return whole
 
 
-class FastLinear(Then, nn.Linear):
+class FusedLinear(Epilogue, nn.Linear):
     """Several linear layers on the same input as one; a single row goes through torch's matrix-vector product."""
 
     def __init__(self, *plain: nn.Linear):
@@ -165,7 +165,7 @@ class FastLinear(Then, nn.Linear):
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
 
-class PackedLinear(FastLinear):
+class PrepackedLinear(FusedLinear):
     """The same on weights in oneDNN's own layout, bfloat16 on the CPU; the plain layers are empty meanwhile."""
 
     def __init__(self, *plain: nn.Linear):
@@ -196,11 +196,11 @@ class PackedLinear(FastLinear):
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, operation)
 
 
-class PackedGate:
+class PrepackedSwiGLU:
     """gate_proj and up_proj packed, each by itself: what `gated` does is then done inside the two products."""
 
     def __init__(self, gate: nn.Linear, up: nn.Linear):
-        self.layers = PackedLinear(gate), PackedLinear(up)
+        self.layers = PrepackedLinear(gate), PrepackedLinear(up)
 
     def gated(self, x: Tensor) -> Tensor:
         gate, up = self.layers

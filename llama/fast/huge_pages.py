@@ -4,7 +4,7 @@ To read an address a processor looks up its page, and remembers the last few hun
 model in order, from tens of thousands of small pages, none of which is remembered when its turn comes again. In large
 pages the same step takes a tenth to a fifth less time (docs/experiments.md).
 
-    x = in_large_pages(x)                # a copy; or x itself where there are none to be had
+    x = in_huge_pages(x)                # a copy; or x itself where there are none to be had
 
 Try: leave `madvise` out; tests/test_huge_pages.py (test_property_linux_gives_large_pages) fails where there are any.
 """
@@ -21,7 +21,7 @@ ALIGNED = 64            # bytes, a line of the processor's cache
 _free = torch.empty(0, dtype=torch.uint8)                           # what is left of the last chunk
 
 
-def in_large_pages(x: Tensor) -> Tensor:
+def in_huge_pages(x: Tensor) -> Tensor:
     """A copy of a tensor on the CPU. It stays in memory until all that was put beside it is gone, too."""
     global _free
     if x.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -33,10 +33,10 @@ def in_large_pages(x: Tensor) -> Tensor:
     return place.view(x.dtype).view(x.shape).copy_(x)
 
 
-def settle(module: nn.Module) -> None:
+def move_to_huge_pages(module: nn.Module) -> None:
     """Move all parameters, in place, one at a time."""
     for parameter in module.parameters():
-        parameter.data = in_large_pages(parameter.data)
+        parameter.data = in_huge_pages(parameter.data)
 
 
 def _chunk(size: int) -> Tensor:

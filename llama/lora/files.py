@@ -11,7 +11,7 @@ import torch
 
 from llama.checkpoint import config_dict, fingerprint
 from llama.heads import HeadConfig, add_head, head_config, remove_head
-from llama.lora.layers import Replaced
+from llama.lora.layers import ModulesToSaveWrapper
 from llama.lora.peft_folder import Adapter, check_tensors, read_adapter, write_adapter
 from llama.lora.swap import (
     adapted_modules,
@@ -23,7 +23,7 @@ from llama.lora.swap import (
     plain_modules,
     wrappers,
 )
-from llama.lora.targets import present
+from llama.lora.targets import drop_missing
 from llama.model import Llama
 from weights.formats.huggingface import below_head
 
@@ -42,7 +42,7 @@ def save_adapter(model: Llama, folder: str | Path, *, name: str = "default", bas
         log.warning("%s: '%s' was active together with %s, which is not in it: to get the same, load both",
                     folder, name, ", ".join(beside))
     copies = {path: wrapper.adapters[name] for path, wrapper in wrappers(model).items()
-              if isinstance(wrapper, Replaced) and name in wrapper.adapters}
+              if isinstance(wrapper, ModulesToSaveWrapper) and name in wrapper.adapters}
     write_adapter(folder, Adapter(
         replace(adapter_configs(model)[name], modules_to_save=tuple(copies)),
         {key: parameter.detach() for key, parameter in adapter_tensors(model, name).items()},
@@ -66,10 +66,10 @@ def load_adapter(model: Llama, folder: str | Path, *, name: str = "default") -> 
     """
     adapter = read_adapter(folder)
     _check_base(model, adapter, folder)
-    put_on(model, adapter, name=name, place=folder)
+    attach_adapter(model, adapter, name=name, place=folder)
 
 
-def put_on(model: Llama, adapter: Adapter, *, name: str, place: str | Path) -> None:
+def attach_adapter(model: Llama, adapter: Adapter, *, name: str, place: str | Path) -> None:
     """`load_adapter` for one that was read already from `place`, without asking whose it is."""
     brought = _bring_head(model, adapter.head, place)
     try:
@@ -96,7 +96,7 @@ def _bring_head(model: Llama, head: HeadConfig | None, place: str | Path) -> boo
 
 
 def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> None:
-    config = present(adapter.config, plain_modules(model))
+    config = drop_missing(adapter.config, plain_modules(model))
     tied = adapter.tied and model.config.tie_word_embeddings
     try:
         adapted, whole = adapted_modules(model, config, tied=tied)

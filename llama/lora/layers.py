@@ -2,7 +2,7 @@
 
 `LoRALinear` has the face of the linear layer that it wraps, and adds up the parts of the active adapters. DoRA, a part
 that learns the rows' lengths beside their directions, is the same to it: each part says what it adds to W x, and what
-it adds to W. `Replaced` is for an embedding or a head that an adapter learns whole.
+it adds to W. `ModulesToSaveWrapper` is for an embedding or a head that an adapter learns whole.
 
 Try: start B as A starts; tests/test_lora.py (test_property_a_new_adapter_changes_nothing) fails, and training would
 begin with repairing the damage.
@@ -22,7 +22,7 @@ def weight_of(linear: nn.Module) -> Tensor:
     return linear.dequantized() if hasattr(linear, "dequantized") else linear.weight
 
 
-class LowRank(nn.Module):
+class LoRAPart(nn.Module):
     """x ↦ scale · B A x in the dtype of `x`; A (R, in) and B (out, R) are float32, or small updates would be lost.
 
     scale  α/R (arXiv:2106.09685, section 4.1), or α/√R (arXiv:2312.03732, theorem 3.2)
@@ -61,7 +61,7 @@ class LowRank(nn.Module):
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
 
 
-class DoRA(LowRank):
+class DoRA(LoRAPart):
     """W x ↦ m ⊙ V x with the rows of V = W + scale · B A scaled to length 1 (arXiv:2402.09353, eq. 5).
 
     m (out,) starts as the lengths of W's rows, so that nothing changes. The lengths of V's rows are taken as constants
@@ -122,7 +122,7 @@ class LoRALinear(nn.Module):
         return self.base.weight
 
 
-class Replaced(nn.Module):
+class ModulesToSaveWrapper(nn.Module):
     """An embedding or a head that an adapter learns whole: a float32 copy at work, the original waiting in `base`.
 
     The copy of a bias, which only heads of labels have, is in `biases`.
@@ -155,4 +155,4 @@ class Replaced(nn.Module):
         return self.base.weight                                     # the model's dtype stays the base's
 
 
-Wrapper = LoRALinear | Replaced
+Wrapper = LoRALinear | ModulesToSaveWrapper

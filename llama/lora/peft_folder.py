@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llama.heads import KINDS, SPAN, HeadConfig
 from llama.lora.targets import LoRAConfig, Names
-from weights.formats.atomic_write import whole_folder
+from weights.formats.atomic_write import atomic_folder
 from weights.formats.huggingface import memory_name, misfit, read_json, stored_name, to_json, write_safetensors
 
 CONFIG, TENSORS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
@@ -85,7 +85,7 @@ def write_adapter(folder: str | Path, adapter: Adapter) -> None:
     metadata = {FINGERPRINT: adapter.fingerprint} if adapter.fingerprint else {}
     if adapter.head:
         metadata[HEAD] = json.dumps(asdict(adapter.head), ensure_ascii=False)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         write_safetensors(partial / TENSORS, ledger, stored.items(), metadata)
         (partial / CONFIG).write_bytes(to_json(_to_peft(adapter)))
         if adapter.chat_template:

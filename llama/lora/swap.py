@@ -19,8 +19,8 @@ from torch import nn
 
 from llama.config import LlamaConfig
 from llama.heads import Head, head_config
-from llama.lora.layers import DoRA, LoRALinear, LowRank, Replaced, Wrapper
-from llama.lora.targets import LoRAConfig, chosen
+from llama.lora.layers import DoRA, LoRALinear, LoRAPart, ModulesToSaveWrapper, Wrapper
+from llama.lora.targets import LoRAConfig, select_modules
 from llama.model import Llama, check_editable
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def set_active(model: Llama, names: str | Sequence[str]) -> None:
         check_known(model, name)
     for path, wrapper in wrappers(model).items():
         here = [name for name in names if name in wrapper.adapters]
-        if isinstance(wrapper, Replaced) and len(here) > 1:
+        if isinstance(wrapper, ModulesToSaveWrapper) and len(here) > 1:
             raise ValueError(f"adapters {' and '.join(here)} each replace {path}: only one of them can be active")
     for wrapper in wrappers(model).values():
         wrapper.active = tuple(name for name in names if name in wrapper.adapters)
@@ -63,7 +63,7 @@ def remove_lora(model: Llama, name: str) -> None:
     for path, wrapper in wrappers(model).items():
         if name in wrapper.adapters:
             del wrapper.adapters[name]
-            if isinstance(wrapper, Replaced) and name in wrapper.biases:
+            if isinstance(wrapper, ModulesToSaveWrapper) and name in wrapper.biases:
                 del wrapper.biases[name]
             wrapper.active = tuple(other for other in wrapper.active if other != name)
             if not len(wrapper.adapters):
@@ -93,7 +93,7 @@ def wrappers(model: nn.Module) -> dict[str, Wrapper]:
 
 
 @dataclass
-class Merged:
+class MergeRecord:
     """What `unmerge_lora` puts back: the wrappers taken off, each with the parameters that were below it."""
 
     sites: list[tuple[str, Wrapper, dict[str, nn.Parameter]]]
@@ -122,13 +122,13 @@ def merge_lora(model: Llama, *, forget: bool = False) -> None:
     if not adapter_names(model, active=True):
         raise ValueError("no active adapter to merge: add_lora, load_adapter or set_active comes first")
     check_mergeable(model)
-    record = Merged([], model.config, model.source)
+    record = MergeRecord([], model.config, model.source)
     for path, wrapper in wrappers(model).items():
         if not forget:
             record.sites.append((path, wrapper, dict(wrapper.base.named_parameters())))
         if wrapper.active:
             wrapper.base.weight = nn.Parameter(wrapper.merged(wrapper.weight.dtype), requires_grad=False)
-            if isinstance(wrapper, Replaced) and wrapper.biases:
+            if isinstance(wrapper, ModulesToSaveWrapper) and wrapper.biases:
                 wrapper.base.bias = nn.Parameter(wrapper.merged_bias(wrapper.weight.dtype), requires_grad=False)
         model.set_submodule(path, wrapper.base)
     if model.config.tie_word_embeddings:
@@ -165,12 +165,12 @@ def attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generator
     _check_free(model, name)
     active = adapter_names(model, active=True)
     adapted, whole = adapted_modules(model, config, tied=tied)
-    for kind, places in ((LoRALinear, adapted), (Replaced, whole)):
+    for kind, places in ((LoRALinear, adapted), (ModulesToSaveWrapper, whole)):
         for path, module in places.items():
             if isinstance(module, Wrapper) and not isinstance(module, kind):
                 raise ValueError(f"{path}: adapter '{next(iter(module.adapters))}' learns it in another way (whole, or "
                                  f"by LoRA) than '{name}' would; remove_lora one of them")
-            if isinstance(module, Replaced) and module.active:
+            if isinstance(module, ModulesToSaveWrapper) and module.active:
                 raise ValueError(f"{path} is replaced by adapter '{module.active[0]}' already; two such adapters can "
                                  "be swapped, but not stacked: set_active(model, []) first")
     if quantised := [path for path, module in whole.items() if not module.weight.is_floating_point()]:
@@ -178,14 +178,14 @@ def attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generator
                          "modules_to_save, or take the model in floats")
 
     for path in adapted:
-        wrapper, kind = _wrapped(model, path, LoRALinear), DoRA if config.dora else LowRank
+        wrapper, kind = _wrapped(model, path, LoRALinear), DoRA if config.dora else LoRAPart
         wrapper.adapters[name] = kind(wrapper.base, config, path=path, generator=generator).to(model.device)
         wrapper.train(model.training)                               # else a loaded adapter would drop inputs in use
     copy = None
     for path, module in whole.items():
         if copy is None or not tied:
             copy = nn.Parameter(module.weight.detach().to(torch.float32, copy=True))
-        wrapper = _wrapped(model, path, Replaced)
+        wrapper = _wrapped(model, path, ModulesToSaveWrapper)
         wrapper.adapters[name] = copy
         if (bias := getattr(wrapper.base, "bias", None)) is not None:
             wrapper.biases[name] = nn.Parameter(bias.detach().to(torch.float32, copy=True))
@@ -215,7 +215,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
         if name not in wrapper.adapters:
             continue
         part = wrapper.adapters[name]
-        if isinstance(wrapper, Replaced):
+        if isinstance(wrapper, ModulesToSaveWrapper):
             tensors[f"{path}.weight"] = part
             if name in wrapper.biases:
                 tensors[f"{path}.bias"] = wrapper.biases[name]
@@ -254,7 +254,7 @@ def adapted_modules(model: Llama, config: LoRAConfig, *, tied: bool) -> \
     modules = plain_modules(model)
     linear = [path for path, module in modules.items()
               if hasattr(module.base if isinstance(module, Wrapper) else module, "in_features")]
-    adapted, whole = chosen(config, modules, linear, tied=tied)
+    adapted, whole = select_modules(config, modules, linear, tied=tied)
     if absent := [path for path in whole if path not in modules]:
         raise ValueError(f"modules_to_save names '{absent[0]}', and this model has none: its head is "
                          f"{model.head_name}")

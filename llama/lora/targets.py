@@ -87,7 +87,7 @@ class LoRAConfig:
         return {**either, "rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
 
 
-def chosen(config: LoRAConfig, paths: Collection[str], linear: Collection[str], *,
+def select_modules(config: LoRAConfig, paths: Collection[str], linear: Collection[str], *,
            tied: bool) -> tuple[list[str], list[str]]:
     """Of the modules `paths`, those that get a low-rank part, and those that are learned whole.
 
@@ -108,7 +108,7 @@ def chosen(config: LoRAConfig, paths: Collection[str], linear: Collection[str], 
     return adapted, whole
 
 
-def present(config: LoRAConfig, paths: Collection[str]) -> LoRAConfig:
+def drop_missing(config: LoRAConfig, paths: Collection[str]) -> LoRAConfig:
     """Without the targets that fit none of the modules `paths`, or only one that is learned whole.
 
     PEFT's lists are often made for many models at once, and what is learned whole it leaves out by itself.

@@ -2,7 +2,7 @@
 
     python -m llama.quantize --bits 4 --data corpus.txt --model weights/NAME --output weights/NAME-int4
 
-Block by block: what its matrices are multiplied with, then the rounding (`rounding.to_int4_for`), then what comes out
+Block by block: what its matrices are multiplied with, then the rounding (`round_by_gptq`), then what comes out
 of the rounded block, for the next one; so later blocks make up for what earlier ones lost. Some thousand tokens
 suffice: they tell but which inputs go together.
 
@@ -15,20 +15,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llama.masks import within_window
+from llama.masks import clip_to_window
 from llama.model import Block, Llama, rotary_tables
 from llama.quantization.rounding import ROUNDS, check_range, nearest, search
-from llama.quantization.swap import check_floats, install, relative_error, round_floats
-from weights.formats.quantized_matrix import GROUP, Packed, two_a_byte
+from llama.quantization.swap import check_floats, quantize_remaining, relative_error, replace_layer
+from weights.formats.quantized_matrix import GROUP, QuantizedMatrix, pack_nibbles
 
 LENGTH = 512                                                        # tokens of a text that see each other
-TURNS = 4
+SWEEPS = 4
 DAMPING = 0.01                                                      # of the mean moment, added to the diagonal
 TOKENS = 16384                                                      # that are looked at, at most
 
 
 @torch.no_grad()
-def quantize_for(model: Llama, ids: Sequence[int], *, length: int = 0) -> dict[str, float]:
+def quantize_by_gptq(model: Llama, ids: Sequence[int], *, length: int = 0) -> dict[str, float]:
     """`quantize(model, bits=4)` with the blocks' matrices rounded for a text. In place.
 
     ids     of the text; the first 16,384 are used. Twice their hidden states are kept, and the moments of a block
@@ -44,21 +44,21 @@ def quantize_for(model: Llama, ids: Sequence[int], *, length: int = 0) -> dict[s
         raise ValueError(f"the text has {len(ids)} tokens; give at least {length}, better some {TOKENS:,}")
     tokens = torch.tensor(ids[: count * length], device=model.device).view(count, length)
     cos, sin = rotary_tables(torch.arange(length, device=model.device), model.config)
-    mask = within_window(None, length, length, model.config.sliding_window, model.device)
+    mask = clip_to_window(None, length, length, model.config.sliding_window, model.device)
     surroundings = cos, sin, mask, None                             # what a block gets beside its states
     states = [model.embed_tokens(row[None]) for row in tokens]      # (1, T, D) each
     errors = {}
     for number, block in enumerate(model.layers):
-        moments = input_moments(block, states, surroundings)
+        moments = input_hessians(block, states, surroundings)
         for path, linear in [(path, part) for path, part in block.named_modules() if isinstance(part, nn.Linear)]:
-            packed = to_int4_for(linear.weight, moments[path])
+            packed = round_by_gptq(linear.weight, moments[path])
             errors[f"layers.{number}.{path}"] = relative_error(linear.weight, packed)
-            install(model, f"layers.{number}.{path}", packed, linear.weight.dtype)
+            replace_layer(model, f"layers.{number}.{path}", packed, linear.weight.dtype)
         states = [block(x, *surroundings) for x in states]
-    return errors | round_floats(model, bits=4)
+    return errors | quantize_remaining(model, bits=4)
 
 
-def input_moments(block: Block, states: Sequence[Tensor], surroundings: tuple) -> dict[str, Tensor]:
+def input_hessians(block: Block, states: Sequence[Tensor], surroundings: tuple) -> dict[str, Tensor]:
     """For each linear layer of a block by its path, the sum of x xᵀ over its inputs: (C, C) float32."""
     moments: dict[str, Tensor] = {}
 
@@ -80,7 +80,7 @@ def input_moments(block: Block, states: Sequence[Tensor], surroundings: tuple) -
     return moments | {other: moments[path] for path, others in asked.items() for other in others}
 
 
-def to_int4_for(weight: Tensor, moments: Tensor, *, turns: int = TURNS) -> Packed:
+def round_by_gptq(weight: Tensor, moments: Tensor, *, turns: int = SWEEPS) -> QuantizedMatrix:
     """`to_int4` for a matrix whose inputs are known: makes ‖(W - Ŵ) x‖ small, on average over them.
 
     Columns are rounded one after the other. The output changes least if the loss e of column i moves each column j
@@ -98,13 +98,13 @@ def to_int4_for(weight: Tensor, moments: Tensor, *, turns: int = TURNS) -> Packe
     weight = weight.float()
     damping = DAMPING * moments.diagonal().mean().clamp(min=1e-12)  # fewer inputs than columns leave it singular
     moments = moments + damping * torch.eye(len(moments), device=moments.device)
-    q, scale, minimum = _column_by_column(weight.clone(), moments)
+    q, scale, minimum = _gptq_columns(weight.clone(), moments)
     for _ in range(turns):
-        _take_turns(weight, moments, q, scale, minimum)
-    return Packed(two_a_byte(q), scale, minimum)
+        _coordinate_descent(weight, moments, q, scale, minimum)
+    return QuantizedMatrix(pack_nibbles(q), scale, minimum)
 
 
-def _column_by_column(weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gptq_columns(weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q (R, groups, 32), scale and minimum (R, groups), by GPTQ; takes `weight` apart."""
     u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
     groups = []
@@ -124,17 +124,17 @@ def _column_by_column(weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, 
     return tuple(torch.stack(part, dim=1) for part in zip(*groups, strict=True))
 
 
-def _take_turns(weight: Tensor, moments: Tensor, q: Tensor, scale: Tensor, minimum: Tensor) -> None:
+def _coordinate_descent(weight: Tensor, moments: Tensor, q: Tensor, scale: Tensor, minimum: Tensor) -> None:
     """Less of ‖(W - Ŵ) x‖², in place, group after group, all others as they are: the best line, then each best q.
 
     half  (R, C)  (Ŵ - W) M, half the loss's gradient: a step d of some columns changes the loss by 2 d·half + d M d
     """
-    half = (Packed(two_a_byte(q), scale, minimum).numbers() - weight) @ moments
+    half = (QuantizedMatrix(pack_nibbles(q), scale, minimum).numbers() - weight) @ moments
     for k in range(q.shape[1]):
         part = slice(k * GROUP, (k + 1) * GROUP)
         here, m = half[:, part].clone(), moments[part, part]        # (R, 32), (32, 32)
         before = q[:, k] * scale[:, k, None].float() + minimum[:, k, None].float()
-        scale[:, k], minimum[:, k] = _best_line(q[:, k], scale[:, k], minimum[:, k], here, m)
+        scale[:, k], minimum[:, k] = _refit_scale_and_min(q[:, k], scale[:, k], minimum[:, k], here, m)
         start, step = minimum[:, k].float(), scale[:, k].float()
         here += (q[:, k] * step[:, None] + start[:, None] - before) @ m
         for i in range(GROUP):
@@ -144,7 +144,8 @@ def _take_turns(weight: Tensor, moments: Tensor, q: Tensor, scale: Tensor, minim
         half += (q[:, k] * step[:, None] + start[:, None] - before) @ moments[part]
 
 
-def _best_line(q: Tensor, scale: Tensor, minimum: Tensor, half: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+def _refit_scale_and_min(q: Tensor, scale: Tensor, minimum: Tensor, half: Tensor,
+                         moments: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and minimum (R,) of one group that make the loss least, given q: Newton's step, kept where it helps."""
     qm = q @ moments
     a, b, c = (qm * q).sum(-1), qm.sum(-1), moments.sum()           # the loss's second derivatives, halved

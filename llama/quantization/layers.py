@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.quantization.rounding import to_int4, to_int8
-from weights.formats.quantized_matrix import GROUP, PARTS, Packed, from_two_a_byte
+from weights.formats.quantized_matrix import GROUP, PARTS, QuantizedMatrix, unpack_nibbles
 
 KERNEL_ROWS = 16                                                    # beyond, it pays to make numbers of weights first
 PIECE = 1 << 20                                                     # weights at a time: the numbers stay in the cache
@@ -35,7 +35,7 @@ class Quantized(nn.Module):
     embedding, and the type of a linear layer's bias.
     """
 
-    def __init__(self, packed: Packed, *, dtype: torch.dtype):
+    def __init__(self, packed: QuantizedMatrix, *, dtype: torch.dtype):
         super().__init__()
         for part, tensor in packed.tensors().items():
             shared = isinstance(tensor, nn.Parameter)
@@ -43,8 +43,8 @@ class Quantized(nn.Module):
         self.dtype = dtype
 
     @property
-    def packed(self) -> Packed:
-        return Packed(**{part: getattr(self, part, None) for part in PARTS})
+    def packed(self) -> QuantizedMatrix:
+        return QuantizedMatrix(**{part: getattr(self, part, None) for part in PARTS})
 
     def dequantized(self) -> Tensor:
         """The weights that this layer stands for, in its dtype."""
@@ -64,7 +64,7 @@ class Quantized(nn.Module):
 class QuantizedLinear(Quantized):
     """`nn.Linear` on whole numbers."""
 
-    def __init__(self, packed: Packed, bias: Tensor | None = None, *, dtype: torch.dtype):
+    def __init__(self, packed: QuantizedMatrix, bias: Tensor | None = None, *, dtype: torch.dtype):
         super().__init__(packed, dtype=dtype)
         self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -73,7 +73,7 @@ class QuantizedLinear(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return self._biased(_Frozen.apply(x, self))
+            return self._biased(_FrozenMatmul.apply(x, self))
         if not self._has_kernel(x):
             return self.definition(x)
         if x.dim() == 2:                                            # nothing but the call: what is left costs time
@@ -118,7 +118,7 @@ class QuantizedLinear(Quantized):
     @property
     def has_kernel(self) -> bool:
         """For rows of bfloat16 on the CPU."""
-        return self._fits and not self.runs_definition and works(type(self))
+        return self._fits and not self.runs_definition and kernel_available(type(self))
 
     @property
     def kernel(self) -> Kernel:
@@ -146,7 +146,7 @@ class Int8Linear(QuantizedLinear):
         return partial(torch._weight_int8pack_mm, mat2=self.weight.data, scales=self.scale.to(torch.bfloat16))
 
 
-class _InGroups(QuantizedLinear):
+class _Groupwise(QuantizedLinear):
     """Groups of 32 columns, for torch's kernel of 4 bits.
 
     That has an order of its own, so a second copy of the whole numbers is made when it is first used, and it takes
@@ -165,7 +165,7 @@ class _InGroups(QuantizedLinear):
         return partial(torch._weight_int4pack_mm_for_cpu, mat2=weight, qGroupSize=GROUP, qScaleAndZeros=line)
 
 
-class GroupedInt8Linear(_InGroups, Int8Linear):
+class GroupedInt8Linear(_Groupwise, Int8Linear):
     """weight (R, C) int8; scale (R, C / 32) float16. To the kernel it is two matrices, q = 16 · high + low."""
 
     def _make_kernel(self) -> Kernel:
@@ -178,15 +178,15 @@ def _sum(first: Kernel, second: Kernel, x: Tensor) -> Tensor:
     return first(x).add_(second(x))
 
 
-class Int4Linear(_InGroups):
+class Int4Linear(_Groupwise):
     """weight (R, C / 2) uint8; scale and minimum (R, C / 32) float16."""
 
     def _make_kernel(self) -> Kernel:
-        return self._kernel_of(lambda part: from_two_a_byte(part).flatten(-2), self.scale.data.float(),
+        return self._kernel_of(lambda part: unpack_nibbles(part).flatten(-2), self.scale.data.float(),
                                self.minimum.data.float())
 
 
-def linear_of(packed: Packed, bias: Tensor | None = None, *, dtype: torch.dtype) -> QuantizedLinear:
+def linear_of(packed: QuantizedMatrix, bias: Tensor | None = None, *, dtype: torch.dtype) -> QuantizedLinear:
     """The layer for a matrix in these parts."""
     grouped = packed.scale.dim() == 2
     kind = Int4Linear if packed.bits == 4 else GroupedInt8Linear if grouped else Int8Linear
@@ -196,7 +196,7 @@ def linear_of(packed: Packed, bias: Tensor | None = None, *, dtype: torch.dtype)
 class QuantizedEmbedding(Quantized):
     """`nn.Embedding` on whole numbers: the rows asked for become numbers, no others."""
 
-    def __init__(self, packed: Packed, *, dtype: torch.dtype):
+    def __init__(self, packed: QuantizedMatrix, *, dtype: torch.dtype):
         super().__init__(packed, dtype=dtype)
         self.num_embeddings, self.embedding_dim = packed.shape
 
@@ -204,7 +204,7 @@ class QuantizedEmbedding(Quantized):
         return self.packed.rows(tokens.flatten()).numbers(self.dtype).view(*tokens.shape, -1)
 
 
-class _Frozen(torch.autograd.Function):
+class _FrozenMatmul(torch.autograd.Function):
     """`product` under a gradient. torch would keep the numbers of each layer until the backward pass: a whole model."""
 
     @staticmethod
@@ -218,7 +218,7 @@ class _Frozen(torch.autograd.Function):
 
 
 @cache
-def works(kind: type[QuantizedLinear]) -> bool:
+def kernel_available(kind: type[QuantizedLinear]) -> bool:
     """Whether this torch has the kernel, and it computes what is meant: its name is private and may change."""
     numbers = torch.arange(16 * 64).reshape(16, 64).sin()
     packed = (to_int8(numbers), to_int8(numbers, grouped=True), to_int4(numbers))

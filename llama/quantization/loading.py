@@ -10,14 +10,14 @@ from torch import Tensor
 
 from llama.heads import NAMES as HEADS_OF_LABELS
 from llama.quantization.rounding import exact_int4
-from llama.quantization.swap import ENDS, relative_error, rounded
-from weights.formats.quantized_matrix import Packed
+from llama.quantization.swap import EMBEDDING_AND_HEAD, quantize_weight, relative_error
+from weights.formats.quantized_matrix import QuantizedMatrix
 from weights.formats.sources import Source
 
 
 @torch.no_grad()
-def matrices_packed(source: Source, bits: int, *, fine: bool = False, errors: dict[str, float] | None = None) -> \
-        Iterator[tuple[str, Tensor | Packed]]:
+def iter_quantized(source: Source, bits: int, *, fine: bool = False, errors: dict[str, float] | None = None) -> \
+        Iterator[tuple[str, Tensor | QuantizedMatrix]]:
     """The tensors of a source one at a time, its matrices in 8 or 4 bits.
 
     What the source holds in that many bits, or fewer, stays as it is: GGUF's Q8_0, Q4_0 and Q4_1. Embedding and head in
@@ -30,7 +30,7 @@ def matrices_packed(source: Source, bits: int, *, fine: bool = False, errors: di
     for name, shape, _ in source.ledger:
         path = name.removesuffix(".weight")
         packed = source.packed(name) if len(shape) == 2 else None
-        if packed and (packed.bits == bits or not bits or (bits == 4 and path in ENDS)):
+        if packed and (packed.bits == bits or not bits or (bits == 4 and path in EMBEDDING_AND_HEAD)):
             yield name, packed
         elif len(shape) == 2 and bits and path not in HEADS_OF_LABELS:
             yield name, _read_rounded(source, name, bits, fine, {} if errors is None else errors)
@@ -39,20 +39,20 @@ def matrices_packed(source: Source, bits: int, *, fine: bool = False, errors: di
 
 
 @torch.no_grad()
-def noting_4_bits(source: Source, tensors: Iterable[tuple[str, Tensor]], found: dict[str, Packed]) -> \
+def collect_lossless_int4(source: Source, tensors: Iterable[tuple[str, Tensor]], found: dict[str, QuantizedMatrix]) -> \
         Iterator[tuple[str, Tensor]]:
     """The tensors of a source as they are. `found` gets, by layer, the matrices that 4 bits hold without any loss."""
     for name, tensor in tensors:
         path = name.removesuffix(".weight")
-        if tensor.dim() == 2 and path not in (*ENDS, *HEADS_OF_LABELS):
+        if tensor.dim() == 2 and path not in (*EMBEDDING_AND_HEAD, *HEADS_OF_LABELS):
             packed = source.packed(name)
             if packed := packed if packed and packed.bits == 4 else exact_int4(tensor):
                 found[path] = packed
         yield name, tensor
 
 
-def _read_rounded(source: Source, name: str, bits: int, fine: bool, errors: dict[str, float]) -> Packed:
+def _read_rounded(source: Source, name: str, bits: int, fine: bool, errors: dict[str, float]) -> QuantizedMatrix:
     path, weight = name.removesuffix(".weight"), source.read(name)
-    packed = rounded(path, weight, bits, fine=fine)
+    packed = quantize_weight(path, weight, bits, fine=fine)
     errors[path] = relative_error(weight, packed)
     return packed

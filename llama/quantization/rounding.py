@@ -13,8 +13,8 @@ Where it is known what a matrix is multiplied with, its output can be kept inste
 is made up for by the columns after it, as far as their inputs go together (GPTQ, arXiv:2210.17323); then lines and q
 take turns again, now by what comes out. gptq.py measures the inputs, quantization_loss.py what each rule costs.
 
-Try: leave the last start out of `_starts`; tests/test_rounding.py (test_property_what_came_from_4_bits_is_found_again)
-fails for Q4_0.
+Try: leave the last start out of `_initial_grids`; tests/test_rounding.py
+(test_property_what_came_from_4_bits_is_found_again) fails for Q4_0.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weights.formats.quantized_matrix import GROUP, Packed, two_a_byte
+from weights.formats.quantized_matrix import GROUP, QuantizedMatrix, pack_nibbles
 
 PIECE = 1 << 18                                                     # weights at a time, so that little memory is needed
 LARGEST = 65504.0                                                   # that a float16 minimum can be
@@ -31,7 +31,7 @@ SHRUNK = (1.0, 0.9, 0.8)                                            # parts of a
 ROUNDS = 8
 
 
-def to_int8(weight: Tensor, *, grouped: bool = False) -> Packed:
+def to_int8(weight: Tensor, *, grouped: bool = False) -> QuantizedMatrix:
     """Scales such that the largest weight of a row, or of a group of 32, becomes ±127, and the nearest q.
 
     A row's scale is rounded up to 8 significant bits, which bfloat16 can hold as well: the coarser step adds 0.8 % to
@@ -44,7 +44,7 @@ def to_int8(weight: Tensor, *, grouped: bool = False) -> Packed:
     return _by_rows(weight, _groups_to_int8 if grouped else _rows_to_int8)
 
 
-def to_int4(weight: Tensor, *, rounds: int = ROUNDS) -> Packed:
+def to_int4(weight: Tensor, *, rounds: int = ROUNDS) -> QuantizedMatrix:
     """Groups of 32 whose squared error is small (see above), and 0 for weights that came from Q4_1 or Q4_0.
 
     weight  (R, C), any float dtype, C a multiple of 32
@@ -55,35 +55,35 @@ def to_int4(weight: Tensor, *, rounds: int = ROUNDS) -> Packed:
     return _by_rows(weight, lambda rows: _rows_to_int4(rows, rounds))
 
 
-def exact_int4(weight: Tensor) -> Packed | None:
+def exact_int4(weight: Tensor) -> QuantizedMatrix | None:
     """The 4 bits that stand for these very weights, where they came from Q4_1 or Q4_0; None for any others.
 
     weight  (R, C), any float dtype
     """
     if weight.shape[1] % GROUP:
         return None
-    for grid in (0, -1):                                            # of `_starts`
+    for grid in (0, -1):                                            # of `_initial_grids`
         parts = []
         for rows in (weight[:1], *weight.split(max(1, PIECE // weight.shape[1]))):      # one row, to know it soon
-            fit = nearest(groups := rows.float().reshape(-1, GROUP), *_starts(groups)[grid])
+            fit = nearest(groups := rows.float().reshape(-1, GROUP), *_initial_grids(groups)[grid])
             if not (fit.error == 0).all():
                 break
             parts.append(_packed(fit, len(rows)).tensors())
         else:
-            return Packed(**{part: torch.cat([each[part] for each in parts[1:]]) for part in parts[0]})
+            return QuantizedMatrix(**{part: torch.cat([each[part] for each in parts[1:]]) for part in parts[0]})
     return None
 
 
-def to_int4_nearest(weight: Tensor) -> Packed:
+def to_int4_nearest(weight: Tensor) -> QuantizedMatrix:
     """What `to_int4` is better than: the range of each group in 15 steps, and the nearest of them."""
-    return _by_rows(weight, lambda rows: _packed(nearest(groups := rows.reshape(-1, GROUP), *_starts(groups)[0]),
+    return _by_rows(weight, lambda rows: _packed(nearest(groups := rows.reshape(-1, GROUP), *_initial_grids(groups)[0]),
                                                  len(rows)))
 
 
-def _by_rows(weight: Tensor, rounded: Callable[[Tensor], Packed]) -> Packed:
+def _by_rows(weight: Tensor, rounded: Callable[[Tensor], QuantizedMatrix]) -> QuantizedMatrix:
     check_range(weight)
     pieces = [rounded(rows.float()).tensors() for rows in weight.split(max(1, PIECE // weight.shape[1]))]
-    return Packed(**{part: torch.cat([piece[part] for piece in pieces]) for part in pieces[0]})
+    return QuantizedMatrix(**{part: torch.cat([piece[part] for piece in pieces]) for part in pieces[0]})
 
 
 def check_range(weight: Tensor) -> None:
@@ -94,15 +94,15 @@ def check_range(weight: Tensor) -> None:
 # ---- 8 bits ----------------------------------------------------------------------------------------------------------
 
 
-def _rows_to_int8(weight: Tensor) -> Packed:
+def _rows_to_int8(weight: Tensor) -> QuantizedMatrix:
     scale = _eight_bits_up(weight.abs().amax(-1) / 127)             # (R,)
-    return Packed(_nearest_int8(weight, scale), scale)
+    return QuantizedMatrix(_nearest_int8(weight, scale), scale)
 
 
-def _groups_to_int8(weight: Tensor) -> Packed:
+def _groups_to_int8(weight: Tensor) -> QuantizedMatrix:
     groups = weight.unflatten(-1, (-1, GROUP))                      # (R, groups, 32)
     scale = (groups.abs().amax(-1) / 127).half()
-    return Packed(_nearest_int8(groups, scale).flatten(-2), scale)
+    return QuantizedMatrix(_nearest_int8(groups, scale).flatten(-2), scale)
 
 
 def _nearest_int8(x: Tensor, scale: Tensor) -> Tensor:
@@ -131,12 +131,12 @@ class Fit(NamedTuple):
     error: Tensor
 
 
-def _rows_to_int4(weight: Tensor, rounds: int) -> Packed:
+def _rows_to_int4(weight: Tensor, rounds: int) -> QuantizedMatrix:
     return _packed(search(weight.reshape(-1, GROUP), rounds), weight.shape[0])
 
 
-def _packed(fit: Fit, R: int) -> Packed:
-    return Packed(two_a_byte(fit.q.view(R, -1, GROUP)), fit.scale.view(R, -1), fit.minimum.view(R, -1))
+def _packed(fit: Fit, R: int) -> QuantizedMatrix:
+    return QuantizedMatrix(pack_nibbles(fit.q.view(R, -1, GROUP)), fit.scale.view(R, -1), fit.minimum.view(R, -1))
 
 
 def search(groups: Tensor, rounds: int) -> Fit:
@@ -151,7 +151,7 @@ def search(groups: Tensor, rounds: int) -> Fit:
 def _best(groups: Tensor, rounds: int) -> Fit:
     """Rounding scales to float16 can make a later round worse than an earlier one, so the best of all is kept."""
     best = None
-    for scale, minimum in _starts(groups):
+    for scale, minimum in _initial_grids(groups):
         for _ in range(rounds + 1):
             fit = nearest(groups, scale, minimum)
             best = fit if best is None else _better(best, fit)
@@ -159,7 +159,7 @@ def _best(groups: Tensor, rounds: int) -> Fit:
     return best
 
 
-def _starts(groups: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _initial_grids(groups: Tensor) -> list[tuple[Tensor, Tensor]]:
     low, high = groups.amin(-1), groups.amax(-1)
     width, outermost = high - low, torch.where(high > -low, high, low)
     ranges = [(width * part / 15, low + width * (1 - part) / 2) for part in SHRUNK]

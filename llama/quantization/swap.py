@@ -1,11 +1,11 @@
 """Models in 8 or 4 bits: every matrix swapped for whole numbers and scales, to read a quarter or less of the bytes.
 
-The layers are in layers.py, how numbers are rounded in rounding.py. With 8 bits the matrices in `FINE`, for which one
-scale a row costs most, have a scale for each 32 columns. With `fine` all have: the compiled step reads them as fast,
-torch only from a second copy of the weights.
+The layers are in layers.py, how numbers are rounded in rounding.py. With 8 bits the matrices in `GROUPWISE_LAYERS`, for
+which one scale a row costs most, have a scale for each 32 columns. With `fine` all have: the compiled step reads them
+as fast, torch only from a second copy of the weights.
 
-Try: leave `ENDS` out of `FINE`; tests/test_quantize.py (test_property_8_bits_are_fine_where_a_scale_a_row_costs_most)
-fails.
+Try: leave `EMBEDDING_AND_HEAD` out of `GROUPWISE_LAYERS`; tests/test_quantize.py
+(test_property_8_bits_are_fine_where_a_scale_a_row_costs_most) fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from llama.model import Llama, check_editable
 from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, linear_of
 from llama.quantization.rounding import to_int4, to_int8
-from weights.formats.quantized_matrix import GROUP, Packed
+from weights.formats.quantized_matrix import GROUP, QuantizedMatrix
 
-ENDS = ("embed_tokens", "lm_head")                                  # never rounded to 4 bits
-FINE = (*ENDS, "v_proj")                                            # of 8 bits, in groups where columns fill them
+EMBEDDING_AND_HEAD = ("embed_tokens", "lm_head")                                  # never rounded to 4 bits
+GROUPWISE_LAYERS = (*EMBEDDING_AND_HEAD, "v_proj")  # of 8 bits, in groups where columns fill them
 
 
 @torch.no_grad()
 def quantize(model: Llama, *, bits: int, fine: bool = False, report: bool = True,
-             to_int4: Callable[[Tensor], Packed] = to_int4) -> dict[str, float]:
+             to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> dict[str, float]:
     """Swap every linear layer, and the embedding, for one of 8 or 4 bits; layers under LoRA too. In place.
 
     With 4 bits, embedding and head are in 8. A layer at a time, so that there is never a second model.
@@ -37,21 +37,21 @@ def quantize(model: Llama, *, bits: int, fine: bool = False, report: bool = True
     Raises ValueError for other bits, a model that is quantised, and for 4 bits on columns no multiple of 32.
     """
     check_floats(model)
-    return round_floats(model, bits=bits, fine=fine, report=report, to_int4=to_int4)
+    return quantize_remaining(model, bits=bits, fine=fine, report=report, to_int4=to_int4)
 
 
-def round_floats(model: Llama, *, bits: int, fine: bool = False, report: bool = True,
-                 to_int4: Callable[[Tensor], Packed] = to_int4) -> dict[str, float]:
+def quantize_remaining(model: Llama, *, bits: int, fine: bool = False, report: bool = True,
+                 to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> dict[str, float]:
     """`quantize` for the layers that still hold floats."""
     errors: dict[str, float] = {}
     made: dict[int, Quantized] = {}                                 # by weight, so that tied layers stay tied
     for path in _paths(model, nn.Linear | nn.Embedding):
         weight = model.get_submodule(path).weight
         tied = made.get(id(weight))
-        packed = tied.packed if tied else rounded(path, weight.detach(), bits, fine=fine, to_int4=to_int4)
+        packed = tied.packed if tied else quantize_weight(path, weight.detach(), bits, fine=fine, to_int4=to_int4)
         if report and not tied:
             errors[path] = relative_error(weight, packed)
-        made[id(weight)] = install(model, path, packed, weight.dtype)
+        made[id(weight)] = replace_layer(model, path, packed, weight.dtype)
     return errors
 
 
@@ -95,16 +95,16 @@ def bits_of(model: nn.Module) -> int:
     return min((module.packed.bits for module in model.modules() if isinstance(module, Quantized)), default=0)
 
 
-def rounded(path: str, weight: Tensor, bits: int, *, fine: bool = False,
-            to_int4: Callable[[Tensor], Packed] = to_int4) -> Packed:
+def quantize_weight(path: str, weight: Tensor, bits: int, *, fine: bool = False,
+            to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> QuantizedMatrix:
     """The matrix of the layer at `path`, in 8 or 4 bits. Raises ValueError as `quantize` does."""
     if bits not in (8, 4):
         raise ValueError(f"bits is {bits}; weights are quantised to 8 or 4")
     if bits == 4 and weight.shape[1] % GROUP:
         raise ValueError(f"{path} has {weight.shape[1]} columns, no multiple of {GROUP}; 4 bits need that, so take 8")
     try:
-        if bits == 8 or _within(path, ENDS):
-            return to_int8(weight, grouped=(fine or _within(path, FINE)) and not weight.shape[1] % GROUP)
+        if bits == 8 or _within(path, EMBEDDING_AND_HEAD):
+            return to_int8(weight, grouped=(fine or _within(path, GROUPWISE_LAYERS)) and not weight.shape[1] % GROUP)
         return to_int4(weight)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -115,7 +115,7 @@ def _within(path: str, names: Sequence[str]) -> bool:
     return any(part in names for part in path.split("."))
 
 
-def install(model: Llama, path: str, packed: Packed, dtype: torch.dtype) -> Quantized:
+def replace_layer(model: Llama, path: str, packed: QuantizedMatrix, dtype: torch.dtype) -> Quantized:
     """Swap the linear layer or embedding at `path`; its bias, also one still to be loaded, comes along."""
     plain = model.get_submodule(path)
     if hasattr(plain, "num_embeddings"):
@@ -126,7 +126,7 @@ def install(model: Llama, path: str, packed: Packed, dtype: torch.dtype) -> Quan
     return layer
 
 
-def relative_error(weight: Tensor, packed: Packed) -> float:
+def relative_error(weight: Tensor, packed: QuantizedMatrix) -> float:
     difference = norm = 0.0
     rows = max(1, PIECE // weight.shape[1])
     for start in range(0, weight.shape[0], rows):                   # of a piece at a time, so that no copy is made

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
-ROOMS = Path(__file__).resolve().parents[2]                      # where llama/, tokenizer/, weights/ and doors lie
-OURS = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
+PROJECT_ROOT = Path(__file__).resolve().parents[2]  # where llama/, tokenizer/, weights/ and doors lie
+PACKAGES = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -136,7 +136,7 @@ _LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers
           tuple[str, ...] | str: (_names_or_pattern, "A,B|PATTERN")}
 
 
-def next_free(folder: Path, name: str) -> Path:
+def unique_path(folder: Path, name: str) -> Path:
     """folder/name, or folder/name-2, -3 … : the first that neither a result nor a run in progress has taken."""
     for number in itertools.count(1):
         path = folder / (name if number == 1 else f"{name}-{number}")
@@ -176,7 +176,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
-        distributed.leave()
+        distributed.destroy_process_group()
         code = 0
     except KeyboardInterrupt:
         if distributed.launched():
@@ -230,7 +230,7 @@ def _said_by_us(error: Exception) -> bool:
     if isinstance(error, OSError):
         return True
     innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return innermost.is_relative_to(ROOMS) and innermost.relative_to(ROOMS).parts[0] in OURS
+    return innermost.is_relative_to(PROJECT_ROOT) and innermost.relative_to(PROJECT_ROOT).parts[0] in PACKAGES
 
 
 def _sentence(error: Exception) -> str:

@@ -7,7 +7,7 @@ Alone, every function here does nothing, or gives back what it got, so that one 
 its rank; the first, rank 0, writes and speaks. Whatever decides how the run goes on (the clock, Ctrl-C, a loss that is
 not finite) must be agreed on: a process that leaves the loop earlier leaves the others waiting for ever.
 
-Try: let `total` give back what it got; tests/test_distributed.py
+Try: let `all_reduce_sum` give back what it got; tests/test_distributed.py
 (test_two_ways_gradients_and_ten_steps_equal_one_process) fails, since parts of a batch have different numbers of
 targets.
 """
@@ -44,7 +44,7 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first() -> bool:
+def is_rank0() -> bool:
     """Whether this is the process that writes."""
     return rank() == 0
 
@@ -52,7 +52,7 @@ def first() -> bool:
 # ---- coming and going ------------------------------------------------------------------------------------------------
 
 
-def join(device: torch.device) -> torch.device:
+def init_process_group(device: torch.device) -> torch.device:
     """Meet the other processes, if there are any, and give the device of this one. Ranks above 0 fall silent.
 
     Raises ValueError for a device that processes cannot share.
@@ -73,17 +73,17 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
         options["device_id"] = device
     dist.init_process_group(backend, timeout=PATIENCE, **options)
-    if first():
+    if is_rank0():
         print(f"{size()} processes on {device.type} ({backend}); rank 0 writes and speaks for all", file=sys.stderr)
     else:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")   # noqa: SIM115 (as long as the process)
     return device
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Part from the others once all are done: whoever goes earlier may abort those that still send."""
     if dist.is_initialized():
-        wait()
+        barrier()
         dist.destroy_process_group()
 
 
@@ -101,7 +101,7 @@ def complain(text: str) -> None:
 
 def hear() -> None:
     """Give a silent rank its voice back."""
-    if not first():
+    if not is_rank0():
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
@@ -110,7 +110,7 @@ def lost(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and size() > 1 and any(words in str(error) for words in LOST)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on once all processes have come here."""
     if dist.is_initialized():
         dist.barrier()
@@ -119,33 +119,33 @@ def wait() -> None:
 @contextlib.contextmanager
 def first_goes_first() -> Iterator[None]:
     """The body on rank 0, then on the others, which find what it wrote; all go on together."""
-    if not first():
-        wait()
+    if not is_rank0():
+        barrier()
     yield
-    if first():
-        wait()
-    wait()
+    if is_rank0():
+        barrier()
+    barrier()
 
 
 # ---- sharing ---------------------------------------------------------------------------------------------------------
 
 
-def part(items: Sequence[Value]) -> Sequence[Value]:
+def shard(items: Sequence[Value]) -> Sequence[Value]:
     """This process's share, every size-th: together all, none twice, none more than one longer than another's."""
     return items[rank() :: size()]
 
 
-def longest_part(items: Sequence[Any]) -> int:
+def longest_shard(items: Sequence[Any]) -> int:
     """How many items the largest share has, that of rank 0."""
     return -(-len(items) // size())
 
 
-def total(*numbers: float) -> list[float]:
+def all_reduce_sum(*numbers: float) -> list[float]:
     """Each number summed over all processes."""
     return _reduced(numbers, dist.ReduceOp.SUM)
 
 
-def most(*numbers: float) -> list[float]:
+def all_reduce_max(*numbers: float) -> list[float]:
     """The largest that any process has, of each number."""
     return _reduced(numbers, dist.ReduceOp.MAX)
 
@@ -158,7 +158,7 @@ def _reduced(numbers: Sequence[float], operation: Any) -> list[float]:
     return tensor.tolist()
 
 
-def agreed(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """What rank 0 has."""
     values = [value]
     if size() > 1:
@@ -166,7 +166,7 @@ def agreed(value: Value) -> Value:
     return values[0]
 
 
-def of_all(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """What each process has, by rank; on every process."""
     values = [value]
     if size() > 1:
@@ -182,7 +182,7 @@ def _device() -> torch.device:
 # ---- the whole model in every process --------------------------------------------------------------------------------
 
 
-def replicated(objective: nn.Module) -> nn.Module:
+def wrap_ddp(objective: nn.Module) -> nn.Module:
     """`objective` as it is called from now on: backward passes leave the mean of all processes' gradients.
 
     What does not learn is neither sent nor compared.
@@ -193,7 +193,7 @@ def replicated(objective: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
 
 
-def gradients_stay(wrapped: nn.Module, *, stay: bool) -> contextlib.AbstractContextManager[Any]:
+def no_sync(wrapped: nn.Module, *, stay: bool) -> contextlib.AbstractContextManager[Any]:
     """In the body, gradients add up in this process; the next backward pass outside sends them all."""
     replicas = isinstance(wrapped, nn.parallel.DistributedDataParallel)
     return wrapped.no_sync() if replicas and stay else contextlib.nullcontext()

@@ -47,13 +47,13 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def cells(text: str) -> int:
+def display_width(text: str) -> int:
     """How many columns of a terminal a text takes: Chinese two a character, an accent or a joiner none."""
     widths = (0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
               for c in text)
     return sum(widths)
 
 
-def padded(text: str, columns: int) -> str:
+def pad_to_width(text: str, columns: int) -> str:
     """The text with spaces up to so many columns of a terminal."""
-    return text + " " * (columns - cells(text))
+    return text + " " * (columns - display_width(text))

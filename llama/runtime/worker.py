@@ -6,8 +6,8 @@
 Memory and thread pools of two engines do not mix, and two that are alive can take turns. The child's side serves other
 libraries too, in an interpreter that knows nothing of this project, so this module imports the standard library alone:
 
-    PYTHON -I llama/runtime/worker.py SCRIPT '{"dtype": "bfloat16"}'     # SCRIPT has `works(settings)`, what `serve`
-    takes
+    PYTHON -I llama/runtime/worker.py SCRIPT '{"dtype": "bfloat16"}'     # SCRIPT has `works(settings)`, what
+    `serve` takes
 
 Try: let `ask` give the answer of the request before; tests/test_worker.py (test_two_ways_asked_and_called) fails.
 """

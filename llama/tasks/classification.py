@@ -25,9 +25,9 @@ from llama.generation import encode_prompt
 from llama.heads import POOLINGS
 from llama.metrics.calibration import expected_calibration_error
 from llama.metrics.classification import classification_scores, confusion_matrix, label_counts, multilabel_scores
-from llama.runtime.progress import padded
+from llama.runtime.progress import pad_to_width
 from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table
-from llama.tasks.task import IGNORED, Batch
+from llama.tasks.task import IGNORE_INDEX, Batch
 from tokenizer.base import Tokenizer
 
 SHOWN = 12                                                          # labels of a confusion matrix that still fit
@@ -66,7 +66,7 @@ class ClassificationTask(LabelledTask):
         if self.multi_label:
             goal: Any = [int(label in (right or ())) for label in self.labels]
         else:
-            goal = self.labels.index(right[0]) if right else IGNORED
+            goal = self.labels.index(right[0]) if right else IGNORE_INDEX
         lost = max(0, len(ids) - self.max_length)
         ids = ids[: self.max_length]
         return [Labelled(ids, [False] * (len(ids) - 1) + [True], example.get("place", ""), lost=lost, goals=[goal],
@@ -128,7 +128,7 @@ class ClassificationTask(LabelledTask):
             matrix = confusion_matrix(gold, predicted, self.labels)
             as_json["confusion"] = {"labels": list(self.labels), "matrix": matrix}
             text += "\n\nright, and what was predicted (columns in the same order)\n" + "\n".join(
-                padded(label[:12], 24) + "".join(f"{count:>10,}" for count in row)
+                pad_to_width(label[:12], 24) + "".join(f"{count:>10,}" for count in row)
                 for label, row in zip(self.labels, matrix, strict=True))
         return as_json, text
 

@@ -18,7 +18,7 @@ from llama.checkpoint import PretrainedLlama
 from llama.metrics.overlap import chrf, rouge_scores
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
-from tokenizer.chat import FORMATS, ChatFormat, recognise
+from tokenizer.chat import FORMATS, ChatFormat, detect_format
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class InstructionTask(Task):
         Raises ValueError for a template that is none of ours.
         """
         if not self.chat_format and tokenizer.chat_template:
-            return recognise(tokenizer.chat_template)
+            return detect_format(tokenizer.chat_template)
         return FORMATS[self.chat_format or PLAIN]
 
     def messages(self, example: dict[str, Any], tokenizer: Tokenizer) -> Messages:

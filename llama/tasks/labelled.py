@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from llama.checkpoint import PretrainedLlama
 from llama.heads import ATTENTIONS, HeadConfig, add_head, head_config
-from llama.masks import full_mask
+from llama.masks import bidirectional_mask
 from llama.metrics.counts import Counts
 from llama.model import Llama
-from llama.runtime.progress import padded
-from llama.tasks.task import Batch, Sample, Task, Totals, longest_first, to_device
+from llama.runtime.progress import pad_to_width
+from llama.tasks.task import Batch, Sample, Task, Totals, sort_by_length, to_device
 from tokenizer.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ Result = dict[str, Any]
 class Labelled(Sample):
     """A text, or a window of one, with labels.
 
-    goals    N: for each learned id what is right there, as whole numbers; IGNORED where nobody says
+    goals    N: for each learned id what is right there, as whole numbers; IGNORE_INDEX where nobody says
     notes    position -> the same in words
     example  what it was made of, the `number`-th of its data set
     places   where in the text of the example the learned ids stand, for tasks that point there
@@ -205,7 +205,7 @@ class LabelledTask(Task):
             marks[: len(sample.ids)] = torch.tensor(sample.learned)
         batch = {"tokens": tokens, "learned": learned, "sizes": lengths,
                  "targets": torch.tensor([goal for sample in samples for goal in sample.goals])}
-        return batch | ({"mask": full_mask(lengths, T)} if self.attention == "full" else {})
+        return batch | ({"mask": bidirectional_mask(lengths, T)} if self.attention == "full" else {})
 
     def joined(self, batches: Sequence[Batch]) -> Batch:
         rows = super().joined([{name: batch[name] for name in ("tokens", "learned", "sizes")} for batch in batches])
@@ -255,7 +255,7 @@ class LabelledTask(Task):
         samples = self.samples(examples, model.tokenizer)
         totals, was_training = Totals(), model.training
         model.eval()
-        for some in longest_first(samples, batch_size):
+        for some in sort_by_length(samples, batch_size):
             batch = to_device(self.collate([samples[i] for i in some]), model.device)
             totals.found |= _by_sample(samples, some, self.scores(model, batch))
         model.train(was_training)
@@ -272,11 +272,12 @@ def _by_sample(samples: Sequence[Labelled], some: Sequence[int], scores: Tensor)
 def counts_table(what: str, counts: Mapping[str, Counts]) -> str:
     """Precision, recall and F1 of each label or type, a line each."""
     lines = [f"{what:<24}{'precision':>10}{'recall':>10}{'f1':>10}{'right':>10}"]
-    return "\n".join(lines + [f"{padded(name[:12], 24)}{each.precision:>10.4f}{each.recall:>10.4f}{each.f1:>10.4f}"
+    return "\n".join(lines + [f"{pad_to_width(name[:12], 24)}"
+                              f"{each.precision:>10.4f}{each.recall:>10.4f}{each.f1:>10.4f}"
                               f"{each.gold:>10,}" for name, each in counts.items()])
 
 
-def windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:
+def stride_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:
     """Runs of units, (begin, end), that cover all of them in order; each holds `room` ids at most, and shares as many
     units with the one before as `overlap` ids allow.
 

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from llama.runtime.progress import padded
+from llama.runtime.progress import pad_to_width
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.labelled import Example, Labelled, Result
 from llama.tasks.task import Totals
@@ -113,7 +113,8 @@ def _period(name: str, counts: Counter, labels: Sequence[str]) -> dict[str, Any]
 
 def time_table(periods: Sequence[dict[str, Any]]) -> str:
     labels = list(periods[0]["share"])
-    lines = [f"{'period':<12}{'texts':>8}{'±':>8}  " + "".join(f"{'':>5}{padded(label[:12], 14)}" for label in labels)]
+    names = "".join(f"{'':>5}{pad_to_width(label[:12], 14)}" for label in labels)
+    lines = [f"{'period':<12}{'texts':>8}{'±':>8}  {names}"]
     for each in periods:
         cells = [f"{100 * each['share'][label]:>8.1f} %"
                  + (f"{100 * each['change'][label]:>+7.1f}  " if "change" in each else " " * 9) for label in labels]

@@ -29,7 +29,7 @@ from llama.generation import encode_prompt
 from llama.heads import SPAN
 from llama.metrics.answers import answer_scores
 from llama.metrics.language import is_chinese
-from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, windows
+from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, stride_windows
 from llama.tasks.task import Batch, Totals
 from tokenizer.base import Tokenizer
 from tokenizer.offsets import Offsets, encode_with_offsets
@@ -90,7 +90,7 @@ class QuestionAnsweringTask(LabelledTask):
         right = self._right(example, offsets)
         room = self.max_length - len(asked) - len(around)
         pieces = []
-        for begin, end in windows([1] * len(ids), room, min(self.overlap, room // 2)):
+        for begin, end in stride_windows([1] * len(ids), room, min(self.overlap, room // 2)):
             row = asked + ids[begin:end] + around
             learned = [False] * len(asked) + [True] * (end - begin) + [False] * (len(around) - 1) + [True]
             first, last = end - begin, end - begin                  # rows counted from the first of the text: «none»

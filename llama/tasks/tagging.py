@@ -22,9 +22,9 @@ from torch import Tensor
 from llama.checkpoint import PretrainedLlama
 from llama.datasets.tags import SCHEMES, convert, spans_of, tag_set, transitions
 from llama.metrics.spans import entity_counts, entity_scores, word_scores
-from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table, windows
-from llama.tasks.task import IGNORED
-from llama.tasks.viterbi import best_row
+from llama.tasks.labelled import Example, Labelled, LabelledTask, Result, counts_table, stride_windows
+from llama.tasks.task import IGNORE_INDEX
+from llama.tasks.viterbi import viterbi_decode
 from tokenizer.base import Tokenizer
 
 _CHARACTER = re.compile(r"\S")
@@ -63,7 +63,7 @@ class TaggingTask(LabelledTask):
         begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
         room = self.max_length - len(begin)
         ids = [some[-room:] for some in ids]                        # of a token longer than all that is read, the end
-        cuts = windows([len(some) for some in ids], room, min(self.overlap, room // 2))
+        cuts = stride_windows([len(some) for some in ids], room, min(self.overlap, room // 2))
         borders = self._borders(cuts)
         pieces = []
         for (start, end), first, behind in zip(cuts, borders, borders[1:], strict=False):
@@ -72,7 +72,7 @@ class TaggingTask(LabelledTask):
                 row += ids[token]
                 own = first <= token < behind
                 learned += [False] * (len(ids[token]) - 1) + [own]
-                if own and goals[token] != IGNORED:
+                if own and goals[token] != IGNORE_INDEX:
                     notes[len(row) - 1] = self.labels[goals[token]]
             pieces.append(Labelled(row, learned, example.get("place", ""), goals=goals[first:behind], notes=notes,
                                    example=example))
@@ -95,7 +95,7 @@ class TaggingTask(LabelledTask):
 
     def _goals(self, example: Example) -> list[int]:
         if "tags" not in example:
-            return [IGNORED] * len(example["tokens"])
+            return [IGNORE_INDEX] * len(example["tokens"])
         known = {label: i for i, label in enumerate(self.labels)}
         tags = example["tags"] if set(example["tags"]) <= set(known) else convert(example["tags"], self.scheme)
         if unknown := set(tags) - set(known):
@@ -105,7 +105,7 @@ class TaggingTask(LabelledTask):
 
     def decode(self, samples: Sequence[Labelled], scores: Sequence[Tensor]) -> Result:
         example = samples[0].example
-        best = best_row(torch.cat(list(scores)).log_softmax(-1).numpy(), *transitions(self.labels, self.scheme))
+        best = viterbi_decode(torch.cat(list(scores)).log_softmax(-1).numpy(), *transitions(self.labels, self.scheme))
         tags = [self.labels[i] for i in best]
         found = {"place": example.get("place", ""), "text": example["text"], "predicted": self.spans(example, tags)}
         if "tags" not in example:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.checkpoint import PretrainedLlama
-from llama.heads import check_writes
+from llama.heads import require_lm_head
 from llama.model import Llama
 from tokenizer.base import Tokenizer
 
-IGNORED = -100                                                      # the target where nothing is learned, as in torch
+IGNORE_INDEX = -100  # the target where nothing is learned, as in torch
 
 Batch = dict[str, Tensor]
 
@@ -108,7 +108,7 @@ class Task:
 
     def adopt(self, model: Llama) -> None:
         """Fit the task to a model that is there, to score it or to predict with it. Raises ValueError if none does."""
-        check_writes(model)
+        require_lm_head(model)
 
     def prepare(self, model: Llama, dataset: Any, *, seed: int = 0) -> None:
         """Fit model and task to each other, and to the data that is to be learned. Before LoRA, if there is to be."""
@@ -132,11 +132,11 @@ class Task:
         """
         T = max(len(sample.ids) for sample in samples) - 1
         tokens = torch.zeros(len(samples), T, dtype=torch.int64)
-        targets = torch.full((len(samples), T), IGNORED)
+        targets = torch.full((len(samples), T), IGNORE_INDEX)
         for sample, row, goal in zip(samples, tokens, targets, strict=True):
             ids, end = torch.tensor(sample.ids), len(sample.ids) - 1
             row[:end] = ids[:-1]
-            goal[:end] = ids[1:].where(torch.tensor(sample.learned[1:], dtype=torch.bool), IGNORED)
+            goal[:end] = ids[1:].where(torch.tensor(sample.learned[1:], dtype=torch.bool), IGNORE_INDEX)
         return {"tokens": tokens, "targets": targets}
 
     def joined(self, batches: Sequence[Batch]) -> Batch:
@@ -145,7 +145,7 @@ class Task:
 
     def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         """What indexes (B, T) to leave the N positions that count."""
-        return (batch["targets"] != IGNORED).nonzero(as_tuple=True)
+        return (batch["targets"] != IGNORE_INDEX).nonzero(as_tuple=True)
 
     def states(self, hidden: Tensor, batch: Batch) -> Tensor:
         """What the head sees of the last layer's states: (B, T, D) -> (N, D)."""
@@ -195,7 +195,7 @@ class Task:
             spelled = [b"" if i in special else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
             first = [sum(byte & 0xC0 != 0x80 for byte in some) for some in spelled]     # 0b10…… goes on
             self._sized, self._sizes = tokenizer, torch.tensor([[len(some) for some in spelled], first])
-        sizes = self._sizes[:, targets[targets != IGNORED].cpu()].sum(1).tolist()
+        sizes = self._sizes[:, targets[targets != IGNORE_INDEX].cpu()].sum(1).tolist()
         return dict(zip(("bytes", "characters"), sizes, strict=True))
 
     def score(self, totals: Totals) -> dict[str, float]:
@@ -217,14 +217,14 @@ class Task:
     def predict(self, model: PretrainedLlama, inputs: Sequence[str], **options: Any) -> list[str]:
         """What the model writes for each input. Options: fields of SamplingConfig, and those of generation.generate."""
         from llama.generation import generate
-        from llama.sampling import taken_from
+        from llama.sampling import pop_config
 
         prompts = [self.prompt(text, model.tokenizer) for text in inputs]
-        completions = generate(model, prompts, tokenizer=model.tokenizer, sampling=taken_from(options), **options)
+        completions = generate(model, prompts, tokenizer=model.tokenizer, sampling=pop_config(options), **options)
         return [completion.text for completion in completions]
 
 
-def longest_first(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+def sort_by_length(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
     """Batches, as numbers of samples; the largest comes first, so that memory runs out at once or never."""
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))

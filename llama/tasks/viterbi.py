@@ -12,7 +12,7 @@ Try: take the best tag of each token and mend the row afterwards; tests/test_vit
 import numpy as np
 
 
-def best_row(scores: np.ndarray, first: np.ndarray, follows: np.ndarray, last: np.ndarray) -> list[int]:
+def viterbi_decode(scores: np.ndarray, first: np.ndarray, follows: np.ndarray, last: np.ndarray) -> list[int]:
     """The tags whose scores have the largest sum among all rows that keep the rules; of equal ones the first.
 
     scores   (n, C), n at least 1: log-probabilities, or anything that differs from them by a constant a token

@@ -21,7 +21,7 @@ from typing import Any
 from llama.runtime.progress import Progress
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
-from tokenizer.chat import recognise
+from tokenizer.chat import detect_format
 
 AT_ONCE = 64                                                        # samples that become a batch, to be looked at
 PATIENCE = 2.0                                                      # seconds until progress is shown
@@ -242,7 +242,7 @@ def _template(data: Data) -> str:
         return ""
     chosen = data.task.format(data.tokenizer)
     try:
-        own = recognise(data.tokenizer.chat_template)
+        own = detect_format(data.tokenizer.chat_template)
     except ValueError:
         return ""
     if dataclasses.replace(own, template=chosen.template) == chosen:

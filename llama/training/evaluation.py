@@ -11,8 +11,8 @@ import torch
 from llama.runtime import distributed
 from llama.tasks.instruction import ANSWER, InstructionTask
 from llama.tasks.labelled import LabelledTask
-from llama.tasks.task import Sample, Totals, longest_first
-from llama.training.fsdp import is_sharded, rest
+from llama.tasks.task import Sample, Totals, sort_by_length
+from llama.training.fsdp import is_sharded, reshard
 from llama.training.objective import Plain
 
 Result = dict[str, Any]
@@ -29,21 +29,21 @@ def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, ba
     task, was_training = objective.task, objective.model.training
     objective.eval()
     totals = Totals()
-    batches = list(longest_first(samples, batch_size))
-    mine = distributed.part(batches)
+    batches = list(sort_by_length(samples, batch_size))
+    mine = distributed.shard(batches)
     for some in mine:
         task.tally(totals, objective, samples, some, tokenizer)
-    for _ in range(distributed.longest_part(batches) - len(mine)):
+    for _ in range(distributed.longest_shard(batches) - len(mine)):
         task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
     objective.train(was_training)
-    rest(objective)
+    reshard(objective)
     return _of_all(totals)
 
 
 def _of_all(totals: Totals) -> Totals:
     """What all processes have found together."""
-    loss, *counts = distributed.total(totals.loss, totals.targets, totals.bytes, totals.characters)
-    found = {number: each for part in distributed.of_all(totals.found) for number, each in part.items()}
+    loss, *counts = distributed.all_reduce_sum(totals.loss, totals.targets, totals.bytes, totals.characters)
+    found = {number: each for part in distributed.all_gather(totals.found) for number, each in part.items()}
     return Totals(loss, *map(int, counts), found=found)
 
 

@@ -51,7 +51,7 @@ def is_sharded(objective: nn.Module) -> bool:
     return hasattr(objective, "reshard")
 
 
-def rest(objective: nn.Module) -> None:
+def reshard(objective: nn.Module) -> None:
     """Let go of what a forward pass without a backward one has left gathered; the next one gathers it again."""
     if is_sharded(objective):
         objective.reshard()
@@ -61,12 +61,12 @@ def is_shard(value: Tensor) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A sharded tensor put together, on every process; any other as it is."""
     return value.full_tensor() if is_shard(value) else value
 
 
-def outline(model: PretrainedLlama) -> PretrainedLlama:
+def meta_copy(model: PretrainedLlama) -> PretrainedLlama:
     """A copy of a model without its numbers, on the meta device; to be made before it is sharded."""
     memo: dict[int, Any] = {id(model.tokenizer): model.tokenizer}
     for parameter in model.parameters():
@@ -75,18 +75,18 @@ def outline(model: PretrainedLlama) -> PretrainedLlama:
 
 
 @torch.no_grad()
-def gathered(model: PretrainedLlama, outlined: Any) -> Any:
+def gather_full_state(model: PretrainedLlama, outlined: Any) -> Any:
     """The whole of a sharded model, in the memory of rank 0; None on the others. All must call it.
 
     Tensor by tensor, so that no device ever holds more than one beside its shards.
     """
-    result = outline(outlined).eval() if distributed.first() else None
+    result = meta_copy(outlined).eval() if distributed.is_rank0() else None
     places: dict[int, list[str]] = {}
     if result is not None:
         for name, parameter in result.named_parameters(remove_duplicate=False):
             places.setdefault(id(parameter), []).append(name)       # several where it is tied
     for name, parameter in model.named_parameters():
-        tensor = whole(parameter.detach())
+        tensor = full_tensor(parameter.detach())
         if result is not None:
             filled = nn.Parameter(tensor.cpu(), requires_grad=parameter.requires_grad)
             for place in places[id(result.get_parameter(name))]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
-from llama.runtime.progress import padded
+from llama.runtime.progress import pad_to_width
 from llama.tasks.task import Sample, Task
 from llama.training.data_checks import Report, examine
 from tokenizer.base import Tokenizer
@@ -26,7 +26,8 @@ NOTE = 40                                                           # cells befo
 PIECE = 14                                                          # cells of a piece; longer ones push what follows
 
 
-def x_ray(task: Task, dataset: Any, tokenizer: Tokenizer, *, vocab_size: int, show: int, allow: Collection[str] = (),
+def inspect_samples(task: Task, dataset: Any, tokenizer: Tokenizer, *, vocab_size: int, show: int,
+                    allow: Collection[str] = (),
           as_json: bool = False) -> None:
     """Print the first `show` samples id by id, then counts and checks, then the samples where checks failed first.
 
@@ -71,11 +72,11 @@ def show_sample(sample: Sample, tokenizer: Tokenizer, *, colour: bool, most: int
         learned = position >= sample.shift and sample.learned[position]     # the first has nothing to be predicted from
         line = f"{position:6} {token:7} {'●' if learned else '·'} "
         if _BROKEN.search(piece) and text and text.isprintable():   # an escape sequence in the data stays spelt out
-            line += f"{padded(piece, PIECE)}  {text}"
+            line += f"{pad_to_width(piece, PIECE)}  {text}"
         else:
             line += piece
         if note := sample.note(position):
-            line = f"{padded(line, NOTE)}  {note}"
+            line = f"{pad_to_width(line, NOTE)}  {note}"
         lines.append(f"{GREEN}{line}{PLAIN}" if colour and learned else line)
     if sample.lost:
         lines.append(f"  … {sample.lost} ids after these are cut off: the sample is too long")

@@ -4,8 +4,9 @@
     python -m llama.cost                                # predictions against what was measured, nine runs
 
 Memory is the sum of the terms of `training_memory`, in bytes. Most follow from shapes. Two belong to the machine and
-were fitted on CPUs: KERNELS, and HOLES, since glibc keeps what is freed between two tensors that stay. On CUDA torch's
-own allocator fills such gaps, and the program's own memory is not the device's: there both count nothing.
+were fitted on CPUs: LIBRARY_OVERHEAD, and FRAGMENTATION, since glibc keeps what is freed between two tensors that stay.
+On CUDA torch's own allocator fills such gaps, and the program's own memory is not the device's: there both count
+nothing.
 
 Try: forget that RMSNorm keeps float32; tests/test_cost.py (test_two_ways_kept_for_backward) fails, where the formula is
 held against what autograd keeps.
@@ -23,9 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.fast.custom_autograd import QuickMLP
+from llama.fast.custom_autograd import FusedMLP
 from llama.fast.fused_cross_entropy import LOGITS_AT_ONCE, floats_at_once
-from llama.lora.layers import LoRALinear, LowRank
+from llama.lora.layers import LoRALinear, LoRAPart
 from llama.lora.swap import has_lora
 from llama.model import Llama
 from llama.quantization.layers import Quantized
@@ -36,8 +37,8 @@ from llama.training.objective import has_token_loss
 from llama.training.packing import in_one_row, micro_batches
 
 MB = 10**6
-KERNELS = 184 * MB                                                  # what the optimiser imports; libraries of products
-HOLES = {"lora": (0.1, 10), "full": (0.5, 0)}                       # beside a byte that is kept; in blocks' worth
+LIBRARY_OVERHEAD = 184 * MB  # what the optimiser imports; libraries of products
+FRAGMENTATION = {"lora": (0.1, 10), "full": (0.5, 0)}  # beside a byte that is kept; in blocks' worth
 LOOKED_AT = 256                                                     # steps of a long run
 SAVED = 1.01                                                        # headers, config and tokenizer beside tensors
 
@@ -64,7 +65,7 @@ class Layer:
     quick: bool = False
 
 
-def kept_a_token(layer: Layer) -> dict[str, int]:
+def activation_bytes_per_token(layer: Layer) -> dict[str, int]:
     """Bytes that one block keeps of one token for the backward pass, by what they are."""
     D, H, G, K, F, size = layer.D, layer.H, layer.G, layer.K, layer.F, layer.size
     reads = {"q": ("q_proj", "k_proj", "v_proj"), "gate": ("gate_proj", "up_proj"), "down": ("down_proj",)}
@@ -95,14 +96,14 @@ def layers_of(model: Llama, *, size: int) -> list[Layer]:
                            config.intermediate_size, size, learned,
                            {name: (part.lora_A.shape[1], part.lora_A.shape[0]) for name, part in adapters.items()},
                            dropout=any(part.dropout.p > 0 for part in adapters.values()),
-                           quick=type(block.mlp) is QuickMLP))
+                           quick=type(block.mlp) is FusedMLP))
     if any(parameter.requires_grad for parameter in model.embed_tokens.parameters()):
         return found
     lowest = next((i for i, layer in enumerate(found) if layer.learned or layer.adapted), len(found))
     return found[lowest:]
 
 
-def _adapted(block: nn.Module) -> dict[str, LowRank]:
+def _adapted(block: nn.Module) -> dict[str, LoRAPart]:
     return {path: module.adapters[name] for path, module in block.named_modules() if isinstance(module, LoRALinear)
             for name in module.active}
 
@@ -121,23 +122,23 @@ def training_memory(model: Llama, *, tokens: int, rows: int, dtype: torch.dtype 
     numbers = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     size, D = (dtype or model.dtype).itemsize, model.config.hidden_size
     layers = layers_of(model, size=size)
-    kept = [tokens * sum(kept_a_token(layer).values()) for layer in layers]
+    kept = [tokens * sum(activation_bytes_per_token(layer).values()) for layer in layers]
     if checkpointed == "blocks":                                    # a block's input each, and one block at a time
         kept = [tokens * size * D for _ in layers] + kept[-1:]
     elif checkpointed:
-        mlps = [tokens * kept_a_token(layer)["SwiGLU"] for layer in layers]
+        mlps = [tokens * activation_bytes_per_token(layer)["SwiGLU"] for layer in layers]
         inputs = [tokens * size * D * (not (layer.learned or layer.adapted.keys() & {"gate_proj", "up_proj"}))
                   for layer in layers]
         kept = [each - mlp + read for each, mlp, read in zip(kept, mlps, inputs, strict=True)] + mlps[-1:]
     backward = sum(kept) + tokens * (4 * D + 4 + 2 * size * D)      # the last norm, and its rows for the head
     on_cpu = model.device.type == "cpu"
-    beside, blocks = HOLES["lora" if any(layer.adapted for layer in layers) else "full"]
-    holes = round(backward * beside + blocks * tokens * max((sum(kept_a_token(each).values()) for each in layers),
-                                                            default=0)) * on_cpu
+    beside, blocks = FRAGMENTATION["lora" if any(layer.adapted for layer in layers) else "full"]
+    largest = max((sum(activation_bytes_per_token(each).values()) for each in layers), default=0)
+    holes = round(backward * beside + blocks * tokens * largest) * on_cpu
     scores = _scores(model, rows, size=size, quick=quick_loss)
     gradients = (4 + (size if size < 4 else 0)) * numbers
     return {
-        "program": (program + KERNELS) * on_cpu,
+        "program": (program + LIBRARY_OVERHEAD) * on_cpu,
         "weights": sum(parameter.numel() * (size if dtype else parameter.element_size()) for parameter in parameters),
         "float32 masters": sum(4 * parameter.numel() for parameter in parameters if dtype and parameter.dtype != dtype),
         "optimiser": {"adamw": 8, "adam": 8, "sgd": 0}[optimizer] * numbers,
@@ -160,7 +161,7 @@ def _scores(model: Llama, rows: int, *, size: int, quick: bool) -> int:
     return at_once * width * size + floats + 2 * size * D * rows + 2 * size * D * width * learned
 
 
-def resident() -> int:
+def resident_set_size() -> int:
     """What this process holds now, in bytes; 0 where nobody tells."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -194,7 +195,7 @@ def count(model: Llama) -> int:
 
 
 def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program: int, loading: int) -> dict[str, Any]:
-    """Everything but time, which only `probe` knows.
+    """Everything but time, which only `time_two_steps` knows.
 
     loading  bytes that were held at most while the model was loaded
     """
@@ -216,7 +217,7 @@ def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program:
     return numbers | {"memory": memory, "terms": terms, "artefact": round(artefact * SAVED)}
 
 
-def probe(trainer: Any) -> dict[str, Any]:
+def time_two_steps(trainer: Any) -> dict[str, Any]:
     """Two steps, of which the second is timed, since the first also sets things up. Changes the model.
 
     Steps of other lengths count by their tokens; evaluations and saving come on top.
@@ -238,9 +239,9 @@ def probe(trainer: Any) -> dict[str, Any]:
 
 
 def dry_run(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program: int, as_json: bool) -> None:
-    """Print what the run will cost; nothing is written. `program`: `resident()` before the model was loaded."""
+    """Print what the run will cost; nothing is written. `program`: `resident_set_size()` before loading the model."""
     costs = predict(trainer, optimizer=optimizer, dtype=dtype, program=program, loading=peak_memory())
-    costs |= probe(trainer)
+    costs |= time_two_steps(trainer)
     print(table(costs), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps({"dry_run": costs}))

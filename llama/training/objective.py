@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.fast.agreement import losses_agree
-from llama.fast.fused_cross_entropy import knows, token_loss
+from llama.fast.fused_cross_entropy import fused_linear_cross_entropy, supports_head
 from llama.model import Llama
 from llama.tasks.task import Batch, Task, cross_entropy
 from llama.training.packing import mask_of
@@ -28,7 +28,8 @@ LOGITS_AT_ONCE = 2**24                                              # numbers: 6
 class Plain(nn.Module):
     """The task's loss over the rows that it says count: of the next token, or of labels.
 
-    readable  by its definition, `chunked_cross_entropy`, without asking whether `token_loss` computes the same
+    readable  by its definition, `chunked_cross_entropy`, without asking whether `fused_linear_cross_entropy` computes
+              the same
     """
 
     def __init__(self, model: Llama, task: Task, *, readable: bool = False):
@@ -42,7 +43,7 @@ class Plain(nn.Module):
         states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
         head = self.task.head(self.model)
         if self.fused and has_token_loss(self.task, self.model):
-            loss = token_loss(states, targets, head)
+            loss = fused_linear_cross_entropy(states, targets, head)
         else:
             loss = chunked_cross_entropy(states, targets, head, self.task.loss)
         return loss, self.task.count(targets)
@@ -53,18 +54,18 @@ class Plain(nn.Module):
 
 
 def has_token_loss(task: Task, model: Llama) -> bool:
-    """Whether the loss is that of the next token, through a head that `token_loss` knows."""
-    return type(task).loss is Task.loss and knows(task.head(model))
+    """Whether the loss is that of the next token, through a head that `fused_linear_cross_entropy` knows."""
+    return type(task).loss is Task.loss and supports_head(task.head(model))
 
 
 @cache
 def loss_agrees() -> bool:
-    """Whether `token_loss` computes what its definition gives, as it stands; else a line says so.
+    """Whether `fused_linear_cross_entropy` computes what its definition gives, as it stands; else a line says so.
 
     Whoever edits `cross_entropy`, `Task.loss` or `_loss` is to see the edit at work. (Of one chunk, for the first
     checkpoint of a process costs a second of imports.)
     """
-    return losses_agree(lambda h, targets, head: _loss(h, targets, head, Task().loss), token_loss,
+    return losses_agree(lambda h, targets, head: _loss(h, targets, head, Task().loss), fused_linear_cross_entropy,
                         "tasks/task.py (cross_entropy) and training/objective.py")
 
 

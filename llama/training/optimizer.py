@@ -1,6 +1,7 @@
 """How to train: the settings, optimisers by name, float32 masters, and the learning rate's course.
 
-Try: let `Masters` update the bfloat16 weights themselves; tests/test_optimizer.py shows small updates rounded away.
+Try: let `MasterWeights` update the bfloat16 weights themselves; tests/test_optimizer.py shows small updates rounded
+away.
 """
 
 import math
@@ -54,7 +55,7 @@ class TrainConfig:
             raise ValueError(f"lr is {self.lr} and warmup {self.warmup}; lr must be above 0, warmup between 0 and 1")
 
 
-class Masters:
+class MasterWeights:
     """Float32 originals behind parameters that compute in `dtype`; the optimiser sees the originals.
 
     bfloat16 keeps 8 bits: an update below 1/256 of a weight is lost when added to it, so pure bfloat16 training stalls.

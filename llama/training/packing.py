@@ -27,7 +27,7 @@ def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def packs(model: Llama, task: Task, wish: str) -> bool:
+def should_pack(model: Llama, task: Task, wish: str) -> bool:
     """Whether the samples of this task are to be packed: "on", "off", or "auto", which does so on the CPU.
 
     On a GPU a mask of documents takes its fastest attention away, so there it has to be asked for.
@@ -45,7 +45,7 @@ def packs(model: Llama, task: Task, wish: str) -> bool:
     return wish == "on" or wish == "auto" and not why and model.device.type == "cpu" and not model.config.sliding_window
 
 
-def laid_out(task: Task, samples: Sequence[Sample], room: int) -> Batch:
+def pack_or_pad(task: Task, samples: Sequence[Sample], room: int) -> Batch:
     """A micro-batch: packed, or padded where all samples have one length, or the row would exceed `room` positions.
 
     Always one batch, whatever the lengths: of several processes each must make as many.

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weights.formats.atomic_write import whole_file
+from weights.formats.atomic_write import atomic_file
 
 
 def write_predictions(path: str | Path, results: Sequence[dict[str, Any]]) -> None:
     """What was found in each example, a line of JSON each; the file is written whole or not at all."""
-    with whole_file(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         for result in results:
             file.write((json.dumps({name: _named(value) for name, value in result.items()}, ensure_ascii=False)
                         + "\n").encode())

@@ -27,12 +27,12 @@ from llama.runtime import distributed
 from llama.tasks.task import Sample
 from llama.training.fsdp import is_shard
 from llama.training.optimizer import TrainConfig
-from weights.formats.single_file import read_whole, write_whole
+from weights.formats.single_file import load_single_file, save_single_file
 
 State = dict[str, Any]
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
-MAY_CHANGE = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
+RESUMABLE_SETTINGS = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
               "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
 
 
@@ -47,7 +47,7 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        if self.output and distributed.first():
+        if self.output and distributed.is_rank0():
             path = self.path("metrics.jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
@@ -55,8 +55,8 @@ class RunFolder:
 
     def forget_after(self, last: int) -> None:
         """Drop the metrics of steps after `last`, which come again; with 0, all of an older run under this name."""
-        distributed.wait()                                          # all have read their state
-        if not distributed.first():
+        distributed.barrier()                                          # all have read their state
+        if not distributed.is_rank0():
             return
         for name in ("last.pt", "best.pt"):
             if last == 0:
@@ -81,7 +81,7 @@ def settings_of(model: Llama, samples: Sequence[Sample], config: TrainConfig, *,
         if not parameter.requires_grad and ".adapters." not in name:
             start = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
             base.update(name.encode() + start.numpy().tobytes())
-    changing = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    changing = {name: value for name, value in asdict(config).items() if name not in RESUMABLE_SETTINGS}
     return changing | {
         "processes": distributed.size(), "optimizer": optimizer, "dtype": str(dtype),
         "number of samples": len(samples), "data": data.digest(),
@@ -107,18 +107,18 @@ def write_state(path: Path, state: State, learned: dict[str, Tensor], objective:
         shards = f"{path.stem}-{state['step']}"
         while (path.parent / shards).exists():                      # of a run that broke off, or an epoch's end
             shards += "+"
-        shards = distributed.agreed(shards)
+        shards = distributed.broadcast(shards)
         from torch.distributed import checkpoint
 
         checkpoint.save(_sharded(learned, objective, optimizer), checkpoint_id=str(path.parent / shards))
         state = state | {"shards": shards}
     else:
         state = state | {"learned": learned} | ({"optimizer": optimizer.state_dict()} if optimizer else {})
-    distributed.wait()
-    if distributed.first():
-        write_whole(path, state)
+    distributed.barrier()
+    if distributed.is_rank0():
+        save_single_file(path, state)
         forget_shards(path, but=shards)
-    distributed.wait()
+    distributed.barrier()
 
 
 def read_state(path: Path, learned: dict[str, Tensor], objective: nn.Module,
@@ -128,7 +128,7 @@ def read_state(path: Path, learned: dict[str, Tensor], objective: nn.Module,
 
     Raises ValueError where other parameters were learned.
     """
-    state = read_whole(path, "training state")
+    state = load_single_file(path, "training state")
     check(state)
     if _in_shards(learned):
         from torch.distributed import checkpoint

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama.checkpoint import described, load_tensors, plain_tensors
+from llama.checkpoint import build_on_meta, load_tensors, plain_tensors
 from llama.heads import head_config
-from llama.lora.files import put_on
+from llama.lora.files import attach_adapter
 from llama.lora.peft_folder import read_adapter
 from llama.lora.swap import adapter_names, adapter_tensors, has_lora, remove_lora, set_active
 from llama.model import Llama
-from llama.quantization.loading import matrices_packed
-from weights.formats.quantized_matrix import Packed
+from llama.quantization.loading import iter_quantized
+from weights.formats.quantized_matrix import QuantizedMatrix
 from weights.formats.sources import open_source
 
 PROMPT = "The most important thing about"
@@ -42,7 +42,7 @@ class Answers:
     text: str                                                       # greedy; "" without a tokenizer or with labels
 
 
-def prove_saved(model: Llama, place: str | Path) -> None:
+def verify_saved(model: Llama, place: str | Path) -> None:
     """See that `place` holds this model, or the adapter 'default' of a model with LoRA. Says so on stderr.
 
     Raises RuntimeError, naming the difference.
@@ -62,7 +62,7 @@ def prove_adapter(model: Llama, folder: str | Path, *, name: str = "default") ->
     if name not in (active := adapter_names(model, active=True)):
         raise ValueError(f"adapter '{name}' is not active, so there is nothing to prove; active are "
                          f"{', '.join(active) or 'none'}")
-    expected = answers(model)
+    expected = probe_outputs(model)
     with _loading(folder):
         adapter = read_adapter(folder)
     for key, parameter in adapter_tensors(model, name).items():
@@ -70,31 +70,31 @@ def prove_adapter(model: Llama, folder: str | Path, *, name: str = "default") ->
     with _put_back(model):
         set_active(model, [])                                       # two copies of the embeddings cannot be active
         with _loading(folder):
-            put_on(model, adapter, name=SAVED, place=folder)
+            attach_adapter(model, adapter, name=SAVED, place=folder)
         set_active(model, [SAVED if other == name else other for other in active])
-        found = answers(model)
+        found = probe_outputs(model)
     _same_answers(folder, expected, found)
 
 
 @torch.no_grad()
 def prove_model(model: Llama, place: str | Path) -> None:
     """See that `place`, a folder or file, holds the whole model."""
-    expected = answers(model)
+    expected = probe_outputs(model)
     with _loading(place):
         source = open_source(place)
-        again = described(source.config)
+        again = build_on_meta(source.config)
         ours = plain_tensors(model)
-        tensors = matrices_packed(source, 0) if source.quantization else source.tensors()
+        tensors = iter_quantized(source, 0) if source.quantization else source.tensors()
         load_tensors(again, _found_equal(place, tensors, ours), device=model.device, dtype=model.dtype,
                      place=source.path)
         again.tokenizer = source.tokenizer
     if (found := head_config(again)) != (expected_head := head_config(model)):
         raise RuntimeError(f"{place} does not hold the model in memory: its head is {found} instead of {expected_head}")
-    _same_answers(place, expected, answers(again))
+    _same_answers(place, expected, probe_outputs(again))
 
 
 @torch.no_grad()
-def answers(model: Llama, *, text: bool = True) -> Answers:
+def probe_outputs(model: Llama, *, text: bool = True) -> Answers:
     """Logits, and greedy text, of the model as it computes when it is used."""
     training = model.training
     model.eval()
@@ -109,12 +109,12 @@ def answers(model: Llama, *, text: bool = True) -> Answers:
     return Answers(logits, said)
 
 
-def _found_equal(place: str | Path, saved: Iterator[tuple[str, Tensor | Packed]],
-                 ours: dict[str, Tensor]) -> Iterator[tuple[str, Tensor | Packed]]:
+def _found_equal(place: str | Path, saved: Iterator[tuple[str, Tensor | QuantizedMatrix]],
+                 ours: dict[str, Tensor]) -> Iterator[tuple[str, Tensor | QuantizedMatrix]]:
     for name, tensor in saved:
-        if isinstance(tensor, Packed):
+        if isinstance(tensor, QuantizedMatrix):
             stem = name.removesuffix("weight")
-            yield name, Packed(**{part: _ours_if_equal(place, stem + part, stored, ours)
+            yield name, QuantizedMatrix(**{part: _ours_if_equal(place, stem + part, stored, ours)
                                   for part, stored in tensor.tensors().items()})
         else:
             yield name, _ours_if_equal(place, name, tensor, ours)

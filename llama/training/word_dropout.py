@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def dropped_words(model: nn.Module, part: float) -> Iterator[None]:
+def word_dropout(model: nn.Module, part: float) -> Iterator[None]:
     """Within, while the model is in training mode, each token is missing with the probability that its text drew.
 
     That is even between 0 and twice `part`, so that on the average `part` of the tokens are missing.

@@ -8,6 +8,6 @@
 
 Summaries, translations and instructions are asked for as the tuned task asks (llama/tasks/pairs.py).
 
-Try: leave the reader out where label_scoring.py calls `score`; tests/test_zero_shot.py
+Try: leave the reader out where label_scoring.py calls `loglikelihood`; tests/test_zero_shot.py
 (test_property_what_prompts_have_in_common_is_read_once) fails: every text would pay for all the examples again.
 """

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llama.decoding.prefix_cache import Reader
+from llama.decoding.prefix_cache import PrefixCache
 from tokenizer.base import Tokenizer
 
 LONGEST = 24                                                        # bytes of an id that is looked for; few are longer
@@ -67,7 +67,7 @@ class State(NamedTuple):
     ended: bool = False
 
 
-class Pieces:
+class SpanGrammar:
     """One piece of a text, or several, from left to right, a line each.
 
     closing  the id that ends what is written
@@ -134,7 +134,7 @@ class Pieces:
         return end == len(self.bytes) if begin == self.length else begin < end and end in self.borders
 
 
-class Spaced:
+class SegmentationGrammar:
     """The whole of a text without blanks, with blanks wherever one may be: `found` are its words."""
 
     def __init__(self, text: str, vocabulary: Vocabulary, *, closing: int):
@@ -172,7 +172,7 @@ class Written(NamedTuple):
 
 
 @torch.inference_mode()
-def write(reader: Reader, prompt: Sequence[int], grammar: Any) -> Written:
+def constrained_greedy_decode(reader: PrefixCache, prompt: Sequence[int], grammar: Any) -> Written:
     """What the model likes best, id by id, among what a grammar (Pieces, Spaced) allows. It always comes to an end."""
     ids, state, score = list(prompt), grammar.start, 0.0
     while not state.ended:

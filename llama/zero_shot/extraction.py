@@ -21,8 +21,14 @@ from llama.datasets.tags import spans_of, tags_of
 from llama.metrics.answers import answer_scores
 from llama.metrics.language import is_chinese
 from llama.tasks.labelled import Example, Result
-from llama.zero_shot.constrained_decoding import Pieces, Spaced, Vocabulary, Written, write
-from llama.zero_shot.prompting import Asker
+from llama.zero_shot.constrained_decoding import (
+    SegmentationGrammar,
+    SpanGrammar,
+    Vocabulary,
+    Written,
+    constrained_greedy_decode,
+)
+from llama.zero_shot.prompting import PromptedPredictor
 
 NONE = ("无", "none")
 ANSWER = ("根据文字回答问题，只写文字里的原文{or_none}。", "Answer the question with words of the text alone{or_none}.")
@@ -34,7 +40,7 @@ NAME = 16                                                           # ids of a n
 TYPES = {"PER": ("人名", "persons"), "LOC": ("地名", "places"), "ORG": ("机构名", "organisations")}
 
 
-class Copying(Asker):
+class Copying(PromptedPredictor):
     """What those that copy have in common."""
 
     def open(self, model: PretrainedLlama) -> None:
@@ -42,7 +48,7 @@ class Copying(Asker):
         self.vocabulary = Vocabulary(model.tokenizer)
 
     def copied(self, pairs: Sequence[tuple[str, str]], content: str, grammar: Any) -> Written:
-        return write(self.reader, self.prompt(self.turns(pairs, content)), grammar)
+        return constrained_greedy_decode(self.reader, self.prompt(self.turns(pairs, content)), grammar)
 
 
 class Answers(Copying):
@@ -56,7 +62,7 @@ class Answers(Copying):
         for begin, end in self.parts(text):
             if not (part := text[begin:end]).strip():
                 continue
-            grammar = Pieces(part, self.vocabulary, closing=self.closing, longest=self.task.longest,
+            grammar = SpanGrammar(part, self.vocabulary, closing=self.closing, longest=self.task.longest,
                              none=NONE[not chinese] if self.task.unanswerable else "")
             written = self.copied(pairs, self.asked(part, question, chinese), grammar)
             found = [(begin + start, begin + stop) for start, stop in written.found]
@@ -133,7 +139,7 @@ class Entities(Tags):
         for kind in self.types:
             pairs = [(self.asked(each["text"], kind, chinese), self.told(each, kind, chinese))
                      for each in self.examples]
-            grammar = Pieces(part, self.vocabulary, closing=self.closing, several=True, none=NONE[not chinese],
+            grammar = SpanGrammar(part, self.vocabulary, closing=self.closing, several=True, none=NONE[not chinese],
                              longest=NAME)
             for start, stop in self.copied(pairs, self.asked(part, kind, chinese), grammar).found:
                 name = part[start:stop]
@@ -158,7 +164,7 @@ class Words(Tags):
         pairs = [(self.asked(each["text"], chinese), " ".join(self.task.spans(each, each["tags"])))
                  for each in self.examples]
         for run in re.finditer(r"\S+", text[begin:end]):
-            grammar = Spaced(run[0], self.vocabulary, closing=self.closing)
+            grammar = SegmentationGrammar(run[0], self.vocabulary, closing=self.closing)
             found += [(begin + run.start() + start, begin + run.start() + stop, "")
                       for start, stop in self.copied(pairs, self.asked(run[0], chinese), grammar).found]
         return found

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from llama.checkpoint import PretrainedLlama
-from llama.decoding.loglikelihood import score
+from llama.decoding.loglikelihood import loglikelihood
 from llama.tasks.labelled import Example, Result
 from llama.tasks.opinion import OpinionTask, dated
-from llama.zero_shot.prompting import Asker
+from llama.zero_shot.prompting import PromptedPredictor
 
 REQUEST = ("下面的文字属于哪一类：{labels}？只回答类别。",
            "Which label fits the text: {labels}? Answer with the label alone.")
 
 
-class Labels(Asker):
+class Labels(PromptedPredictor):
     """Asks for the label of each text."""
 
     def __init__(self, task: Any, examples: Sequence[Example], **options: Any):
@@ -74,7 +74,7 @@ class Labels(Asker):
         prefix = self.prompt(turns)
         rows = [self.continuation(turns, name, prefix) for name in self.names]
         return torch.stack([each.mean() for each in
-                            score(self.model, prefix, rows, tokenizer=self.tokenizer, reader=self.reader)])
+                            loglikelihood(self.model, prefix, rows, tokenizer=self.tokenizer, reader=self.reader)])
 
     def continuation(self, turns: Any, name: str, prefix: list[int]) -> list[int]:
         """The ids of a label as an answer, without what closes it."""

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama.checkpoint import PretrainedLlama
-from llama.decoding.prefix_cache import Reader
+from llama.decoding.prefix_cache import PrefixCache
 from llama.metrics.language import is_chinese
 from llama.runtime.progress import Progress
 from llama.tasks.instruction import InstructionTask, Messages
 from llama.tasks.labelled import Example, Result
 from llama.tasks.task import Task
-from tokenizer.chat import closing_id
+from tokenizer.chat import end_of_turn_id
 from tokenizer.offsets import encode_with_offsets
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SLOTS = 1024                                                        # of the cache at first; it grows with the prompts
 
 
-class Asker:
+class PromptedPredictor:
     """What all kinds of questions share. A subclass says what is asked about an example, and how an answer comes."""
 
     def __init__(self, task: Any, examples: Sequence[Example], *, words: Mapping[str, str], request: str,
@@ -35,8 +35,8 @@ class Asker:
         Task.adopt(InstructionTask(), model)
         self.model, self.tokenizer = model, model.tokenizer
         self.chat = self.format(model.tokenizer)
-        self.closing = closing_id(self.chat, model.tokenizer)
-        self.reader = Reader(model, slots=SLOTS, vocab_size=model.tokenizer.vocab_size)
+        self.closing = end_of_turn_id(self.chat, model.tokenizer)
+        self.reader = PrefixCache(model, slots=SLOTS, vocab_size=model.tokenizer.vocab_size)
 
     def answer(self, example: Example) -> Result:
         """What was found in one example."""
@@ -91,7 +91,7 @@ class Asker:
         return is_chinese([text])
 
 
-class Writing(Asker):
+class Generative(PromptedPredictor):
     """Summaries, translations, instructions: written as the tuned task would, behind the examples."""
 
     def __init__(self, task: InstructionTask, examples: Sequence[Example], **options: Any):

@@ -22,7 +22,7 @@ from llama.tasks.tagging import NERTask, SegmentationTask
 from llama.tasks.task import Task
 from llama.zero_shot.extraction import Answers, Entities, Words
 from llama.zero_shot.label_scoring import Labels
-from llama.zero_shot.prompting import Asker, Writing
+from llama.zero_shot.prompting import Generative, PromptedPredictor
 
 
 class ZeroShot:
@@ -39,7 +39,7 @@ class ZeroShot:
     def __init__(self, task: Task, examples: Sequence[Example] = (), *, words: Mapping[str, str] | None = None,
                  request: str = "", chat_format: str | None = None):
         kinds = {ClassificationTask: Labels, NERTask: Entities, SegmentationTask: Words,
-                 QuestionAnsweringTask: Answers, InstructionTask: Writing}
+                 QuestionAnsweringTask: Answers, InstructionTask: Generative}
         kind = next((asker for each, asker in kinds.items() if isinstance(task, each)), None)
         if kind is None:
             raise ValueError("text generation asks nothing of a text; its scores need no training, leave zero-shot out")
@@ -48,7 +48,8 @@ class ZeroShot:
                 if not task.is_labelled(example):
                     raise ValueError(f"{example.get('place', 'an example')}: it does not say what is right, so it "
                                      "shows the model nothing; give examples with labels")
-        self.asker: Asker = kind(task, examples, words=words or {}, request=request, chat_format=chat_format)
+        self.asker: PromptedPredictor = kind(task, examples, words=words or {}, request=request,
+                                             chat_format=chat_format)
 
     def predict(self, model: PretrainedLlama, inputs: Sequence[Any]) -> list[Any]:
         """What the task's own `predict` gives, for the same inputs."""

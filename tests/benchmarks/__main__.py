@@ -20,7 +20,7 @@ from llama.benchmark import goals
 from llama.runtime.progress import duration
 from tests.benchmarks.programs import WAYS, measured, minutes_of, programs_of
 from tests.benchmarks.sets import SETS, files_of
-from weights.formats.atomic_write import whole_file
+from weights.formats.atomic_write import atomic_file
 
 PROGRAMS = ("baselines", "small", "default")
 Results = dict[str, dict[str, Any]]
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"    {SETS[name].score} {found['scores'][SETS[name].score]:.3f} after {found['minutes']:.1f} min",
               file=sys.stderr, flush=True)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(arguments.output) as file:
+        with atomic_file(arguments.output) as file:
             file.write((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     print(json.dumps(results, ensure_ascii=False) if arguments.json else table(results))
     sys.exit(1 if failed else 0)

@@ -16,7 +16,7 @@ from llama.config import LlamaConfig, RopeScaling
 from llama.config_json import config_from_dict, config_to_dict
 from llama.model import MLP, Attention, Block, RMSNorm, apply_rotary, rotary_tables
 from tests.parity.judges import Check, Judges, difference
-from weights.formats.plain_llama import halves_together
+from weights.formats.plain_llama import to_half_split
 
 SHAPE = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=8,
                     num_key_value_heads=2, head_dim=4, max_position_embeddings=4096)
@@ -49,7 +49,7 @@ def rotary(request: dict[str, Any]) -> dict[str, Tensor]:
     config = _config(request)
     order = torch.arange(config.head_dim)
     if request["layout"] == "neighbours":
-        order = halves_together(order[:, None], 1).squeeze(1)
+        order = to_half_split(order[:, None], 1).squeeze(1)
     y = apply_rotary(x[..., order], *rotary_tables(request["tensors"]["positions"], config))[..., order.argsort()]
     return _backward(y, request["tensors"]["gradient"], {}, x)
 
@@ -155,7 +155,7 @@ def _with_positions(module: nn.Module, request: dict[str, Any]) -> dict[str, Ten
     if request["layout"] == "neighbours":
         for name in weights:
             if count := heads.get(".".join(name.split(".")[-2:])):
-                used[name] = halves_together(weights[name], count)
+                used[name] = to_half_split(weights[name], count)
     cos, sin = rotary_tables(torch.arange(x.shape[1]), config)
     return _backward(torch.func.functional_call(module, used, (x, cos, sin, None, None)),
                      request["tensors"]["gradient"], weights, x)

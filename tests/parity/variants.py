@@ -23,7 +23,7 @@ from llama.config import LlamaConfig
 from llama.lora import add_lora, load_adapter, merge_lora, peft_folder, save_adapter
 from llama.lora.layers import LoRALinear
 from llama.lora.swap import wrappers
-from llama.lora.targets import present
+from llama.lora.targets import drop_missing
 from llama.model import Llama
 from tests.parity.judges import Check, Judges
 from weights.formats.huggingface import stored_name
@@ -161,7 +161,7 @@ def chosen_here(options: dict) -> dict[str, list[float]] | None:
     model = PretrainedLlama(SHAPE)
     try:
         config = peft_folder.config_from_peft({"r": 8, "lora_alpha": 8, **options}, "here")
-        add_lora(model, present(config, [path for path, _ in model.named_modules()]))
+        add_lora(model, drop_missing(config, [path for path, _ in model.named_modules()]))
     except ValueError:
         return None
     parts = {path: wrapper.adapters["default"] for path, wrapper in wrappers(model).items()

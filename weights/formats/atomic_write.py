@@ -20,7 +20,7 @@ FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name when it is complete and on the disk, and is gone after any failure.
 
     Raises RuntimeError if the disk is full or broken.
@@ -39,7 +39,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to fill that gets its name when it is complete, and is gone after any failure, Ctrl-C among them.
 
     An older folder of that name disappears only once the new one is complete. What may be replaced is the caller's
@@ -58,7 +58,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_files(folder: str | Path) -> Iterator[Path]:
+def atomic_files(folder: str | Path) -> Iterator[Path]:
     """A hidden folder to fill beside files that belong together; each is moved into `folder` when all are complete.
 
     They replace older ones of their names, one after the other: a certificate knows its files by their sha256, so it

@@ -27,7 +27,7 @@ from weights.formats.gguf_config import ROTARY_TABLE, architecture, config
 from weights.formats.gguf_file import GGUF, blocks, open_gguf, write_file
 from weights.formats.gguf_vocabulary import vocabulary
 from weights.formats.huggingface import Entry, Ledger
-from weights.formats.plain_llama import halves_together, neighbours_together
+from weights.formats.plain_llama import to_half_split, to_interleaved
 
 __all__ = ["ENCODINGS", "GGUF", "config", "open_gguf", "packed", "read_tensor", "read_tensors", "tensor_ledger",
            "vocabulary", "write_gguf"]
@@ -99,7 +99,7 @@ def _rows(gguf: GGUF, name: str) -> tuple[Format, np.ndarray]:
     count = gguf.tensors[stored].shape[0]
     if count % (2 * heads):
         raise ValueError(f"{gguf.path}: {stored} has {count} rows, which {heads} heads cannot share evenly")
-    together = halves_together(torch.from_numpy(np.array(rows)).view(count, -1), heads)
+    together = to_half_split(torch.from_numpy(np.array(rows)).view(count, -1), heads)
     return format, together.numpy().reshape(rows.shape)
 
 
@@ -217,7 +217,7 @@ def _next(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> Tensor:
 def _pieces(tensor: Tensor, name: str, format: Format, heads: int) -> Iterator[np.ndarray]:
     tensor = tensor.detach().cpu()
     if heads:
-        tensor = neighbours_together(tensor.reshape(tensor.shape[0], -1), heads)           # a bias is a column
+        tensor = to_interleaved(tensor.reshape(tensor.shape[0], -1), heads)           # a bias is a column
     for piece in tensor.reshape(-1).split(PIECE):
         try:
             yield format.pack(piece.float().numpy().reshape(-1, format.numbers))

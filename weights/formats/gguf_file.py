@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from weights.formats.atomic_write import whole_file
+from weights.formats.atomic_write import atomic_file
 from weights.formats.gguf_blocks import FORMATS, OTHER_FORMATS, Format
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def write_file(path: str | Path, metadata: dict[str, Any], tensors: list[tuple[s
         ends += -(-_size(shape, format) // ALIGNMENT) * ALIGNMENT
     pairs = b"".join(_string(key) + _typed(value) for key, value in metadata.items())
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + pairs + infos
-    with whole_file(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         file.write(head + bytes(-len(head) % ALIGNMENT))
         for (name, shape, format), pieces in zip(tensors, content, strict=True):
             written = 0

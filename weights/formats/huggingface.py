@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.formats.atomic_write import whole_file, whole_folder
+from weights.formats.atomic_write import atomic_file, atomic_folder
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
 Ledger = list[Entry]                                               # what tensors there are, in the order they come
@@ -36,7 +36,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADS = ("lm_head.", "score.", "qa_outputs.", "classifier.")
-FIRST_LLAMAS_THETA = 10_000.0                                      # what a config without θ means
+DEFAULT_ROPE_THETA = 10_000.0                                      # what a config without θ means
 LARGEST_HEADER = 100_000_000                                       # the format's own limit, in bytes
 
 
@@ -178,7 +178,7 @@ def write_safetensors(path: str | Path, ledger: Ledger, tensors: Iterable[tuple[
 
     Raises ValueError if the tensors' names, shapes or dtypes differ from those of the ledger, or their order does.
     """
-    with whole_file(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         _write_tensors(file, ledger, iter(tensors), metadata or {})
 
 
@@ -197,9 +197,9 @@ def write_folder(folder: str | Path, config: dict[str, Any], ledger: Ledger, ten
     dtype = str(main_dtype(ledger)).removeprefix("torch.")
     config = for_all_readers(config) | ({} if config.get("quantization_config") else
                                         {"torch_dtype": dtype, "dtype": dtype})
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         for name, content in {"config.json": to_json(config), **(files or {})}.items():
-            with whole_file(partial / name) as file:
+            with atomic_file(partial / name) as file:
                 file.write(content)
         below = below_head(config.get("architectures"))
         renamed = ((stored_name(name, below), tensor) for name, tensor in tensors)
@@ -214,7 +214,7 @@ def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise ValueError("config.json: rope_parameters and rope_scaling must be objects or null")
-    theta = new.get("rope_theta", config.get("rope_theta", FIRST_LLAMAS_THETA))
+    theta = new.get("rope_theta", config.get("rope_theta", DEFAULT_ROPE_THETA))
     scaling = {key: value for key, value in (new or old).items() if key != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     scaling = None if kind == "default" else scaling | {"rope_type": kind, "type": kind}
@@ -280,7 +280,7 @@ def _write_shards(folder: Path, ledger: Ledger, tensors: Iterator[tuple[str, Ten
             write_safetensors(folder / shard_name, shard, islice(tensors, len(shard)))
             placed |= {name: shard_name for name, _, _ in shard}
         total = sum(_bytes(shape, dtype) for _, shape, dtype in ledger)
-        with whole_file(folder / INDEX) as file:
+        with atomic_file(folder / INDEX) as file:
             file.write(to_json({"metadata": {"total_size": total}, "weight_map": placed}))
     if extra := next(tensors, None):
         raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights.formats.atomic_write import whole_file
-from weights.formats.huggingface import FIRST_LLAMAS_THETA, Ledger, checked_bytes, for_all_readers
-from weights.formats.plain_llama import HEAD, Sizes, halves_together, neighbours_together, plain_sizes
+from weights.formats.atomic_write import atomic_file
+from weights.formats.huggingface import DEFAULT_ROPE_THETA, Ledger, checked_bytes, for_all_readers
+from weights.formats.plain_llama import HEAD, Sizes, plain_sizes, to_half_split, to_interleaved
 
 MAGIC, HEADER = 0x616B3432, 256         # "ak42", and the bytes before the first tensor of versions 1 and 2
 _MAGIC = struct.pack("<I", MAGIC)
@@ -169,13 +169,13 @@ def _check_tables(file: Llama2C) -> None:
 
 def _rotary_tables(K: int, context: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines (context, K/2), computed in float64, so that every machine writes the same bytes."""
-    angles = np.outer(np.arange(context), FIRST_LLAMAS_THETA ** -(np.arange(0, K, 2) / K))
+    angles = np.outer(np.arange(context), DEFAULT_ROPE_THETA ** -(np.arange(0, K, 2) / K))
     return np.cos(angles).astype("<f4"), np.sin(angles).astype("<f4")
 
 
 def config(file: Llama2C) -> dict[str, Any]:
     """The header under Hugging Face's keys, with the θ and ε of llama2.c's code."""
-    return file.sizes.config(max_position_embeddings=file.context, rms_norm_eps=EPS, rope_theta=FIRST_LLAMAS_THETA,
+    return file.sizes.config(max_position_embeddings=file.context, rms_norm_eps=EPS, rope_theta=DEFAULT_ROPE_THETA,
                              rope_scaling=None, tie_word_embeddings=file.tied)
 
 
@@ -200,7 +200,7 @@ def read_tensor(file: Llama2C, name: str) -> Tensor:
     else:
         numbers = _numbers(file, "<f4", place, count)
     tensor, heads = torch.from_numpy(numbers).reshape(shape), file.sizes.rotated_heads(name)
-    return halves_together(tensor, heads) if heads else tensor
+    return to_half_split(tensor, heads) if heads else tensor
 
 
 def _numbers(file: Llama2C, code: str, place: int, count: int) -> np.ndarray:
@@ -235,12 +235,12 @@ def write_llama2c(path: str | Path, config: dict[str, Any], ledger: Ledger, tens
                    bool(config.get("tie_word_embeddings")), group_size(sizes.D, sizes.F) if version == 2 else 0)
     places, end = _offsets(file)
     tensors = iter(tensors)
-    with whole_file(path) as handle:
+    with atomic_file(path) as handle:
         handle.write(_header(file))
         for name, shape, dtype in ledger:
             tensor = torch.frombuffer(checked_bytes(tensors, (name, shape, dtype)), dtype=dtype).float().reshape(shape)
             heads = sizes.rotated_heads(name)
-            tensor = neighbours_together(tensor, heads) if heads else tensor
+            tensor = to_interleaved(tensor, heads) if heads else tensor
             handle.seek(places[name])
             if _is_packed(file, name):
                 _write_packed(handle, name, tensor.reshape(-1, file.group_size).numpy())
@@ -263,7 +263,7 @@ def _refuse_other_constants(config: dict[str, Any]) -> None:
     if rope["rope_scaling"]:
         raise ValueError(f"rope_scaling '{rope['rope_scaling']['rope_type']}' has no place in llama2.c's files; write "
                          "another format")
-    for key, value, known in (("rope_theta", rope["rope_theta"], FIRST_LLAMAS_THETA),
+    for key, value, known in (("rope_theta", rope["rope_theta"], DEFAULT_ROPE_THETA),
                               ("rms_norm_eps", config["rms_norm_eps"], EPS)):
         if value != known:
             raise ValueError(f"{key} is {value:g}, and llama2.c knows {known:g} only; write another format")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from weights.formats import huggingface
-from weights.formats.atomic_write import whole_file, whole_folder
+from weights.formats.atomic_write import atomic_file, atomic_folder
 from weights.formats.huggingface import Ledger, checked_bytes
 from weights.formats.meta_params import PARAMS, check, inferred, read_params, unsaid, write_params
-from weights.formats.plain_llama import HEAD, Sizes, halves_together, neighbours_together, plain_sizes
-from weights.formats.single_file import read_whole, spooled
+from weights.formats.plain_llama import HEAD, Sizes, plain_sizes, to_half_split, to_interleaved
+from weights.formats.single_file import load_single_file, spooled
 
 NAMES = {                               # Hugging Face's parts, Meta's, and the axis along which Meta splits them
     "embed_tokens": ("tok_embeddings", 0),                         # 1 for the first Llamas, see `_axis`
@@ -72,7 +72,7 @@ def open_meta(path: str | Path) -> Meta:
 
 def _shard(file: Path) -> dict[str, Tensor]:
     try:
-        return read_whole(file, "file of tensors alone, as torch.save writes it")
+        return load_single_file(file, "file of tensors alone, as torch.save writes it")
     except OSError as error:
         if error.filename:
             raise
@@ -202,7 +202,7 @@ def read_tensor(meta: Meta, name: str) -> Tensor:
     stored = stored_name(name)
     tensor = _whole_tensor([shard[stored] for shard in meta.shards], meta.axes[stored])
     heads = meta.sizes.rotated_heads(name)
-    return halves_together(tensor, heads) if heads else tensor
+    return to_half_split(tensor, heads) if heads else tensor
 
 
 def stored_name(name: str) -> str:
@@ -248,9 +248,9 @@ def write_meta(folder: str | Path, config: dict[str, Any], ledger: Ledger, tenso
     params = write_params(config, sizes)
     _refuse_shards(sizes, shards)
     huggingface.refuse_existing(Path(folder), overwrite=overwrite, holds=PARAMS)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         for name, content in {PARAMS: huggingface.to_json(params), **(files or {})}.items():
-            with whole_file(partial / name) as file:
+            with atomic_file(partial / name) as file:
                 file.write(content)
         _write_shards(partial, params, sizes, ledger, iter(tensors), shards,
                       tied=bool(config.get("tie_word_embeddings")))
@@ -276,7 +276,7 @@ def _write_shards(folder: Path, params: dict[str, Any], sizes: Sizes, ledger: Le
         for name, shape, dtype in ledger:
             tensor = torch.frombuffer(checked_bytes(tensors, (name, shape, dtype)), dtype=dtype).reshape(shape)
             heads = sizes.rotated_heads(name)
-            tensor = neighbours_together(tensor, heads) if heads else tensor
+            tensor = to_interleaved(tensor, heads) if heads else tensor
             for written in (name, HEAD) if tied and name == "embed_tokens.weight" else (name,):
                 axis = _axis(written, params)
                 parts = [tensor] * shards if axis is None else tensor.tensor_split(shards, axis)
@@ -290,7 +290,7 @@ def _write_shards(folder: Path, params: dict[str, Any], sizes: Sizes, ledger: Le
     if extra := next(tensors, None):
         raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
     for number, (content, spool) in enumerate(zip(contents, spools, strict=True)):
-        with whole_file(folder / f"consolidated.{number:02d}.pth") as file:
+        with atomic_file(folder / f"consolidated.{number:02d}.pth") as file:
             torch.save(content, file)
         content.clear()                                            # Windows deletes no file that is still mapped
         spool.unlink()

@@ -11,7 +11,7 @@ fails, while answers to short questions would stay right, and long documents dis
 from pathlib import Path
 from typing import Any
 
-from weights.formats.huggingface import FIRST_LLAMAS_THETA, for_all_readers
+from weights.formats.huggingface import DEFAULT_ROPE_THETA, for_all_readers
 from weights.formats.plain_llama import Sizes
 
 PARAMS = "params.json"
@@ -66,7 +66,7 @@ def read_params(place: Path, params: dict[str, Any], sizes: Sizes) -> dict[str, 
 
 def _theta(params: dict[str, Any]) -> float:
     """Where it is not named, that of Meta's code: the code that scales positions is Llama 3's, and has another θ."""
-    return params.get("rope_theta") or (500_000.0 if params.get("use_scaled_rope") else FIRST_LLAMAS_THETA)
+    return params.get("rope_theta") or (500_000.0 if params.get("use_scaled_rope") else DEFAULT_ROPE_THETA)
 
 
 def _scaling(place: Path, params: dict[str, Any], sizes: Sizes) -> dict[str, Any] | None:
@@ -96,7 +96,7 @@ def _context(params: dict[str, Any], sizes: Sizes) -> tuple[int, str]:
     if theta == 1_000_000:
         return 16_384, "θ is 1,000,000, as in Code Llama"
     shape = (sizes.D, sizes.L, sizes.H, sizes.G)
-    if theta == FIRST_LLAMAS_THETA and shape in LLAMA_2 and params.get("norm_eps") != 1e-6:
+    if theta == DEFAULT_ROPE_THETA and shape in LLAMA_2 and params.get("norm_eps") != 1e-6:
         return 4096, "shape and norm_eps are those of a Llama 2"
     return 2048, "no Llama after the first has this shape, θ and norm_eps"
 
@@ -141,7 +141,7 @@ def write_params(config: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     params = {"dim": sizes.D, "n_layers": sizes.L, "n_heads": sizes.H, "n_kv_heads": sizes.G, "vocab_size": sizes.V,
               **feed_forward_numbers(sizes.D, sizes.F), "norm_eps": config["rms_norm_eps"]}
     if scaling is None:
-        return params if theta == FIRST_LLAMAS_THETA else params | {"rope_theta": theta}
+        return params if theta == DEFAULT_ROPE_THETA else params | {"rope_theta": theta}
     published, factor = _published_factor(sizes), scaling.get("factor")
     others = {key: scaling.get(key, value) for key, value in SCALING.items()}
     if scaling["rope_type"] != "llama3" or others != SCALING or factor not in (published, FACTOR_IN_METAS_CODE):

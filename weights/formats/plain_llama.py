@@ -4,7 +4,7 @@ Both formats name sizes and no more: no biases, no sliding window, heads of D / 
 rotary pair is two neighbours (2i, 2i + 1), where Hugging Face's is (i, i + K/2): the same numbers, rows of q_proj and
 k_proj in another order. The letters are explained in llama/config.py.
 
-Try: let `neighbours_together` return its argument; tests/test_meta.py (test_two_ways_complex_rotation_of_neighbours)
+Try: let `to_interleaved` return its argument; tests/test_meta.py (test_two_ways_complex_rotation_of_neighbours)
 fails, while a real model would go on writing fluent text for some 20 tokens.
 """
 
@@ -122,11 +122,11 @@ _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_atten
              "rms_norm_eps")
 
 
-def halves_together(rows: Tensor, heads: int) -> Tensor:
+def to_half_split(rows: Tensor, heads: int) -> Tensor:
     """Rows of each head from 0 K/2 1 K/2+1 2 … (pairs are neighbours) to 0 1 2 … K-1; H heads of queries, G of keys."""
     return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-def neighbours_together(rows: Tensor, heads: int) -> Tensor:
-    """The inverse of `halves_together`."""
+def to_interleaved(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `to_half_split`."""
     return rows.view(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

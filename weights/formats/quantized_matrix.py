@@ -9,7 +9,7 @@ parts, `NAME.weight`, `NAME.scale` and, of 4 bits, `NAME.minimum`; config.json s
 `method` is on purpose not called `quant_method`: without that, other programs refuse the folder. An unknown one is only
 warned about by transformers, which then takes the whole numbers for weights.
 
-Try: in `from_two_a_byte`, take the upper halves of the bytes first; tests/test_quantized_matrix.py
+Try: in `unpack_nibbles`, take the upper halves of the bytes first; tests/test_quantized_matrix.py
 (test_two_ways_blocks_of_a_gguf_equal_their_unpacking) fails.
 """
 
@@ -29,7 +29,7 @@ PARTS = ("weight", "scale", "minimum")
 
 
 @dataclass(frozen=True)
-class Packed:
+class QuantizedMatrix:
     """One matrix of R rows and C columns.
 
     weight   (R, C) int8; or (R, C / 2) uint8, whose byte i of a group holds q i low and q i + 16 high, as in GGUF
@@ -53,12 +53,12 @@ class Packed:
         """The parts that there are, by name."""
         return {part: tensor for part in PARTS if (tensor := getattr(self, part)) is not None}
 
-    def to(self, device: torch.device | str) -> "Packed":
-        return Packed(**{part: tensor.to(device) for part, tensor in self.tensors().items()})
+    def to(self, device: torch.device | str) -> "QuantizedMatrix":
+        return QuantizedMatrix(**{part: tensor.to(device) for part, tensor in self.tensors().items()})
 
-    def rows(self, rows: Any) -> "Packed":
+    def rows(self, rows: Any) -> "QuantizedMatrix":
         """Some of the rows: a slice, or their numbers."""
-        return Packed(**{part: tensor[rows] for part, tensor in self.tensors().items()})
+        return QuantizedMatrix(**{part: tensor[rows] for part, tensor in self.tensors().items()})
 
     def numbers(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights that this stands for, (R, C): computed in float32 and rounded once."""
@@ -75,17 +75,17 @@ def _widened_int8(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _widened_int4(weight: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
-    q = from_two_a_byte(weight).float()                             # (R, groups, 32)
+    q = unpack_nibbles(weight).float()                             # (R, groups, 32)
     return q.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1)).flatten(-2)
 
 
-def two_a_byte(q: Tensor) -> Tensor:
-    """Whole numbers 0 … 15, (R, groups, 32), as `Packed` has them: (R, groups · 16) uint8."""
+def pack_nibbles(q: Tensor) -> Tensor:
+    """Whole numbers 0 … 15, (R, groups, 32), as `QuantizedMatrix` has them: (R, groups · 16) uint8."""
     first, second = q.to(torch.uint8).chunk(2, dim=-1)
     return (first | second << 4).flatten(-2)
 
 
-def from_two_a_byte(weight: Tensor) -> Tensor:
+def unpack_nibbles(weight: Tensor) -> Tensor:
     """The inverse, uint8 again."""
     halves = weight.unflatten(-1, (-1, GROUP // 2))                # (R, groups, 16)
     return torch.cat([halves & 15, halves >> 4], dim=-1)
@@ -94,7 +94,7 @@ def from_two_a_byte(weight: Tensor) -> Tensor:
 # ---- GGUF's blocks ---------------------------------------------------------------------------------------------------
 
 
-def from_blocks(form: Format, blocks: Tensor) -> Packed | None:
+def from_blocks(form: Format, blocks: Tensor) -> QuantizedMatrix | None:
     """What a GGUF stores, without a detour through numbers; None for a format that has no such parts.
 
     blocks  (R, groups, bytes of a block) uint8, as `gguf.packed` gives them
@@ -103,18 +103,18 @@ def from_blocks(form: Format, blocks: Tensor) -> Packed | None:
         return blocks[..., start : start + 2].contiguous().view(torch.float16).squeeze(-1)
 
     if form.name == "Q8_0":                                             # d, 32 q
-        return Packed(blocks[..., 2:].contiguous().view(torch.int8).flatten(-2), half(0))
+        return QuantizedMatrix(blocks[..., 2:].contiguous().view(torch.int8).flatten(-2), half(0))
     if form.name == "Q4_1":                                             # d, m, 16 bytes of two q each
-        return Packed(blocks[..., 4:].flatten(-2), half(0), half(2))
+        return QuantizedMatrix(blocks[..., 4:].flatten(-2), half(0), half(2))
     if form.name == "Q4_0":                                             # d, 16 bytes; float16 holds 8 d as well as d
-        return Packed(blocks[..., 2:].flatten(-2), half(0), -8 * half(0))
+        return QuantizedMatrix(blocks[..., 2:].flatten(-2), half(0), -8 * half(0))
     return None
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def entry(bits: int, dtype: torch.dtype, fingerprint: str) -> dict[str, Any]:
+def quantization_config(bits: int, dtype: torch.dtype, fingerprint: str) -> dict[str, Any]:
     """config.json's `quantization_config`.
 
     dtype        of activations, norms and biases
@@ -134,8 +134,8 @@ def dtype_of(values: Any, place: Any) -> torch.dtype:
     return getattr(torch, name)
 
 
-def opened(stored: Ledger, read: Callable[[str], Tensor], dtype: torch.dtype, place: Any) -> \
-        tuple[Ledger, Callable[[str], Tensor], Callable[[str], Packed | None]]:
+def open_quantized(stored: Ledger, read: Callable[[str], Tensor], dtype: torch.dtype, place: Any) -> \
+        tuple[Ledger, Callable[[str], Tensor], Callable[[str], QuantizedMatrix | None]]:
     """A folder's tensors as those of a plain model: ledger, reader of numbers in `dtype`, and reader of what is packed.
 
     Raises ValueError for parts that do not belong together.
@@ -154,9 +154,9 @@ def opened(stored: Ledger, read: Callable[[str], Tensor], dtype: torch.dtype, pl
             ledger.append((name, shape, kind))
     whole = {name for name, _, kind in ledger if found[name][1] == kind}
 
-    def packed(name: str) -> Packed | None:
+    def packed(name: str) -> QuantizedMatrix | None:
         stem = name.removesuffix(".weight")
-        return None if name in whole else Packed(
+        return None if name in whole else QuantizedMatrix(
             **{part: read(f"{stem}.{part}") for part in PARTS if f"{stem}.{part}" in found})
 
     def numbers(name: str) -> Tensor:

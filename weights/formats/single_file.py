@@ -5,8 +5,8 @@
 `torch.load(weights_only=True, mmap=True)` reads it: nothing in it can run code, and a tensor that is not used costs no
 memory. `torch.save` wants all tensors at once; `write_single` gives it some that lie on the disk.
 
-Try: in `read_whole`, load with weights_only=False; tests/test_checkpoint.py (test_refusal_a_file_that_would_run_code)
-fails, and a file from elsewhere would make a folder on your disk, or worse.
+Try: in `load_single_file`, load with weights_only=False; tests/test_checkpoint.py
+(test_refusal_a_file_that_would_run_code) fails, and a file from elsewhere would make a folder on your disk, or worse.
 """
 
 import errno
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights.formats.atomic_write import whole_file
+from weights.formats.atomic_write import atomic_file
 from weights.formats.huggingface import Ledger, checked_bytes
 
 SINGLE_FILE = "llama single file, version 1"
@@ -28,7 +28,7 @@ SINGLE_FILE = "llama single file, version 1"
 
 def open_single(path: str | Path) -> dict[str, Any]:
     """The content of a file written by `model.save`, its tensors mapped. Raises ValueError for any other file."""
-    content = read_whole(Path(path), "model file written by model.save")
+    content = load_single_file(Path(path), "model file written by model.save")
     if content.get("format") != SINGLE_FILE:
         raise ValueError(f"{path}: this is no model file written by model.save; it lacks format '{SINGLE_FILE}'")
     return content
@@ -44,7 +44,7 @@ def write_single(path: str | Path, config: dict[str, Any], ledger: Ledger, tenso
         with open(Path(scratch, "tensors"), "wb") as file:
             for name, shape, dtype in ledger:
                 mapped[name] = spooled(file, checked_bytes(tensors, (name, shape, dtype)), dtype).reshape(shape)
-        write_whole(path, {"format": SINGLE_FILE, "config": config, "tensors": mapped, "tokenizer": files})
+        save_single_file(path, {"format": SINGLE_FILE, "config": config, "tensors": mapped, "tokenizer": files})
         mapped.clear()                                              # Windows deletes no file that is still mapped
 
 
@@ -61,15 +61,15 @@ def spooled(file: BinaryIO, numbers: memoryview, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(mapped).view(dtype)
 
 
-def write_whole(path: Path, content: dict[str, Any]) -> None:
+def save_single_file(path: Path, content: dict[str, Any]) -> None:
     """torch.save that replaces `path` only when every byte is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         torch.save(content, file)
 
 
-def read_whole(path: Path, what: str) -> dict[str, Any]:
-    """What `write_whole` wrote, read as plain data: a file from elsewhere cannot run code here."""
+def load_single_file(path: Path, what: str) -> dict[str, Any]:
+    """What `save_single_file` wrote, read as plain data: a file from elsewhere cannot run code here."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:

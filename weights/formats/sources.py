@@ -26,7 +26,7 @@ from tokenizer import chat, from_vocabulary, load_tokenizer
 from tokenizer.base import Tokenizer, read_json
 from weights.formats import gguf, huggingface, llama2c, meta, single_file
 from weights.formats.huggingface import Ledger
-from weights.formats.quantized_matrix import Packed, dtype_of, from_blocks, opened
+from weights.formats.quantized_matrix import QuantizedMatrix, dtype_of, from_blocks, open_quantized
 
 # What a Hugging Face folder has beside config and tensors, and what comes along.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -63,7 +63,7 @@ class Source:
     files: dict[str, bytes]
     changes: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-    packed: Callable[[str], Packed | None] = lambda name: None
+    packed: Callable[[str], QuantizedMatrix | None] = lambda name: None
     quantization: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -117,7 +117,8 @@ def _kind(path: Path) -> str:
     if start == b"GGUF":
         return "gguf"
     if start == b"PK\3\4":                                          # a zip, as torch.save writes it
-        return "pt" if "format" in single_file.read_whole(path, "file of tensors, as torch.save writes it") else "meta"
+        found = single_file.load_single_file(path, "file of tensors, as torch.save writes it")
+        return "pt" if "format" in found else "meta"
     if llama2c.recognised(path):
         return "llama2c"
     if path.suffix == ".safetensors":
@@ -153,7 +154,7 @@ def _unpacked(source: Source) -> Source:
     config = dict(source.config)
     if not (values := config.pop("quantization_config", None)):
         return source
-    ledger, read, packed = opened(source.ledger, source.read, dtype_of(values, source.path), source.path)
+    ledger, read, packed = open_quantized(source.ledger, source.read, dtype_of(values, source.path), source.path)
     return replace(source, config=config, ledger=ledger, read=read, packed=packed, quantization=values)
 
 
@@ -247,7 +248,7 @@ def template_remark(files: dict[str, bytes]) -> list[str]:
     if not template:
         return ["no chat template in the source; --chat-format NAME writes one"]
     try:
-        return [f"chat format: {chat.recognise(template).name}"] if isinstance(template, str) else []
+        return [f"chat format: {chat.detect_format(template).name}"] if isinstance(template, str) else []
     except ValueError:
         return [f"the chat template is kept, but is none of ours ({', '.join(chat.FORMATS)}): "
                 "--chat-format NAME replaces it"]
