@@ -31,7 +31,7 @@ with quiet_start(__name__):
     from llama.tasks.instruction import InstructionTask
     from llama.trainer import Trainer
     from llama.training import recipes
-    from llama.training.evaluation import judge
+    from llama.training.evaluation import evaluate_dataset
     from llama.training.inspect_samples import in_colour, inspect_samples, show_sample
     from llama.training.memory_estimate import dry_run, resident_set_size
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
@@ -113,10 +113,10 @@ def main() -> None:
     output = distributed.broadcast(output)
     merged = Path(f"{output}-merged")
     if arguments.inspect is None and not arguments.dry_run and distributed.is_rank0():
-        cli.check_output(output, holds="adapter_config.json" if arguments.lora else "config.json",
+        cli.check_output(output, marker="adapter_config.json" if arguments.lora else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
         if arguments.merge:
-            cli.check_output(merged, holds="config.json", overwrite=arguments.overwrite or arguments.resume,
+            cli.check_output(merged, marker="config.json", overwrite=arguments.overwrite or arguments.resume,
                              resume=False)
     distributed.barrier()
 
@@ -132,7 +132,7 @@ def main() -> None:
     flags.check_model(task_flags, model)
     if model_flags.adapter:
         load_adapter(model, resolve(model_flags.adapter, "adapters"))
-        merge_lora(model, forget=True)
+        merge_lora(model, keep_undo=False)
         unfreeze(model)
     task.prepare(model, data, seed=model_flags.seed)
     if arguments.inspect is not None:
@@ -160,7 +160,7 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
-        result["test"] = judge(trainer.objective, test_data, batch_size=config.batch_size)[0]
+        result["test"] = evaluate_dataset(trainer.objective, test_data, batch_size=config.batch_size)[0]
 
     if arguments.merge and distributed.is_rank0():  # into the base as it is stored, not as it computed
         del trainer, model

@@ -112,7 +112,7 @@ def main() -> None:
     output = distributed.broadcast(output)
     writes = arguments.inspect is None and not arguments.dry_run
     if writes and distributed.is_rank0():
-        cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
+        cli.check_output(output, marker="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
     run = Path(f"{output}.training")
 
     # tokenizer and tokens, made once: a resumed run finds them

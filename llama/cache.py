@@ -12,10 +12,10 @@ Five ways to count meet here. A row «the cat» left-padded by two, in a layer t
     slot      0    1    2    3    4        of the batch: all rows count alike, padding included
     token     .    .   the  cat   …        KVCache.tokens (B, slots)
     position  0    0    0    1    2        of the text, what rotary embeddings turn by: slot - padding, at least 0
-    place     -    0    1    2    3        in a layer's tensors: slot - dropped
+    place     -    0    1    2    3        in a layer's tensors: slot - evicted
     length                        4        slots so far, which is the slot of the next token
 
-Try: in `LayerCache.append`, hand out one slot more than the window needs; tests/test_cache.py
+Try: in `LayerCache.update`, hand out one slot more than the window needs; tests/test_cache.py
 (test_two_ways_a_rolling_cache_equals_the_whole_text) fails: masks are made for those that are needed.
 """
 
@@ -37,79 +37,79 @@ ROLLBACK_SLOTS = 32  # slots beyond the window that are kept when others are dro
 class LayerCache:
     """Keys (already rotated) and values of one layer, as float numbers.
 
-    keys, values  (B, G, slots, K); slot s of the text is at place s - dropped
+    keys, values  (B, G, slots, K); slot s of the text is at place s - evicted
     length        slots of the text so far
-    dropped       how many of the first are no longer held: with a sliding window no later query sees them
+    evicted       how many of the first are no longer held: with a sliding window no later query sees them
     """
 
     stored: tuple[str, ...] = ("keys", "values")                    # the tensors, all of (B, G, slots, some size)
 
     def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
         self.window = config.sliding_window
-        self.length = self.dropped = 0
-        shape = (batch_size, config.num_key_value_heads, self._places(max_length))
+        self.length = self.evicted = 0
+        shape = (batch_size, config.num_key_value_heads, self._capacity(max_length))
         self._allocate(shape, config.head_dim, dtype, device)
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (B, G, T, K) behind what is there and return what T queries may look at, (B, G, S, K).
 
         That is everything so far, as it was stored, or with a sliding window the last window - 1 + T slots.
         """
         T = k.shape[2]
-        self.extend(T)
-        end = self.length - self.dropped
+        self.advance(T)
+        end = self.length - self.evicted
         self._write(slice(end - T, end), k, v)
         return self._read(slice(max(end - (self.window - 1 + T), 0) if self.window else 0, end), k.dtype)
 
-    def extend(self, T: int) -> None:
+    def advance(self, T: int) -> None:
         """Count T more slots and make sure there is a place for them; somebody else writes keys and values there."""
-        held, places = self.length - self.dropped, self.keys.shape[2]
+        held, places = self.length - self.evicted, self.keys.shape[2]
         if held + T > places:
             assert self.window, f"{held} slots are held and {T} more are given to a cache of {places}"
             kept = min(held, self.window - 1 + ROLLBACK_SLOTS)
             free = max(places, kept + T) - kept
             self._change(lambda x: functional.pad(x[:, :, held - kept : held], (0, 0, 0, free)))
-            self.dropped += held - kept
+            self.evicted += held - kept
         self.length += T
 
     def can_truncate(self, length: int) -> bool:
         """Whether what a query at slot `length` sees, but for itself, is held."""
-        return self.dropped <= max(min(self.length, length) - self.window + 1, 0)
+        return self.evicted <= max(min(self.length, length) - self.window + 1, 0)
 
     def truncate(self, length: int) -> None:
         self.length = min(self.length, length)
-        self.dropped = min(self.dropped, self.length)
+        self.evicted = min(self.evicted, self.length)
 
     def select(self, rows: Sequence[int], start: int) -> None:
-        gone = max(start - self.dropped, 0)
+        gone = max(start - self.evicted, 0)
         self._change(lambda x: x[rows, :, gone:])
-        self.length, self.dropped = max(self.length - start, 0), max(self.dropped - start, 0)
+        self.length, self.evicted = max(self.length - start, 0), max(self.evicted - start, 0)
 
-    def spread(self, padding: Sequence[int]) -> None:
+    def expand(self, padding: Sequence[int]) -> None:
         """From one row to several, each moved to the right; what stands in a row's first slots means nothing then."""
-        assert self.dropped == 0 or not any(padding)
+        assert self.evicted == 0 or not any(padding)
         self._change(lambda x: torch.stack([x[0].roll(blank, dims=1) for blank in padding]))
 
     def stack(self, others: Sequence["LayerCache"], max_length: int) -> "LayerCache":
         """The rows of this one and the others, each moved to the right to end where the longest does."""
         layers = (self, *others)
-        assert not any(layer.dropped for layer in layers)
+        assert not any(layer.evicted for layer in layers)
         other = copy.copy(self)
         other.length = max(layer.length for layer in layers)
-        free = self._places(max_length) - other.length
+        free = self._capacity(max_length) - other.length
         for name in self.stored:
             held = [getattr(layer, name)[:, :, : layer.length] for layer in layers]
             setattr(other, name, torch.cat([functional.pad(x, (0, 0, other.length - x.shape[2], free)) for x in held]))
         return other
 
     def reserve(self, length: int) -> None:
-        if (more := self._places(length) - self.keys.shape[2]) > 0:
+        if (more := self._capacity(length) - self.keys.shape[2]) > 0:
             self._change(lambda x: functional.pad(x, (0, 0, 0, more)))
 
     def nbytes(self) -> int:
         return sum(getattr(self, name).nbytes for name in self.stored)
 
-    def _places(self, length: int) -> int:
+    def _capacity(self, length: int) -> int:
         return min(length, self.window - 1 + ROLLBACK_SLOTS + EVICTION_SLACK) if self.window else length
 
     def _change(self, f: Callable[[Tensor], Tensor]) -> None:
@@ -167,13 +167,13 @@ class KVCache:
 
     Dynamic NTK turns all of a text otherwise with every token beyond the trained length. Keys could be rotated late,
     but they come from states that were computed under the old rotation, in every layer but the first. So such keys and
-    values are of no further use: beyond `config.steady_context` the cache gives back the ids of the whole text to be
-    run anew. That is slow, a whole pass a token, and it is what dynamic NTK means; a cache that goes on without writes
-    another text than no cache.
+    values are of no further use: beyond `config.rope_stable_length` the cache gives back the ids of the whole text to
+    be run anew. That is slow, a whole pass a token, and it is what dynamic NTK means; a cache that goes on without
+    writes another text than no cache.
     """
 
     def __init__(self, config: LlamaConfig, batch_size: int, max_length: int, *, dtype: torch.dtype, device: Any):
-        self.max_length, self.steady = max_length, config.steady_context
+        self.max_length, self.rope_stable_length = max_length, config.rope_stable_length
         self.length = 0                                             # slots in use
         self.tokens = torch.zeros(batch_size, max_length, dtype=torch.int64, device=device)
         kind = Int8LayerCache if dtype == torch.int8 else LayerCache
@@ -181,12 +181,12 @@ class KVCache:
                        for _ in range(config.num_hidden_layers)]
 
     @property
-    def unbroken(self) -> int:
+    def contiguous(self) -> int:
         """Up to how many slots all are kept, and what they hold stays true."""
         window = self.layers[0].window
-        return min(self.steady, window) if window else self.steady
+        return min(self.rope_stable_length, window) if window else self.rope_stable_length
 
-    def admit(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> \
+    def prepare(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> \
             tuple[Tensor, Tensor, Tensor | None, Sequence[LayerCache | None]]:
         """Take T more tokens; returns what has to run for their sake, and where its keys and values go.
 
@@ -200,9 +200,9 @@ class KVCache:
             raise ValueError(f"the cache has room for {self.max_length} positions, {self.length} are used and {T} more "
                              "were given")
         self._count(tokens)
-        steady = self.length <= self.steady
-        start = min(layer.length for layer in self.layers) if steady else 0
-        layers = self.layers if steady else [None] * len(self.layers)
+        stable = self.length <= self.rope_stable_length
+        start = min(layer.length for layer in self.layers) if stable else 0
+        layers = self.layers if stable else [None] * len(self.layers)
         if start == self.length - T:
             return tokens, positions, mask, layers
         padding = (self.length - 1 - positions[..., -1]).expand(len(tokens))
@@ -210,14 +210,14 @@ class KVCache:
         mask = padding_mask(padding, self.length - start, self.length)
         return self.tokens[:, start : self.length], (slots - padding[:, None]).clamp(min=0), mask, layers
 
-    def extend(self, tokens: Tensor) -> None:
+    def advance(self, tokens: Tensor) -> None:
         """Count T more tokens (B, T) as stored in all layers, for a step that writes their keys and values itself.
 
-        Not beyond `steady`, and not behind an interrupted pass: cut that off first.
+        Not beyond `rope_stable_length`, and not behind an interrupted pass: cut that off first.
         """
         self._count(tokens)
         for layer in self.layers:
-            layer.extend(tokens.shape[1])
+            layer.advance(tokens.shape[1])
 
     def truncate(self, length: int) -> int:
         """Forget every slot from `length` on, in all layers, even if a forward pass was interrupted half way.
@@ -242,7 +242,7 @@ class KVCache:
         for layer in self.layers:
             layer.select(rows, start)
 
-    def spread(self, padding: Sequence[int]) -> "KVCache":
+    def expand(self, padding: Sequence[int]) -> "KVCache":
         """A new cache of as many rows, each a copy of the one here, moved to the right to have padding on its left.
 
         What is pushed beyond the last slot in use is lost.
@@ -251,14 +251,14 @@ class KVCache:
         other.layers = [copy.copy(layer) for layer in self.layers]
         other.tokens = torch.stack([self.tokens[0].roll(blank) for blank in padding])
         for layer in other.layers:
-            layer.spread(padding)
+            layer.expand(padding)
         return other
 
     def stack(self, others: Sequence["KVCache"], max_length: int) -> "KVCache":
         """A new cache with the rows of this one and then of the others, padded on their left up to the longest.
 
-        None may have dropped slots behind a sliding window, or have gone beyond `steady`. They are taken apart, layer
-        after layer, so that never all is there twice.
+        None may have evicted slots behind a sliding window, or be longer than `rope_stable_length`. They are taken
+        apart, layer after layer, so that never all is there twice.
         """
         caches = (self, *others)
         other = copy.copy(self)

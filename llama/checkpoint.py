@@ -121,7 +121,7 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
     missing = expected.keys() - found - ({"lm_head.weight"} if tied else set())
     if missing or unknown:
         raise ValueError(f"{place}: the file does not fit its config.json: it {misfit(missing, unknown)}")
-    model.tie()
+    model.tie_weights()
 
 
 def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = True) -> None:

@@ -82,7 +82,7 @@ class RopeScaling:
                              f"{self.original_max_position_embeddings}; it must be at least 1")
 
     @property
-    def magnitude(self) -> float:
+    def attention_scaling(self) -> float:
         """What queries and keys are multiplied by, so that attention's temperature fits the context.
 
         YaRN's is √(1/t) = 0.1 ln(factor) + 1 (arXiv:2309.00071, eq. 22); the other kinds leave 1.
@@ -171,7 +171,7 @@ class LlamaConfig:
         return longest
 
     @property
-    def steady_context(self) -> int:
+    def rope_stable_length(self) -> int:
         """How long a text may grow before its first tokens are rotated otherwise than when they were read."""
         dynamic = self.rope_scaling and self.rope_scaling.kind == "dynamic"
         return self.max_position_embeddings if dynamic else self.context

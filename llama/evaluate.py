@@ -20,7 +20,7 @@ with quiet_start(__name__):
     from llama.runtime import cli
     from llama.tasks.generation import TextGenerationTask
     from llama.tasks.instruction import ANSWER
-    from llama.training.evaluation import judge
+    from llama.training.evaluation import evaluate_dataset
     from llama.training.objective import Plain
     from llama.training.results import errors, table, write_predictions
     from llama.zero_shot.zero_shot import ZeroShot
@@ -71,12 +71,12 @@ def main() -> None:
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose=purpose)
     if untrained:
         results = shot.results(model, data, max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)
-        scores = task.judge(results)
+        scores = task.compute_metrics(results)
     else:
         flags.check_model(task_flags, model)
-        scores, results = judge(Plain(model, task), data, batch_size=arguments.batch_size,
+        scores, results = evaluate_dataset(Plain(model, task), data, batch_size=arguments.batch_size,
                                 max_new_tokens=arguments.max_new_tokens)
-    details, text = task.details(results) if results else ({}, "")
+    details, text = task.report(results) if results else ({}, "")
     if arguments.predictions:
         write_predictions(arguments.predictions, results)
     print(json.dumps(scores | details, ensure_ascii=False) if arguments.json else "\n\n".join(

@@ -155,13 +155,13 @@ class BatchDecoder:
         self._pad(padding - spare)
         self.cache.select(rows, start=spare)
 
-    def spread(self, padding: Sequence[int], max_length: int) -> "BatchDecoder":
+    def expand(self, padding: Sequence[int], max_length: int) -> "BatchDecoder":
         """One text becomes the beginning of many: a decoder of as many rows, left-padded so, in as many slots.
 
         So of n slots with p of padding, n - p hold text, and its last p ids are to run again.
         """
         other = copy.copy(self)
-        other.cache = self.cache.spread(padding)
+        other.cache = self.cache.expand(padding)
         other.cache.reserve(max_length)
         other._pad(torch.tensor(padding, device=self.padding.device))
         return other
@@ -328,13 +328,13 @@ def _complete(first: BatchDecoder, rows: list[TextRow], sampling: SamplingConfig
 def _read(first: BatchDecoder, prompts: Sequence[Sequence[int]], slots: int, chunk: int) -> tuple[BatchDecoder, Tensor]:
     """Read prompts, sorted by length, behind what `first` has read: their decoder, and the logits (B, V) after each."""
     common, longest = first.cache.length, len(prompts[-1])
-    whole = longest <= first.cache.unbroken                         # else nothing can be stacked
+    whole = longest <= first.cache.contiguous                         # else nothing can be stacked
     starts = prefill_batches([len(prompt) - common for prompt in prompts]) if whole else [0]
     decoders, logits = [], []
     for start, end in itertools.pairwise([*starts, len(prompts)]):
         some = prompts[start:end]
         padding = [len(some[-1]) - len(prompt) for prompt in some]
-        decoder = first.spread(padding, len(some[-1]) if len(starts) > 1 else slots)
+        decoder = first.expand(padding, len(some[-1]) if len(starts) > 1 else slots)
         padded = [[0] * blank + list(prompt) for blank, prompt in zip(padding, some, strict=True)]
         rest = torch.tensor(padded, device=first.model.device)[:, common:]
         logits.append(decoder.prefill(rest, chunk))

@@ -180,7 +180,7 @@ def remove_head(model: Llama) -> None:
     delattr(model, model.head_name)
     model.head_name, model.lm_head = "lm_head", before
     model.config = replace(model.config, tie_word_embeddings=head.tied)
-    model.tie()
+    model.tie_weights()
     model.lm_head.to(model.device)
 
 

@@ -53,7 +53,7 @@ class MergeReport:
 
 
 @torch.no_grad()
-def merge_report(model: Llama, *, forget: bool = False) -> MergeReport:
+def merge_report(model: Llama, *, keep_undo: bool = True) -> MergeReport:
     """`merge_lora`, with a report of what it changed. Raises ValueError for what `merge_lora` refuses."""
     check_mergeable(model)
     tied, differences = model.config.tie_word_embeddings, []
@@ -62,14 +62,14 @@ def merge_report(model: Llama, *, forget: bool = False) -> MergeReport:
             beside = probe_outputs(model, text=False).logits
             with _folded(model):
                 differences.append((probe_outputs(model, text=False).logits - beside).abs().max().item())
-    merge_lora(model, forget=forget)
+    merge_lora(model, keep_undo=keep_undo)
     name = str(model.dtype).removeprefix("torch.")
     return MergeReport(*differences, dtype=name, untied=tied and not model.config.tie_word_embeddings)
 
 
 def merge_and_save(model: Llama, folder: str | Path) -> MergeReport:
     """Merge for good, write the model folder, prove that it holds the model, and say on stderr how it compares."""
-    report = merge_report(model, forget=True)
+    report = merge_report(model, keep_undo=False)
     save_model(model, folder)
     verify_saved(model, folder)
     print(f"{report}; the model is in {folder}", file=sys.stderr)
@@ -130,7 +130,7 @@ def main() -> None:
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     if not model_flags.adapter:
         raise ValueError("--adapter is missing: the folder of the adapter to merge")
-    cli.check_output(Path(arguments.output), holds="config.json", overwrite=arguments.overwrite, resume=False)
+    cli.check_output(Path(arguments.output), marker="config.json", overwrite=arguments.overwrite, resume=False)
     dtype = None if model_flags.dtype == "auto" else getattr(torch, model_flags.dtype)  # auto: as the base is stored
     model = get_model(model_flags.model, device=flags.choose_device(model_flags.device), dtype=dtype,
                       seed=model_flags.seed)

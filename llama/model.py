@@ -68,8 +68,8 @@ def rotary_tables(positions: Tensor, config: LlamaConfig) -> tuple[Tensor, Tenso
     angles = torch.cat([angles, angles], dim=-1)
     if positions.dim() == 2:
         angles = angles.unsqueeze(1)                                # one axis for the heads
-    magnitude = config.rope_scaling.magnitude if config.rope_scaling else 1.0
-    return angles.cos() * magnitude, angles.sin() * magnitude
+    scaling = config.rope_scaling.attention_scaling if config.rope_scaling else 1.0
+    return angles.cos() * scaling, angles.sin() * scaling
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Attention(nn.Module):
         q = apply_rotary(q, cos, sin)
         k = apply_rotary(k, cos, sin)
         if cache is not None:
-            k, v = cache.append(k, v)                               # (B, G, S, K)
+            k, v = cache.update(k, v)                               # (B, G, S, K)
         out = self.attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))          # (B, T, D)
 
@@ -194,24 +194,24 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        # Not drawn here, since `initialize` draws: on the meta device that would cost every load a second of imports.
+        # Not drawn here, since `init_weights` draws: on the meta device that would cost every load a second of imports.
         embedding = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.head_name = "lm_head"
-        self.tie()
-        self.initialize()
+        self.tie_weights()
+        self.init_weights()
 
-    def tie(self) -> None:
+    def tie_weights(self) -> None:
         """Make the head the embedding's own parameter, if the config says so (again after loading onto `meta`)."""
         if self.config.tie_word_embeddings:
             for name, parameter in self.embed_tokens.named_parameters(recurse=False):   # several where it is quantised
                 setattr(self.lm_head, name, parameter)
 
     @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> None:
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal weights, no bias; o_proj and down_proj, which add to the residual stream 2 L times, smaller by √(2 L).
 
         So the stream's variance does not grow with depth (GPT-2's report, section 2.3). On the meta device a no-op.
@@ -249,7 +249,7 @@ class Llama(nn.Module):
             positions = torch.arange(start, start + T, device=tokens.device)
         past: Sequence[LayerCache | None] = [None] * len(self.layers)
         if cache:
-            tokens, positions, mask, past = cache.admit(tokens, positions, mask)
+            tokens, positions, mask, past = cache.prepare(tokens, positions, mask)
         mask = clip_to_window(mask, tokens.shape[1], start + T, self.config.sliding_window, tokens.device)
         cos, sin = rotary_tables(positions, self.config)
         x = self.embed_tokens(tokens)                               # (B, T, D)

@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     output = Path(arguments.output)
-    cli.check_output(output, holds="config.json", overwrite=arguments.overwrite, resume=False)
+    cli.check_output(output, marker="config.json", overwrite=arguments.overwrite, resume=False)
     if arguments.data and arguments.bits == 8:
         raise ValueError("--data is for --bits 4; with 8 there is too little to lose for a text to matter")
     if arguments.fine and arguments.bits == 4:

@@ -48,7 +48,7 @@ def _yarn(exponents: Tensor, config: LlamaConfig, length: Tensor) -> Tensor:
     """As `_llama3`, from beta_fast turns to beta_slow, with a ramp over the numbers i of the pairs.
 
     The paper's ramp runs over turns (arXiv:2309.00071, eq. 17 and 18), its published code over pairs, and models are
-    trained with the code. The other half of YaRN, sharper attention, is `RopeScaling.magnitude`.
+    trained with the code. The other half of YaRN, sharper attention, is `RopeScaling.attention_scaling`.
     """
     scaling, frequencies, K = config.rope_scaling, 1 / config.rope_theta**exponents, config.head_dim
 

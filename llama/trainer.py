@@ -101,16 +101,16 @@ class Trainer:
         if self.config.compile:
             compile_blocks(model)
 
-        self.per_step = self.config.batch_size * self.config.accumulate * distributed.size()
-        self.steps_per_epoch = math.ceil(len(self.samples) / self.per_step)
+        self.global_batch_size = self.config.batch_size * self.config.accumulate * distributed.size()
+        self.steps_per_epoch = math.ceil(len(self.samples) / self.global_batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         if self.config.max_steps:
             self.total_steps = min(self.total_steps, self.config.max_steps)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.epoch, self.order = -1, torch.empty(0)                 # the order of the epoch that is under way
-        self.ahead: dict[tuple[int, ...], tuple[list[Batch], int]] = {}                 # by the samples of a step
-        self.best, self.best_step, self.worse = math.inf, 0, 0
-        self.kept: dict[str, Any] = {}                              # as best.pt, where there is no folder for it
+        self.prefetched: dict[tuple[int, ...], tuple[list[Batch], int]] = {}  # by the samples of a step
+        self.best, self.best_step, self.evals_since_best = math.inf, 0, 0
+        self.best_weights: dict[str, Any] = {}                      # as best.pt, where there is no folder for it
         self.loss, self.scores = math.nan, {}
         if resume:
             self._load_state()
@@ -132,7 +132,7 @@ class Trainer:
         model.train()
         with (ctrl_c_waits(second_raises=not distributed.launched()) as interruptions,   # torchrun passes on each twice
               word_dropout(model, config.word_dropout)):
-            while self.step < self.total_steps and not self._out_of_time() and not self._out_of_patience():
+            while self.step < self.total_steps and not self._out_of_time() and not self._stop_early():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
                 for group in self.optimizer.param_groups:
@@ -180,7 +180,7 @@ class Trainer:
         A process with fewer micro-batches than another, at the end of an epoch, reads one sample more: the others wait
         for its gradients. What the next step reads is made ready while a GPU is still busy with this one.
         """
-        batches, own = self.ahead.pop(tuple(indices), None) or self._batches(indices)
+        batches, own = self.prefetched.pop(tuple(indices), None) or self._batches(indices)
         targets = sum(self.task.count(self.task.targets(batch)) for batch in batches[:own])
         targets = int(distributed.all_reduce_sum(targets)[0]) or 1           # 0 if masked is allowed
         losses = []
@@ -189,11 +189,11 @@ class Trainer:
             with distributed.no_sync(self.parallel, stay=number < len(batches) and not self.masters.copies):
                 loss, _ = self.parallel(batch)
                 (loss * weight / targets).backward()                # by targets: k small batches equal a large one
-            self.masters.collect()
+            self.masters.accumulate_grads()
             losses.append(loss.detach() * (weight > 0))
         if self.step + 1 < self.total_steps:
             then = self._samples_of_step(self.step + 1)
-            self.ahead = {tuple(then): self._batches(then)}
+            self.prefetched = {tuple(then): self._batches(then)}
         total = distributed.all_reduce_sum(sum(loss.item() for loss in losses))[0]
         self.tokens += sum(self.samples[i].reads for i in indices)
         learned = list(self.masters.learned.values())
@@ -202,7 +202,7 @@ class Trainer:
             self._fail(indices, f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.masters.spread()
+        self.masters.copy_to_model()
         return total, targets, norm
 
     def _batches(self, indices: Sequence[int]) -> tuple[list[Batch], int]:
@@ -219,8 +219,8 @@ class Trainer:
         epoch, part = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, self.task.order(self.samples, self.per_step, generator)
-        return self.order[part * self.per_step : (part + 1) * self.per_step].tolist()
+            self.epoch, self.order = epoch, self.task.order(self.samples, self.global_batch_size, generator)
+        return self.order[part * self.global_batch_size : (part + 1) * self.global_batch_size].tolist()
 
     def _fraction_done(self) -> float:
         """Part of the run that will lie behind after this step, by steps or by the clock, whichever ends it first."""
@@ -234,8 +234,9 @@ class Trainer:
     def _out_of_time(self) -> bool:
         return 0 < self.config.minutes * 60 <= self.seconds
 
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.worse
+    def _stop_early(self) -> bool:
+        """Early stopping: no evaluation has been better for `patience` of them."""
+        return 0 < self.config.patience <= self.evals_since_best
 
     def _due(self, every: int, at_epoch: bool) -> bool:
         last = self.step == self.total_steps or self._out_of_time()
@@ -248,14 +249,15 @@ class Trainer:
         self.folder.log({"step": self.step, "eval": self.scores})
         print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()), file=sys.stderr)
         if self.scores["loss"] < self.best:
-            self.best, self.best_step, self.worse = self.scores["loss"], self.step, 0
+            self.best, self.best_step, self.evals_since_best = self.scores["loss"], self.step, 0
             if self.output:
                 write_state(self.folder.path("best.pt"), {"step": self.step, "scores": self.scores}, self._learned(),
                             self.objective)
             else:
-                self.kept = {"scores": self.scores, "learned": {n: p.clone() for n, p in self._learned().items()}}
+                learned = {name: parameter.clone() for name, parameter in self._learned().items()}
+                self.best_weights = {"scores": self.scores, "learned": learned}
         else:
-            self.worse += 1
+            self.evals_since_best += 1
 
     def _report(self, progress: Progress, rate: float, norm: float) -> None:
         speed = self.tokens / self.seconds
@@ -274,18 +276,18 @@ class Trainer:
         held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()
         peak = int(distributed.all_reduce_max(held)[0])                       # of training, not of the proof
         if 0 < self.best_step < self.step:
-            best = self.kept
+            best = self.best_weights
             if self.output:
                 best = read_state(self.folder.path("best.pt"), self._learned(), self.objective)
             else:
                 for name, parameter in self._learned().items():
                     parameter.copy_(best["learned"][name])
-            self.masters.spread()
+            self.masters.copy_to_model()
             self.scores = best["scores"]
             print(f"the result is that of step {self.best_step}, which evaluated best", file=sys.stderr)
         if self.output:
             self._save_result(self.output)
-        self.masters.restore()
+        self.masters.restore_fp32()
         restore_autograd(self.model)
         uncompile_blocks(self.model)
         self.model.eval()
@@ -298,12 +300,12 @@ class Trainer:
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
-        self.masters.restore()                                      # saved as they are, not as they compute
+        self.masters.restore_fp32()                                      # saved as they are, not as they compute
         if (model := self.whole_model()) is not None and distributed.is_rank0():
             save = save_adapter if has_lora(model) else save_model
             save(model, folder)
             verify_saved(model, folder)
-        self.masters.lower()
+        self.masters.cast_down()
         distributed.barrier()
 
     def _named(self) -> Path:
@@ -318,7 +320,7 @@ class Trainer:
         write_state(self.folder.path("last.pt"), {
             "settings": self.settings,
             "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-            "best": (self.best, self.best_step, self.worse), "scores": self.scores, "loss": self.loss,
+            "best": (self.best, self.best_step, self.evals_since_best), "scores": self.scores, "loss": self.loss,
             "random": distributed.all_gather(random_state(self.model.device)),
         }, self._learned(), self.objective, self.optimizer)
 
@@ -328,9 +330,9 @@ class Trainer:
             raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
         state = read_state(path, self._learned(), self.objective, self.optimizer,
                            check=lambda before: check_settings(path, before, self.settings))
-        self.masters.spread()
+        self.masters.copy_to_model()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.best, self.best_step, self.worse = state["best"]
+        self.best, self.best_step, self.evals_since_best = state["best"]
         self.scores, self.loss = state["scores"], state["loss"]
         set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)

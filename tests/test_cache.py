@@ -53,11 +53,11 @@ def short_roll(monkeypatch):
 def test_worked_example_int8():
     layer = Int8LayerCache(preset("test", num_key_value_heads=1, head_dim=4), 1, 2, dtype=torch.int8, device="cpu")
     k = torch.tensor([1.27, -0.50, 0.014, 0.0]).view(1, 1, 1, 4)
-    keys, values = layer.append(k, torch.zeros(1, 1, 1, 4))
+    keys, values = layer.update(k, torch.zeros(1, 1, 1, 4))
     assert layer.keys[0, 0, 0].tolist() == [127, -50, 1, 0]
     assert_close(keys.flatten(), torch.tensor([1.27, -0.50, 0.01, 0.0]))
     assert not values.any()                                         # and no division of zero by zero
-    _, values = layer.append(k, 2 * k)
+    _, values = layer.update(k, 2 * k)
     assert layer.values[0, 0, 1].tolist() == [127, -50, 1, 0]
     assert_close(values[0, 0, 1], torch.tensor([2.54, -1.00, 0.02, 0.0]))
 
@@ -67,7 +67,7 @@ def test_property_no_number_is_further_off_than_its_format_allows(dtype, bound):
     k, v = torch.randn(2, 3, 2, 7, 8).mul(torch.tensor([10.0] + [0.1] * 7)).unbind()
     config = preset("test", num_key_value_heads=2)
     kind = Int8LayerCache if dtype == torch.int8 else LayerCache
-    for stored, x in zip(kind(config, 3, 7, dtype=dtype, device="cpu").append(k, v), (k, v), strict=True):
+    for stored, x in zip(kind(config, 3, 7, dtype=dtype, device="cpu").update(k, v), (k, v), strict=True):
         largest = x.abs() if dtype == torch.bfloat16 else x.abs().amax(-1, keepdim=True)
         assert stored.dtype == x.dtype and ((stored - x).abs() <= 1.001 * bound * largest).all()
         assert not torch.equal(stored, x)
@@ -110,9 +110,9 @@ def test_two_ways_slots_counted_and_written_by_hand_equal_slots_appended(short_r
         for piece in tokens.split([7, 1, 1, 3, 8, 10], dim=1):
             T = piece.shape[1]
             run(model, piece, usual, T)
-            by_hand.extend(piece)
+            by_hand.advance(piece)
             for theirs, ours in zip(usual.layers, by_hand.layers, strict=True):
-                end = ours.length - ours.dropped
+                end = ours.length - ours.evicted
                 ours.keys[:, :, end - T : end] = theirs.keys[:, :, end - T : end]
                 ours.values[:, :, end - T : end] = theirs.values[:, :, end - T : end]
         assert torch.equal(by_hand.tokens, usual.tokens) and by_hand.length == usual.length == 30
@@ -130,7 +130,7 @@ def test_two_ways_a_rolling_cache_equals_the_whole_text(short_roll, chunks):
         close(run(model, tokens, cache, chunks), model(tokens))
     places = cache.layers[0].keys.shape[2]
     assert places <= 6 - 1 + 3 + max(4, *chunks)
-    assert cache.layers[0].dropped >= 60 - places and cache.length == 60
+    assert cache.layers[0].evicted >= 60 - places and cache.length == 60
 
 
 def test_two_ways_padded_rows_of_a_rolling_cache_equal_single_runs(short_roll):
@@ -140,7 +140,7 @@ def test_two_ways_padded_rows_of_a_rolling_cache_equal_single_runs(short_roll):
     batch.step(tokens[:, :20])
     batch.step(tokens[:, 20:21])
     batch.select([2, 0])
-    assert batch.cache.layers[0].dropped > 0
+    assert batch.cache.layers[0].evicted > 0
     for t in range(21, 50):
         logits = batch.step(tokens[[2, 0], t : t + 1])
     for row, blank, ours in ((2, 14, logits[0]), (0, 5, logits[1])):
@@ -166,9 +166,9 @@ def test_property_a_few_steps_can_always_be_taken_back(short_roll):
     """Wherever the roll is just then: a guess that fails must not cost the whole text."""
     cache = new(WINDOW)
     for token in tokens_of(60).split(1, dim=1):
-        cache.extend(token)
+        cache.advance(token)
         assert all(layer.can_truncate(cache.length - 3) for layer in cache.layers)
-    assert cache.layers[0].dropped > 40
+    assert cache.layers[0].evicted > 40
 
 
 def test_two_ways_a_reader_of_a_rolling_cache_reads_anew_what_it_forgot(short_roll):
@@ -189,7 +189,7 @@ def test_two_ways_rows_spread_from_one_text_equal_rows_of_their_own(dtype, bound
     first = BatchDecoder(model, [0], 12, vocab_size=512, cache_dtype=dtype)
     first.step(torch.tensor([prefix]))
     texts = [prefix + tail, prefix + 2 * tail, (prefix + tail)[-1:]]
-    rows = first.spread([3, 0, 17], 30)
+    rows = first.expand([3, 0, 17], 30)
     with torch.no_grad():
         logits = rows.step(torch.tensor([(prefix + tail)[9:], prefix[12:] + 2 * tail, [0] * 5 + texts[2]]))
         for text, ours in zip(texts, logits, strict=True):

@@ -48,7 +48,7 @@ def trained(model, task, data, folder=None, **config):
 def test_worked_example_the_last_id_is_read(tiny_model):
     task = prepared(tiny_model)
     samples = task.samples(REVIEWS, tiny_model.tokenizer)
-    assert [sample.learned for sample in samples] == [[False] * (len(s.ids) - 1) + [True] for s in samples]
+    assert [sample.loss_mask for sample in samples] == [[False] * (len(s.ids) - 1) + [True] for s in samples]
     assert [sample.goals for sample in samples] == [[1], [0], [1], [0]] and task.labels == ("neg", "pos")
     batch = task.collate(samples)
     scores = task.scores(tiny_model, batch)
@@ -197,7 +197,7 @@ def test_worked_example_predictions_and_errors(tiny_model, tmp_path):
     assert text.startswith(f"{len(wrong)} of 4 are not right") and wrong[0]["text"] in text
     assert errors([{**results[0], "correct": False, "text": "a\x1b[2J", "gold": ["a"], "predicted": []}], 5) == (
         "1 of 1 are not right\n\nr:1  a [2J\n  right      «a»\n  predicted  nothing")
-    details, table = task.details(results)
+    details, table = task.report(results)
     assert sum(sum(row) for row in details["confusion"]["matrix"]) == 4 and "precision" in table
 
 
@@ -243,7 +243,7 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
         ClassificationTask(attention="full").predict(tiny_model, ["a"])
     assert ClassificationTask(("pos", "neg")).predict(tiny_model, ["x"])[0] in ("pos", "neg")
     with pytest.raises(ValueError, match="so it writes no text"):
-        TextGenerationTask().adopt(tiny_model)
+        TextGenerationTask().bind(tiny_model)
     with pytest.raises(ValueError, match="the prompt is empty"):
         task.predict(tiny_model, [""])
     lora = PretrainedLlama(replace(preset("test"), vocab_size=tiny_tokenizer.vocab_size))
@@ -254,7 +254,7 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
     tokens = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size))
     add_head(tokens, HeadConfig(("O", "B-PER"), "tokens"))
     with pytest.raises(ValueError, match="the model's head is of kind tokens"):
-        ClassificationTask().adopt(tokens)
+        ClassificationTask().bind(tokens)
 
 
 def test_property_an_epoch_visits_every_text_once_and_like_lengths_together():

@@ -135,7 +135,7 @@ def test_worked_example_next_free_name(tmp_path):
 
 def test_refusal_an_output_that_exists(tmp_path):
     def check(name, *, overwrite=False, resume=False):
-        cli.check_output(tmp_path / name, holds="config.json", overwrite=overwrite, resume=resume)
+        cli.check_output(tmp_path / name, marker="config.json", overwrite=overwrite, resume=resume)
 
     for folder, file in (("model", "config.json"), ("adapter", "adapter_config.json"), ("run.training", "last.pt")):
         (tmp_path / folder).mkdir()

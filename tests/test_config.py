@@ -29,11 +29,12 @@ def test_worked_example_static_ntk_is_a_larger_theta():
 
 
 def test_worked_example_yarns_magnitude():
-    assert RopeScaling("yarn", 4.0).magnitude == pytest.approx(1.13862944)          # 0.1 ln 4 + 1
-    assert RopeScaling("yarn", 4.0, attention_factor=1.5).magnitude == 1.5
-    assert RopeScaling("yarn", 4.0, mscale=2.0, mscale_all_dim=1.0).magnitude == pytest.approx(1.27725887 / 1.13862944)
-    assert RopeScaling("yarn", 4.0, mscale=2.0).magnitude == RopeScaling("yarn", 4.0).magnitude
-    assert RopeScaling("linear", 4.0).magnitude == RopeScaling("llama3", 4.0).magnitude == 1
+    assert RopeScaling("yarn", 4.0).attention_scaling == pytest.approx(1.13862944)          # 0.1 ln 4 + 1
+    assert RopeScaling("yarn", 4.0, attention_factor=1.5).attention_scaling == 1.5
+    weighted = RopeScaling("yarn", 4.0, mscale=2.0, mscale_all_dim=1.0)
+    assert weighted.attention_scaling == pytest.approx(1.27725887 / 1.13862944)
+    assert RopeScaling("yarn", 4.0, mscale=2.0).attention_scaling == RopeScaling("yarn", 4.0).attention_scaling
+    assert RopeScaling("linear", 4.0).attention_scaling == RopeScaling("llama3", 4.0).attention_scaling == 1
 
 
 def test_refusal_of_a_scalings_field_that_its_kind_does_not_have():

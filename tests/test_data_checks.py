@@ -42,7 +42,7 @@ class CutsTheEnd(InstructionTask):
 
     def encode(self, example, tokenizer):
         sample = super().encode(example, tokenizer)
-        return Sample(sample.ids[:-3], sample.learned[:-3], sample.place, lost=3)
+        return Sample(sample.ids[:-3], sample.loss_mask[:-3], sample.place, lost=3)
 
 
 class MasksThePaddingId(InstructionTask):
@@ -181,7 +181,7 @@ def test_property_a_check_counts_all_that_fail_and_names_the_first(tiny_tokenize
         def encode(self, example, tokenizer):
             sample = super().encode(example, tokenizer)
             odd = int(sample.place.split(":")[1]) % 2
-            return dataclasses.replace(sample, learned=[False] * len(sample.ids)) if odd else sample
+            return dataclasses.replace(sample, loss_mask=[False] * len(sample.ids)) if odd else sample
 
     data = [{**TALKS[0], "place": f"f.jsonl:{i}"} for i in range(200, 0, -1)]
     report = _report(ForgetsOddAnswers("chatml"), data, tiny_tokenizer)

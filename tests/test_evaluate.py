@@ -21,7 +21,7 @@ def test_two_ways_scores_do_not_depend_on_batches_and_equal_a_sum_by_hand(tiny_m
         for sample in samples:
             logs = tiny_model(torch.tensor([sample.ids]))[0].log_softmax(-1)
             for t in range(1, len(sample.ids)):
-                if sample.learned[t]:
+                if sample.loss_mask[t]:
                     total, targets = total - logs[t - 1, sample.ids[t]].item(), targets + 1
     scores = evaluate(Plain(tiny_model, task), samples, tokenizer, batch_size=batch_size)
     assert scores["loss"] == pytest.approx(total / targets, rel=1e-5)

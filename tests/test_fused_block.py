@@ -103,7 +103,7 @@ def in_4_bits():
     for name, layer in model.layers.named_modules(prefix="layers"):
         if isinstance(layer, nn.Linear) and name != "layers.1.mlp.up_proj":
             exact[name] = to_int4(layer.weight.data, rounds=0)
-            layer.weight.data = exact[name].numbers()
+            layer.weight.data = exact[name].dequantize()
     return model.to(torch.bfloat16), exact
 
 

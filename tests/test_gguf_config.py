@@ -144,7 +144,7 @@ def test_property_what_is_written_is_read_again(tmp_path, changes, biased):
 def test_two_ways_mscale_and_the_attention_factor_it_stands_for(tmp_path):
     before = replace(SHAPE, rope_scaling=RopeScaling(**YARN, mscale=2.0, mscale_all_dim=0.7))
     after = written(tmp_path, before)
-    assert after.rope_scaling.magnitude == pytest.approx(before.rope_scaling.magnitude, rel=1e-6)
+    assert after.rope_scaling.attention_scaling == pytest.approx(before.rope_scaling.attention_scaling, rel=1e-6)
 
 
 @pytest.mark.parametrize("changes, biased, words", [

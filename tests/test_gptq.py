@@ -35,12 +35,12 @@ def weight_and_inputs(seed=0):
 def test_two_ways_inputs_that_do_not_go_together_change_nothing():
     weight, _ = weight_and_inputs()
     first, second = to_int4(weight), round_by_gptq(weight, torch.diag(torch.rand(96) + 0.5), turns=0)
-    assert torch.equal(first.numbers(), second.numbers())
+    assert torch.equal(first.dequantize(), second.dequantize())
 
 
 def test_property_what_comes_out_is_nearer_though_the_weights_are_not():
     weight, x = weight_and_inputs()
-    plain, suited = to_int4(weight).numbers(), round_by_gptq(weight, x.T @ x).numbers()
+    plain, suited = to_int4(weight).dequantize(), round_by_gptq(weight, x.T @ x).dequantize()
     lost = [((numbers - weight) @ x.T).norm().item() for numbers in (plain, suited)]
     assert lost[1] < 0.6 * lost[0]
     assert (suited - weight).norm() > (plain - weight).norm()
@@ -49,7 +49,7 @@ def test_property_what_comes_out_is_nearer_though_the_weights_are_not():
 def test_property_every_turn_loses_less_and_the_first_most():
     """Of ‖(W - Ŵ) x‖²: GPTQ, then the same after so many turns."""
     weight, x = weight_and_inputs()
-    lost = [((round_by_gptq(weight, x.T @ x, turns=turns).numbers() - weight) @ x.T).square().sum().item()
+    lost = [((round_by_gptq(weight, x.T @ x, turns=turns).dequantize() - weight) @ x.T).square().sum().item()
             for turns in (0, 1, 2, 4)]
     assert lost == sorted(lost, reverse=True) and lost[1] < 0.8 * lost[0] and lost[2] - lost[3] < lost[0] - lost[1]
 
@@ -70,13 +70,13 @@ def test_worked_example_the_best_line_of_a_group():
 def test_property_what_came_from_4_bits_stays():
     weight, x = weight_and_inputs()
     weight = NAMED["Q4_1"].unpack(NAMED["Q4_1"].pack(weight.reshape(-1, 32).numpy())).reshape(weight.shape)
-    assert torch.equal(round_by_gptq(weight, x.T @ x).numbers(), weight)
+    assert torch.equal(round_by_gptq(weight, x.T @ x).dequantize(), weight)
 
 
 def test_property_inputs_that_are_always_0_or_too_few():
     weight, x = weight_and_inputs()
     for moments in (torch.zeros(96, 96), x[:3].T @ x[:3]):
-        assert (round_by_gptq(weight, moments).numbers() - weight).norm() < 0.2 * weight.norm()
+        assert (round_by_gptq(weight, moments).dequantize() - weight).norm() < 0.2 * weight.norm()
 
 
 def test_worked_example_moments_are_sums_over_what_layers_read(tiny_model):

@@ -118,7 +118,7 @@ def test_worked_example_inspection_shows_samples_counts_checks_and_what_failed(t
     class MasksTheThird(InstructionTask):
         def encode(self, example, tokenizer):
             sample = super().encode(example, tokenizer)
-            return dataclasses.replace(sample, learned=[False] * len(sample.ids)) if "3" in sample.place else sample
+            return dataclasses.replace(sample, loss_mask=[False] * len(sample.ids)) if "3" in sample.place else sample
 
     data = [{"messages": TALK, "place": f"f:{i}"} for i in range(1, 5)]
     options = {"vocab_size": tiny_tokenizer.vocab_size, "show": 2}

@@ -120,7 +120,8 @@ def test_two_ways_stacked_adapters_equal_the_sum_of_their_deltas():
     stir(model)
     plain.lm_head.weight = nn.Parameter(plain.lm_head.weight.clone())
     for path, wrapper in swap.wrappers(model).items():
-        plain.get_submodule(path).weight.data += sum(part.delta(wrapper.weight) for part in wrapper.adapters.values())
+        parts = wrapper.adapters.values()
+        plain.get_submodule(path).weight.data += sum(part.delta_weight(wrapper.weight) for part in parts)
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
 
 
@@ -201,7 +202,7 @@ def test_worked_example_merging_for_good_keeps_nothing():
     model = build()
     add_lora(model, LoRAConfig())
     adapted = logits(stir(model))
-    merge_lora(model, forget=True)
+    merge_lora(model, keep_undo=False)
     torch.testing.assert_close(logits(model), adapted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="nothing to unmerge"):
         unmerge_lora(model)

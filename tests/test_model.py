@@ -77,7 +77,7 @@ def test_two_ways_whole_model_equals_reference(config):
 @each({name: SCALED[name] for name in ("ntk", "dynamic", "llama3", "yarn")})
 def test_two_ways_model_equals_reference_far_beyond_the_trained_length(config):
     """Position 3,000, in float64 there: angles of float32 are good to four digits that far."""
-    trained = 1024 if config.steady_context < config.context else 4096
+    trained = 1024 if config.rope_stable_length < config.context else 4096
     config = dataclasses.replace(config, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
                                  max_position_embeddings=trained)
     model, tokens = _model(config), _tokens(1, 3000)
@@ -238,7 +238,7 @@ def test_two_ways_cached_in_chunks_equals_one_shot(config, chunks):
 
 @each({name: VARIANTS[name] for name in ("plain", "window", "dynamic", "dynamic in a window", "yarn")})
 def test_two_ways_a_left_padded_row_equals_its_single_run(config):
-    if config.steady_context < config.context:
+    if config.rope_stable_length < config.context:
         config = dataclasses.replace(config, max_position_embeddings=6)        # the long row is beyond it, others not
     model, lengths = _model(config), [5, 12, 1]
     rows = [_tokens(1, n) for n in lengths]

@@ -48,16 +48,16 @@ def test_two_ways_a_stream_without_labels_has_the_shares_of_the_one_with_them(ti
     Trainer(tiny_model, task, STREAM, config=TrainConfig(epochs=8, lr=0.01, batch_size=3)).train()
     bare = [{name: each[name] for name in ("text", "date", "place")} for each in STREAM]
     known, unknown = (OpinionTask().found(tiny_model, stream) for stream in (STREAM, bare))
-    assert task.judge(known)["accuracy"] == 1 and task.judge(unknown) == {}
-    details, text = task.details(known)
-    assert details["over_time"] == task.details(unknown)[0]["over_time"] and details["by_label"]["bad"]["f1"] == 1
+    assert task.compute_metrics(known)["accuracy"] == 1 and task.compute_metrics(unknown) == {}
+    details, text = task.report(known)
+    assert details["over_time"] == task.report(unknown)[0]["over_time"] and details["by_label"]["bad"]["f1"] == 1
     assert details["over_time"][1]["share"] == {"bad": 0.75, "good": 0.25} and "2024-02" in text
 
 
 def test_refusal_of_texts_without_a_day_and_of_unknown_periods(tiny_model):
     with pytest.raises(ValueError, match="the period is 'hour'; it must be one of day, week, month, year"):
         OpinionTask(period="hour")
-    for look in (OpinionTask().check, OpinionTask().details):
+    for look in (OpinionTask().check, OpinionTask().report):
         with pytest.raises(ValueError, match="x:1: it has no 'date'"):
             look([{"text": "dog", "predicted": "good", "place": "x:1"}])
     task = OpinionTask()

@@ -12,12 +12,12 @@ def test_two_ways_small_updates_add_up_in_masters_and_vanish_in_bfloat16():
     optimizer = make_optimizer("sgd", masters.learned.values(), lr=1e-3, weight_decay=0.0)
     for _ in range(10):
         model(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
-        masters.collect()
+        masters.accumulate_grads()
         optimizer.step()
         optimizer.zero_grad()
-        masters.spread()
+        masters.copy_to_model()
     assert model.weight.dtype == torch.bfloat16
-    masters.restore()
+    masters.restore_fp32()
     assert model.weight.dtype == torch.float32
     torch.testing.assert_close(model.weight.data, torch.full((1, 4), 0.99))
     lost = torch.ones(4, dtype=torch.bfloat16)
@@ -31,7 +31,7 @@ def test_property_weights_stored_in_bfloat16_get_masters_without_asking():
     masters = MasterWeights(model, None)
     assert all(master.dtype == torch.float32 for master in masters.learned.values())
     assert model.weight.dtype == torch.bfloat16
-    masters.restore()
+    masters.restore_fp32()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -41,7 +41,7 @@ def test_property_frozen_originals_come_back_to_the_bit():
     before = model[0].weight.clone()
     masters = MasterWeights(model, torch.bfloat16)
     assert model[0].weight.dtype == torch.bfloat16 and set(masters.learned) == {"1.weight", "1.bias"}
-    masters.restore()
+    masters.restore_fp32()
     assert torch.equal(model[0].weight, before)
 
 
@@ -50,7 +50,7 @@ def test_property_gradients_of_micro_batches_add_up_in_float32():
     masters = MasterWeights(model, torch.bfloat16)
     for x in (1.0, 1e-3):
         model(torch.full((1, 1), x, dtype=torch.bfloat16)).sum().backward()
-        masters.collect()
+        masters.accumulate_grads()
     assert masters.learned["weight"].grad.item() == pytest.approx(1.001, abs=1e-5)      # bfloat16 would say 1.0
 
 

@@ -206,7 +206,7 @@ def test_refusal_an_adapter_of_another_shape_without_fingerprint(folder, caplog)
 def test_property_an_adapter_on_a_merged_model_records_no_base(folder, caplog):
     model = load_model(folder / "base")
     load_adapter(model, folder / "adapter")
-    merge_lora(model, forget=True)
+    merge_lora(model, keep_undo=False)
     add_lora(model, LoRAConfig(rank=1))
     save_adapter(model, folder / "second")
     assert peft_folder.read_adapter(folder / "second").fingerprint == ""

@@ -52,10 +52,10 @@ def test_two_ways_kernel_equals_definition(kind, rows):
         pytest.skip("this torch has no such kernel for this processor")
     x = matrix(rows, 64, seed=1).bfloat16()
     assert linear._has_kernel(x)
-    exact = x.double() @ linear.packed.numbers().double().T
-    rounding = 2.0**-8 * exact.abs() + (2.0**-8 * x.abs().double() @ linear.packed.numbers().abs().double().T)
+    exact = x.double() @ linear.packed.dequantize().double().T
+    rounding = 2.0**-8 * exact.abs() + (2.0**-8 * x.abs().double() @ linear.packed.dequantize().abs().double().T)
     assert ((linear(x) - exact).abs() <= rounding).all()
-    assert ((linear.product(x) - exact).abs() <= rounding).all()
+    assert ((linear.matmul(x) - exact).abs() <= rounding).all()
 
 
 @pytest.mark.parametrize("kind", ["int8 groups", "int4"])
@@ -111,8 +111,8 @@ def test_two_ways_gradient_equals_that_of_floats_and_keeps_none(kind):
 @KINDS
 def test_property_another_dtype_leaves_the_weights_alone(kind):
     linear = LAYERS[kind](matrix(), bias=matrix(1, 48)[0], dtype=torch.float32)
-    before = linear.packed.numbers()
+    before = linear.packed.dequantize()
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         linear.to(dtype)
-        assert torch.equal(linear.packed.numbers(), before)
+        assert torch.equal(linear.packed.dequantize(), before)
         assert linear.dtype == linear.bias.dtype == linear.dequantized().dtype == dtype

@@ -257,7 +257,7 @@ def test_property_what_4_bits_hold_exactly_is_noted_and_nothing_else(packing, fo
         found = {}
         model = load_model(source, exact=found)
         assert not is_quantized(model) and len(found) == 14 and not {"embed_tokens", "lm_head"} & found.keys()
-        assert all(torch.equal(packed.numbers(), model.get_submodule(path).weight) for path, packed in found.items())
+        assert all(torch.equal(packed.dequantize(), model.get_submodule(path).weight) for path, packed in found.items())
     for other in (folder, convert(folder, tmp_path / "y.gguf", quantization="Q8_0")):
         found = {}
         load_model(other, exact=found)
@@ -303,7 +303,7 @@ def test_two_ways_an_adapter_learned_on_few_bits_fits_the_floats_and_the_folder(
         load_adapter(base, tmp_path / "a")
     merged = load_model(folder)
     load_adapter(merged, tmp_path / "a")
-    merge_lora(merged, forget=True)
+    merge_lora(merged, keep_undo=False)
     assert quantize.quantize(merged, bits=8)
 
 

@@ -17,7 +17,7 @@ from weights.formats.quantized_matrix import (
 
 def test_worked_example_int8_rows():
     packed = QuantizedMatrix(torch.tensor([[127, -64], [1, 0]], dtype=torch.int8), torch.tensor([0.5, 2.0]))
-    assert packed.numbers().tolist() == [[63.5, -32.0], [2.0, 0.0]]
+    assert packed.dequantize().tolist() == [[63.5, -32.0], [2.0, 0.0]]
     assert (packed.bits, packed.shape) == (8, (2, 2))
 
 
@@ -26,7 +26,7 @@ def test_worked_example_int4_groups():
     weight = torch.zeros(1, 16, dtype=torch.uint8)
     weight[0, 0], weight[0, 15] = 0x5F, 0x30
     packed = QuantizedMatrix(weight, torch.tensor([[0.5]]).half(), torch.tensor([[-1.0]]).half())
-    numbers = packed.numbers()[0].tolist()
+    numbers = packed.dequantize()[0].tolist()
     assert (numbers[0], numbers[16], numbers[15], numbers[31], numbers[1]) == (6.5, 1.5, -1.0, 0.5, -1.0)
     assert (packed.bits, packed.shape) == (4, (1, 32))
 
@@ -34,7 +34,7 @@ def test_worked_example_int4_groups():
 def test_two_ways_packing_two_a_byte_and_widening():
     q = torch.randint(0, 16, (3, 2, 32))
     ones = torch.ones(3, 2).half()
-    assert torch.equal(QuantizedMatrix(pack_nibbles(q), ones, 0 * ones).numbers(), q.flatten(1).float())
+    assert torch.equal(QuantizedMatrix(pack_nibbles(q), ones, 0 * ones).dequantize(), q.flatten(1).float())
 
 
 @pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "Q4_1"])
@@ -48,8 +48,8 @@ def test_two_ways_blocks_of_a_gguf_equal_their_unpacking(form):
         blocks[..., start : start + 2] = half.view(torch.uint8)
     packed = from_blocks(NAMED[form], blocks)
     unpacked = NAMED[form].unpack(blocks.numpy()).reshape(6, 96)
-    assert torch.equal(packed.numbers(), unpacked) and packed.shape == (6, 96)
-    assert torch.equal(packed.rows(torch.tensor([4, 4, 1])).numbers(), unpacked[[4, 4, 1]])
+    assert torch.equal(packed.dequantize(), unpacked) and packed.shape == (6, 96)
+    assert torch.equal(packed.rows(torch.tensor([4, 4, 1])).dequantize(), unpacked[[4, 4, 1]])
 
 
 def test_property_other_formats_are_not_packed():

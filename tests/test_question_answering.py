@@ -45,7 +45,7 @@ def test_worked_example_where_an_answer_begins_and_ends():
     sample = QuestionAnsweringTask().encode(QUESTIONS[0], letters)
     asked = len(letters.encode("谁来了？\n"))
     assert letters.decode(sample.ids) == f"谁来了？\n{CONTEXT}\n"
-    assert sample.learned == [False] * asked + [True] * (3 * 12) + [True]
+    assert sample.loss_mask == [False] * asked + [True] * (3 * 12) + [True]
     assert sample.goals.index([1, 0]) == 6 and sample.goals.index([0, 1]) == 11 and sum(map(sum, sample.goals)) == 2
     assert sample.notes == {asked + 6: "start", asked + 11: "end"}
     assert sample.places[6:12] == [(2, 3)] * 3 + [(3, 4)] * 3
@@ -159,10 +159,10 @@ def test_property_the_head_remembers_whether_none_may_be_the_answer(tiny_model, 
     prepared(tiny_model, QUESTIONS)
     tiny_model.save(tmp_path / "m.pt")
     task = QuestionAnsweringTask()
-    task.adopt(load_model(tmp_path / "m.pt"))
+    task.bind(load_model(tmp_path / "m.pt"))
     assert task.unanswerable is False
     task = QuestionAnsweringTask(unanswerable=True)
-    task.adopt(tiny_model)
+    task.bind(tiny_model)
     assert task.unanswerable is True
 
 
@@ -175,9 +175,10 @@ def test_worked_example_chinese_is_scored_by_characters_english_by_words(tiny_mo
                       batch_size=1)
     assert set(scores) == {"loss", "exact_match", "f1"}
     results = [{"gold": ["小驼来了"], "predicted": "小驼", "text": "谁？"}]
-    assert task.judge(results)["f1"] == pytest.approx(2 / 3)
-    assert QuestionAnsweringTask(language="en").judge(results)["f1"] == 0.0
-    assert task.judge([{"gold": ["the lazy dog"], "predicted": "dog", "text": "who?"}])["f1"] == pytest.approx(2 / 3)
+    assert task.compute_metrics(results)["f1"] == pytest.approx(2 / 3)
+    assert QuestionAnsweringTask(language="en").compute_metrics(results)["f1"] == 0.0
+    results = [{"gold": ["the lazy dog"], "predicted": "dog", "text": "who?"}]
+    assert task.compute_metrics(results)["f1"] == pytest.approx(2 / 3)
 
 
 def test_property_answers_that_end_within_a_token_are_counted(tiny_model, caplog):

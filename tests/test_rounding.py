@@ -10,7 +10,7 @@ from weights.formats.quantized_matrix import GROUP
 
 def errors(weight, packed):
     """Squared, by group."""
-    return (packed.numbers() - weight.float()).unflatten(-1, (-1, GROUP)).square().sum(-1)
+    return (packed.dequantize() - weight.float()).unflatten(-1, (-1, GROUP)).square().sum(-1)
 
 
 def test_worked_example_int8_rows():
@@ -25,7 +25,7 @@ def test_property_a_rows_scale_is_one_that_bfloat16_holds_and_no_weight_is_cut_o
     weight = torch.randn(64, 96)
     packed = to_int8(weight)
     assert torch.equal(packed.scale.bfloat16().float(), packed.scale)
-    assert ((packed.numbers() - weight).abs() <= packed.scale[:, None] / 2 * 1.0001).all()
+    assert ((packed.dequantize() - weight).abs() <= packed.scale[:, None] / 2 * 1.0001).all()
     assert (packed.scale <= weight.abs().amax(1) / 127 * (1 + 2**-7)).all()
 
 
@@ -33,7 +33,7 @@ def test_worked_example_int4_range_in_15_steps():
     weight = torch.arange(32.0)[None] % 16
     packed = to_int4(weight, rounds=0)
     assert (packed.scale.item(), packed.minimum.item()) == (1.0, 0.0)
-    assert torch.equal(packed.numbers(), weight)
+    assert torch.equal(packed.dequantize(), weight)
 
 
 @pytest.mark.parametrize("form, rounding", [
@@ -43,7 +43,7 @@ def test_property_what_came_from_4_bits_is_found_again(form, rounding):
     torch.manual_seed(0)
     blocks = NAMED[form].pack(torch.randn(64 * 4, GROUP).numpy() * 0.1)
     unpacked = NAMED[form].unpack(blocks).reshape(64, 128)
-    assert torch.equal(rounding(unpacked).numbers(), unpacked)
+    assert torch.equal(rounding(unpacked).dequantize(), unpacked)
 
 
 @pytest.mark.parametrize("form", ["Q4_1", "Q4_0"])
@@ -51,7 +51,7 @@ def test_property_4_bits_are_exact_or_none(form, monkeypatch):
     monkeypatch.setattr("llama.quantization.rounding.PIECE", 128 * 7)            # seven rows at a time
     torch.manual_seed(0)
     weight = NAMED[form].unpack(NAMED[form].pack(torch.randn(64 * 4, GROUP).numpy() * 0.1)).reshape(64, 128)
-    assert torch.equal(exact_int4(weight).numbers(), weight)
+    assert torch.equal(exact_int4(weight).dequantize(), weight)
     for place in ((0, 0), (63, 127)):
         for value in (weight[place] * 1.001 + 1e-6, float("nan"), float("inf")):
             other = weight.clone()
@@ -84,7 +84,7 @@ def test_property_groups_are_alone_with_their_error_and_pieces_do_not_show(monke
                                     torch.randn(2, 32).bfloat16()], ids=["zeros", "constant", "tiny", "bfloat16"])
 def test_property_odd_groups_stay_finite_and_near(weight):
     for packed in (to_int4(weight), to_int8(weight), to_int8(weight, grouped=True)):
-        assert (packed.numbers() - weight.float()).abs().max() <= 0.11 * weight.float().abs().max() + 1e-8
+        assert (packed.dequantize() - weight.float()).abs().max() <= 0.11 * weight.float().abs().max() + 1e-8
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e5])
@@ -102,5 +102,5 @@ def test_worked_example_to_nearest_in_15_steps():
     weight[0, :4] = torch.tensor([2.75, 0.1, 0.2, -0.6])
     packed = to_int4_nearest(weight)
     assert (packed.scale.item(), packed.minimum.item()) == (0.25, -1.0)
-    assert packed.numbers()[0, :5].tolist() == [2.75, 0.0, 0.25, -0.5, -1.0]
+    assert packed.dequantize()[0, :5].tolist() == [2.75, 0.0, 0.25, -0.5, -1.0]
     assert errors(weight, to_int4(weight)).item() < errors(weight, packed).item()

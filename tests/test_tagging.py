@@ -44,7 +44,7 @@ def test_worked_example_tags_are_read_at_the_last_id_of_each_token(tiny_model, n
     for character in "江泽民在北京说":
         position += len(tokenizer.encode_continuation(character))
         ends.append(position)
-    assert [i for i, learn in enumerate(sample.learned) if learn] == ends == list(sample.notes)
+    assert [i for i, learn in enumerate(sample.loss_mask) if learn] == ends == list(sample.notes)
     assert list(sample.notes.values()) == data[0]["tags"] == ["B-PER", "I-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"]
     (tmp_path / "c.conll").write_text(CONLL)
     words = ColumnDataset(tmp_path / "c.conll")
@@ -62,10 +62,10 @@ def test_property_every_token_is_scored_once_in_windows_too(tiny_model, attentio
     assert len(pieces) > 3 and all(len(piece.ids) <= 16 and piece.targets for piece in pieces)
     assert [goal for piece in pieces for goal in piece.goals] == [0, 1] * 25
     whole = [i for character in characters for i in tiny_model.tokenizer.encode_continuation(character)]
-    learned = [i for piece in pieces for i, learn in zip(piece.ids, piece.learned, strict=True) if learn]
+    learned = [i for piece in pieces for i, learn in zip(piece.ids, piece.loss_mask, strict=True) if learn]
     ends = [tiny_model.tokenizer.encode_continuation(character)[-1] for character in characters]
     assert learned == ends and pieces[0].ids == whole[: len(pieces[0].ids)]
-    behind = len(pieces[0].ids) - 1 - max(i for i, learn in enumerate(pieces[0].learned) if learn)
+    behind = len(pieces[0].ids) - 1 - max(i for i, learn in enumerate(pieces[0].loss_mask) if learn)
     assert (behind > 0) == (attention == "full")                    # then the border is in the middle of what is shared
 
 

@@ -37,7 +37,7 @@ def test_worked_example_collate_shifts_and_pads():
 
 def test_two_ways_learned_ids_are_those_of_the_sample_and_of_its_batch():
     samples = [Sample([5, 6, 7, 8], [True, False, True, True]), Sample([9, 3], [False, True]), Sample([4], [True])]
-    assert Task().learned(samples) == [[False, *sample.learned[1:]] for sample in samples]
+    assert Task().loss_mask(samples) == [[False, *sample.loss_mask[1:]] for sample in samples]
 
 
 def test_property_padding_changes_no_loss(tiny_model):
@@ -81,7 +81,7 @@ def test_worked_example_blocks_with_overlap():
 def test_property_every_id_is_learned_once(length, block_size):
     for overlap in range(block_size):
         blocks = Blocks(np.arange(length), block_size, overlap)
-        learned = [i for sample in blocks for i, learn in zip(sample.ids, sample.learned, strict=True) if learn]
+        learned = [i for sample in blocks for i, learn in zip(sample.ids, sample.loss_mask, strict=True) if learn]
         assert learned == list(range(1, length))
         assert all(sample.targets and len(sample.ids) <= block_size + 1 for sample in blocks)
         assert len(blocks) == len(list(blocks)) and blocks[1:] == list(blocks)[1:] and blocks[-1:] == list(blocks)[-1:]
@@ -125,7 +125,7 @@ def test_two_ways_predict_goes_on_as_generate_does(tiny_model):
 
 def test_worked_example_the_answer_and_its_end_are_learned(tiny_tokenizer):
     sample = InstructionTask("chatml").encode({"messages": TALK, "place": "f:1"}, tiny_tokenizer)
-    learned = [i for i, learn in zip(sample.ids, sample.learned, strict=True) if learn]
+    learned = [i for i, learn in zip(sample.ids, sample.loss_mask, strict=True) if learn]
     assert tiny_tokenizer.decode(learned) == "sleeps.<|im_end|>"
     assert tiny_tokenizer.decode(sample.ids) == ("<|im_start|>user\nThe dog?<|im_end|>\n"
                                                  "<|im_start|>assistant\nsleeps.<|im_end|>\n")
@@ -137,9 +137,9 @@ def test_property_an_overlong_sample_keeps_its_end(tiny_tokenizer):
     end = tiny_tokenizer.special_ids["<|im_end|>"]
     for length in range(3, len(whole.ids) + 1):
         sample = InstructionTask("chatml", max_length=length).encode({"messages": TALK}, tiny_tokenizer)
-        assert (sample.ids, sample.learned) == (whole.ids[-length:], whole.learned[-length:])
+        assert (sample.ids, sample.loss_mask) == (whole.ids[-length:], whole.loss_mask[-length:])
         assert sample.cut == len(whole.ids) - length and sample.targets >= 1
-        assert sample.learned[sample.ids.index(end, -2)]
+        assert sample.loss_mask[sample.ids.index(end, -2)]
 
 
 def test_two_ways_prompts_of_generation_begin_the_samples_of_tuning(tiny_tokenizer):
@@ -156,7 +156,7 @@ def test_two_ways_each_answer_of_a_conversation_follows_what_generation_would_be
         sample, prompts = task.encode(example, tiny_tokenizer), list(task.prompts(example, tiny_tokenizer))
         assert prompts[0] == task.prompt("The dog?", tiny_tokenizer) and len(prompts) == 2
         for prompt in prompts:
-            assert sample.ids[: len(prompt)] == prompt and sample.learned[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+            assert sample.ids[: len(prompt)] == prompt and sample.loss_mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
 
 
 def test_property_a_chat_format_brings_the_end_of_its_answers(tiny_tokenizer, monkeypatch):

@@ -107,7 +107,7 @@ def test_property_every_place_of_a_name_counts_and_tags_keep_their_rules(model, 
     example = task.tokens_of(SENTENCES[0]) | {"tags": ["O"] * 13}
     [result] = ZeroShot(task).results(model, [example])
     assert spans_of(result["tags"]) == [(0, 2, "PER"), (3, 5, "LOC"), (8, 10, "PER")]
-    assert result["correct"] is False and task.judge([result])["precision"] == 0
+    assert result["correct"] is False and task.compute_metrics([result])["precision"] == 0
     assert extraction._whole("dog") == r"(?<![^\W\u2e80-\uffef])dog(?![^\W\u2e80-\uffef])"
 
 

@@ -211,7 +211,8 @@ def _as_computed(value: Any) -> Any:
     """A field as the arithmetic takes it: some files keep numbers in float32, and YaRN's temperature has many names."""
     if isinstance(value, RopeScaling):
         scaling = {each.name: _as_computed(getattr(value, each.name)) for each in fields(value)}
-        return scaling | dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), _as_computed(value.magnitude))
+        computed = _as_computed(value.attention_scaling)
+        return scaling | dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), computed)
     return torch.tensor(value).item() if isinstance(value, float) else value
 
 

@@ -164,7 +164,7 @@ class Place:
             raise ValueError(f"{self.model} has no tokenizer, so there is no text to learn; give a model folder")
         files = data or [str(resolve(name, name.split("/")[0])) for name in DATA]
         samples = InstructionTask().samples(InstructionDataset(*files), tokenizer)
-        self.write("ragged", [[sample.ids, sample.learned] for sample in samples])
+        self.write("ragged", [[sample.ids, sample.loss_mask] for sample in samples])
         texts = [path.read_text(encoding="utf-8")[:400_000] for name in TEXTS
                  if (path := resolve(name, name.split("/")[0])).exists()]
         ids = tokenizer.encode("\n\n".join(texts))
@@ -181,7 +181,7 @@ class Place:
                     owner, _, leaf = name.rpartition(".")
                     setattr(small.get_submodule(owner), leaf, torch.nn.Parameter(tensor.float()))
                 small.tie()
-                small.initialize(torch.Generator().manual_seed(0))
+                small.init_weights(torch.Generator().manual_seed(0))
                 save_model(small, self.folder / row.shape)
                 size = small.config.vocab_size
                 self.write(f"dense {row.shape}", [[[i % size for i in block], learned] for block in blocks])

@@ -217,7 +217,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     if purpose == "generate":
         require_lm_head(model)
     if merging:
-        merge_lora(model, forget=True)
+        merge_lora(model, keep_undo=False)
         if flags.bits:
             quantize(model, bits=flags.bits, fine=fine, report=False)
     if flags.readable:

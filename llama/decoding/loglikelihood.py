@@ -37,9 +37,9 @@ def loglikelihood(model: Llama, prefix: Sequence[int], continuations: Sequence[S
     if not prefix or not all(continuations):
         raise ValueError("the prefix or a continuation holds no ids; a score needs at least one of each")
     whole = len(prefix) + max(map(len, continuations), default=0)
-    if whole > model.config.steady_context:
+    if whole > model.config.rope_stable_length:
         raise ValueError(f"prefix and continuation are {whole} tokens long and the model is steady up to "
-                         f"{model.config.steady_context} (beyond, its context ends or its rotation depends on the "
+                         f"{model.config.rope_stable_length} (beyond, its context ends or its rotation depends on the "
                          "length); shorten the prefix")
     scores = []
     with eval_mode(model):
@@ -51,7 +51,7 @@ def loglikelihood(model: Llama, prefix: Sequence[int], continuations: Sequence[S
             longest = max(map(len, rows))
             ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
             found = [_chosen(logits[:, None].expand(len(rows), -1, -1), ids[:, :1])]
-            decoder = reader.decoder.spread([0] * len(rows), len(prefix) + longest)
+            decoder = reader.decoder.expand([0] * len(rows), len(prefix) + longest)
             for piece, following in zip(ids[:, :-1].split(PIECE, 1), ids[:, 1:].split(PIECE, 1), strict=True):
                 if piece.shape[1]:
                     found.append(_chosen(decoder.read(piece, piece.shape[1]), following))

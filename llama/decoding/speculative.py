@@ -227,7 +227,7 @@ def write(row: TextRow, reader: PrefixCache, guesser: Drafter, sampling: Samplin
     seen[ids] = True
     while not row.finish_reason:
         # The last token comes from the model. Beyond `steady` all positions turn with each token: one at a time there.
-        room = min(row.limit - len(row.token_ids), reader.decoder.cache.steady - len(ids) + 1) - 1
+        room = min(row.limit - len(row.token_ids), reader.decoder.cache.rope_stable_length - len(ids) + 1) - 1
         guessed, q = guesser.guess(ids, max(min(count, room), 0), sampling=sampling, seen=seen, generator=row.generator)
         before = seen.repeat(len(guessed) + 1, 1)                   # (n + 1, V), each with the guesses before it
         for i, token in enumerate(guessed):
@@ -290,7 +290,7 @@ def make_completion(row: TextRow, prompt: str, tally: Tally, reader: PrefixCache
 
 def seconds_alone(reader: PrefixCache, sampling: SamplingConfig) -> float:
     """What a step of one token takes behind the text that was read: the mean of a few. 0 where it reads all anew."""
-    if len(reader.ids) > reader.decoder.cache.steady:
+    if len(reader.ids) > reader.decoder.cache.rope_stable_length:
         return 0.0
     seen = torch.zeros(reader.decoder.vocab_size, dtype=torch.bool, device=reader.decoder.padding.device)
     started = time.perf_counter()

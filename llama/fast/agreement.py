@@ -101,7 +101,7 @@ def readable(model: Llama) -> None:
         layer.self_attn.attend = naive_attention
     for part in model.modules():
         if isinstance(part, QuantizedLinear):
-            part.forget_kernel()
+            part.drop_kernel()
             part.runs_definition = True
 
 

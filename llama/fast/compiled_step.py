@@ -83,7 +83,7 @@ class CompiledStep:
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:
         """Whether this step can run: few tokens, behind others, in a cache of a type that it reads."""
-        return (tokens.numel() <= MAX_TOKENS and cache.length > 0 and cache.length + tokens.shape[1] <= cache.steady
+        return (tokens.numel() <= MAX_TOKENS and 0 < cache.length <= cache.rope_stable_length - tokens.shape[1]
                 and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
 
     @torch.inference_mode()
@@ -95,8 +95,8 @@ class CompiledStep:
         """
         B, T = tokens.shape
         start, blank = cache.length, padding.tolist()
-        cache.extend(tokens)
-        gone = cache.layers[0].dropped                              # behind a sliding window, places begin later
+        cache.advance(tokens)
+        gone = cache.layers[0].evicted                              # behind a sliding window, places begin later
         lanes = (Lane * (B * T))(*[Lane(row, start - gone + t, max(blank[row] - gone, 0))
                                    for row in range(B) for t in range(T)])
         positions = (torch.arange(start, start + T) - padding[:, None]).flatten()

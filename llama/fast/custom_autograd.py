@@ -211,7 +211,7 @@ class _LowRank(torch.autograd.Function):
         dA, dB = dinner.t() @ rows, (inner.t() @ dy).t()
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = ctx.base.product_back(dy) if hasattr(ctx.base, "product_back") else dy @ ctx.base.weight
+            dx = ctx.base.grad_input(dy) if hasattr(ctx.base, "grad_input") else dy @ ctx.base.weight
             dx = dx.addmm_(dinner, A).view(x.shape)
         return dx, dA.float(), dB.float().mul_(ctx.scale), None, None
 

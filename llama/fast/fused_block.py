@@ -58,7 +58,7 @@ class FusedBlock(Block):
         turned = rotate(qkv[:, : H + G], cos, sin)
         k, v = turned[:, H:], qkv[:, H + G :]
         if cache is not None:
-            k, v = cache.append(k, v)                               # (B, G, S, K)
+            k, v = cache.update(k, v)                               # (B, G, S, K)
         seen = self.self_attn.attend(turned[:, :H], k, v, mask).transpose(1, 2).reshape(B * T, -1)
         x = o_proj.added(seen, to=x)
         gated = gate_up_proj.gated(_rms_norm(x, *self.norms[1]))

@@ -30,7 +30,7 @@ def supports_head(head: nn.Module) -> bool:
     """Whether `fused_linear_cross_entropy` can be had for this head."""
     if getattr(head, "bias", None) is not None:
         return False
-    return type(head) is nn.Linear or hasattr(head, "product_back")
+    return type(head) is nn.Linear or hasattr(head, "grad_input")
 
 
 def floats_at_once(device: torch.device) -> int:
@@ -51,7 +51,7 @@ class _TokenLoss(torch.autograd.Function):
             for few in _pieces(len(logits), weight.shape[0], floats_at_once(hidden.device)):
                 total += _loss_and_gradient(logits[few], targets[some][few], gradient=wants)
             if wants_hidden:
-                dhidden[some] = head.product_back(logits) if hasattr(head, "product_back") else logits @ weight
+                dhidden[some] = head.grad_input(logits) if hasattr(head, "grad_input") else logits @ weight
             if wants_weight:
                 dweight.addmm_(logits.t(), hidden[some])
         ctx.save_for_backward(dhidden, dweight)

@@ -122,7 +122,7 @@ def _joined(plain: tuple[QuantizedLinear, ...]) -> Iterator[QuantizedLinear]:
     for _, alike in groupby(plain, key=type):
         first, *more = layers = tuple(alike)
         for layer in layers:
-            layer.forget_kernel()
+            layer.drop_kernel()
         if more:
             sizes = [layer.out_features for layer in layers]
             packed = QuantizedMatrix(**{part: _join([getattr(layer, part) for layer in layers], sizes)

@@ -52,7 +52,7 @@ class LoRAPart(nn.Module):
         """scale · B A: (out, in), float32."""
         return self.scale * (self.lora_B.float() @ self.lora_A.float())
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def delta_weight(self, weight: Tensor) -> Tensor:
         """What is added to W: (out, in), float32."""
         return self.product()
 
@@ -91,7 +91,7 @@ class DoRA(LoRAPart):
             y = y - base.bias
         return (gain - 1).to(x.dtype) * y + gain.to(x.dtype) * self.low_rank(x)
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def delta_weight(self, weight: Tensor) -> Tensor:
         return self.gain(weight)[:, None] * (weight.float() + self.product()) - weight.float()
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -114,7 +114,7 @@ class LoRALinear(nn.Module):
 
     def merged(self, dtype: torch.dtype) -> Tensor:
         """W with the active parts in it, added in float32 and rounded once."""
-        parts = (self.adapters[name].delta(self.weight) for name in self.active)
+        parts = (self.adapters[name].delta_weight(self.weight) for name in self.active)
         return sum(parts, start=self.weight.float()).to(dtype)
 
     @property

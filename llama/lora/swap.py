@@ -110,11 +110,11 @@ def check_mergeable(model: Llama) -> None:
 
 
 @torch.no_grad()
-def merge_lora(model: Llama, *, forget: bool = False) -> None:
+def merge_lora(model: Llama, *, keep_undo: bool = True) -> None:
     """Fold the active adapters into the weights and take the wrappers off: a plain Llama again, as fast and as small.
 
     Subtracting what was added would not give the old bits back, so the changed weights are kept for `unmerge_lora`,
-    which costs their size once more. `forget` lets them go, and with them the adapters that are not active.
+    which costs their size once more. Without `keep_undo` they go, and with them the adapters that are not active.
 
     A tied head that must now differ from the embeddings is untied, and that is said.
     Raises ValueError where no adapter is active, or a base is quantised: the order is merge, then quantise.
@@ -124,7 +124,7 @@ def merge_lora(model: Llama, *, forget: bool = False) -> None:
     check_mergeable(model)
     record = MergeRecord([], model.config, model.source)
     for path, wrapper in wrappers(model).items():
-        if not forget:
+        if keep_undo:
             record.sites.append((path, wrapper, dict(wrapper.base.named_parameters())))
         if wrapper.active:
             wrapper.base.weight = nn.Parameter(wrapper.merged(wrapper.weight.dtype), requires_grad=False)
@@ -133,24 +133,24 @@ def merge_lora(model: Llama, *, forget: bool = False) -> None:
         model.set_submodule(path, wrapper.base)
     if model.config.tie_word_embeddings:
         if torch.equal(model.embed_tokens.weight, model.lm_head.weight):
-            model.tie()
+            model.tie_weights()
         else:
             model.config = replace(model.config, tie_word_embeddings=False)
             log.warning("the merged adapter changes head and embeddings differently: they are no longer tied")
     model.source = None                                             # the files there are no longer this model
-    model.merged = None if forget else record
+    model.merged = record if keep_undo else None
 
 
 def unmerge_lora(model: Llama) -> None:
     """Undo `merge_lora`: the weights from before, bit for bit, and the adapters on them as they were."""
     record, device = getattr(model, "merged", None), model.device
     if record is None:
-        raise ValueError("nothing to unmerge: no adapter was merged, or it was merged with forget=True")
+        raise ValueError("nothing to unmerge: no adapter was merged, or it was merged with keep_undo=False")
     for _, wrapper, originals in record.sites:
         for key, original in originals.items():
             setattr(wrapper.base, key, original)
     model.config, model.source, model.merged = record.config, record.source, None
-    model.tie()
+    model.tie_weights()
     for path, wrapper, _ in record.sites:
         model.set_submodule(path, wrapper)
     model.to(device)                                                # it may have moved in the meantime
@@ -239,7 +239,7 @@ def _check_free(model: Llama, name: str) -> None:
         raise ValueError(f"the model has an adapter '{name}' already; give another name, or remove_lora the old one")
     if getattr(model, "merged", None):
         raise ValueError("an adapter was merged that unmerge_lora can still take back; do that first, or merge with "
-                         "forget=True")
+                         "keep_undo=False")
 
 
 def plain_modules(model: Llama) -> dict[str, nn.Module]:

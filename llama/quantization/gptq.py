@@ -129,7 +129,7 @@ def _coordinate_descent(weight: Tensor, moments: Tensor, q: Tensor, scale: Tenso
 
     half  (R, C)  (Ŵ - W) M, half the loss's gradient: a step d of some columns changes the loss by 2 d·half + d M d
     """
-    half = (QuantizedMatrix(pack_nibbles(q), scale, minimum).numbers() - weight) @ moments
+    half = (QuantizedMatrix(pack_nibbles(q), scale, minimum).dequantize() - weight) @ moments
     for k in range(q.shape[1]):
         part = slice(k * GROUP, (k + 1) * GROUP)
         here, m = half[:, part].clone(), moments[part, part]        # (R, 32), (32, 32)

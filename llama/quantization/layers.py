@@ -48,7 +48,7 @@ class Quantized(nn.Module):
 
     def dequantized(self) -> Tensor:
         """The weights that this layer stands for, in its dtype."""
-        return self.packed.numbers(self.dtype)
+        return self.packed.dequantize(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
         """`.to(...)` moves all and changes what comes out; scales in bfloat16 would be other weights by up to 0.4 %."""
@@ -82,12 +82,12 @@ class QuantizedLinear(Quantized):
 
     def definition(self, x: Tensor) -> Tensor:
         """As `forward`, without a kernel, which keeps a second copy of the weights."""
-        return self._biased(self.product(x))
+        return self._biased(self.matmul(x))
 
     def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def product(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """W x, the definition: some rows of W at a time are made numbers of the dtype of `x`."""
         y, start = x.new_empty(*x.shape[:-1], self.out_features), 0
         for weight in self._pieces(x.dtype):
@@ -95,7 +95,7 @@ class QuantizedLinear(Quantized):
             start += len(weight)
         return y
 
-    def product_back(self, y: Tensor) -> Tensor:
+    def grad_input(self, y: Tensor) -> Tensor:
         """Wᵀ y, of which the gradient of `product` consists."""
         parts = zip(y.split(self._rows, dim=-1), self._pieces(y.dtype), strict=True)
         return sum(part @ weight for part, weight in parts)
@@ -106,7 +106,7 @@ class QuantizedLinear(Quantized):
 
     def _pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
         for start in range(0, self.out_features, self._rows):
-            yield self.packed.rows(slice(start, start + self._rows)).numbers(dtype)
+            yield self.packed.rows(slice(start, start + self._rows)).dequantize(dtype)
 
     def _has_kernel(self, x: Tensor) -> bool:
         """torch's kernels are fast for few rows of bfloat16."""
@@ -127,7 +127,7 @@ class QuantizedLinear(Quantized):
             self._kernel = self._make_kernel()
         return self._kernel
 
-    def forget_kernel(self) -> None:
+    def drop_kernel(self) -> None:
         """And the copies that it may hold; it is made anew when it is needed."""
         self._kernel = None
 
@@ -135,7 +135,7 @@ class QuantizedLinear(Quantized):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
-        self.forget_kernel()
+        self.drop_kernel()
         return super()._apply(fn, recurse)
 
 
@@ -201,7 +201,7 @@ class QuantizedEmbedding(Quantized):
         self.num_embeddings, self.embedding_dim = packed.shape
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.packed.rows(tokens.flatten()).numbers(self.dtype).view(*tokens.shape, -1)
+        return self.packed.rows(tokens.flatten()).dequantize(self.dtype).view(*tokens.shape, -1)
 
 
 class _FrozenMatmul(torch.autograd.Function):
@@ -210,11 +210,11 @@ class _FrozenMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        return layer.product(x)
+        return layer.matmul(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.product_back(gradient), None
+        return ctx.layer.grad_input(gradient), None
 
 
 @cache
@@ -225,6 +225,6 @@ def kernel_available(kind: type[QuantizedLinear]) -> bool:
     layer = next(layer for each in packed if type(layer := linear_of(each, dtype=torch.bfloat16)) is kind)
     x = numbers[3:5].to(torch.bfloat16)
     try:
-        return torch.allclose(layer.kernel(x).float(), layer.product(x).float(), atol=0.5, rtol=0.0)
+        return torch.allclose(layer.kernel(x).float(), layer.matmul(x).float(), atol=0.5, rtol=0.0)
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -63,7 +63,7 @@ def dequantize(model: Llama, *, dtype: torch.dtype | None = None) -> None:
         layer = model.get_submodule(path)
         key = id(layer.weight)
         if key not in made:
-            made[key] = nn.Parameter(layer.packed.numbers(dtype or layer.dtype))
+            made[key] = nn.Parameter(layer.packed.dequantize(dtype or layer.dtype))
         if isinstance(layer, QuantizedEmbedding):
             plain: nn.Module = nn.Embedding(*layer.packed.shape, device="meta")
         else:
@@ -132,6 +132,6 @@ def relative_error(weight: Tensor, packed: QuantizedMatrix) -> float:
     for start in range(0, weight.shape[0], rows):                   # of a piece at a time, so that no copy is made
         part = slice(start, start + rows)
         exact = weight[part].float()
-        difference += (packed.rows(part).numbers() - exact).square().sum().item()
+        difference += (packed.rows(part).dequantize() - exact).square().sum().item()
         norm += exact.square().sum().item()
     return (difference / max(norm, 1e-30)) ** 0.5

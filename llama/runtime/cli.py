@@ -145,10 +145,10 @@ def unique_path(folder: Path, name: str) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> None:
+def check_output(output: Path, *, marker: str, overwrite: bool, resume: bool) -> None:
     """Raise ValueError where there is something that nobody asked to replace, or nothing to go on with.
 
-    holds  the file by which a result of this kind is known; a folder of another kind is never replaced
+    marker  the file by which a result of this kind is known; a folder of another kind is never replaced
     """
     run = Path(f"{output}.training", "last.pt")
     if overwrite and resume:
@@ -161,8 +161,8 @@ def check_output(output: Path, *, holds: str, overwrite: bool, resume: bool) -> 
         if run.exists():
             raise ValueError(f"{output} is an interrupted run; give --resume to go on, --overwrite to start anew, "
                              "or another --output")
-    if output.exists() and not (output / holds).exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output} holds no {holds}, so it is no earlier result; give another --output")
+    if output.exists() and not (output / marker).exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} holds no {marker}, so it is no earlier result; give another --output")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

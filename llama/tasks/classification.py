@@ -109,14 +109,14 @@ class ClassificationTask(LabelledTask):
         correct = set(predicted) == set(gold) if self.multi_label else predicted == gold
         return found | {"gold": gold, "correct": correct}
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """As llama/metrics has them, and `calibration_error`: how far confidence and accuracy are apart."""
         gold, predicted = ([result[key] for result in results] for key in ("gold", "predicted"))
         scores = (multilabel_scores if self.multi_label else classification_scores)(gold, predicted)
         return scores | {"calibration_error": expected_calibration_error(
             [result["confidence"] for result in results], [result["correct"] for result in results])}
 
-    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+    def report(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         gold, predicted = ([result[key] for result in results] for key in ("gold", "predicted"))
         if self.multi_label:
             counts = label_counts(gold, predicted)

@@ -113,7 +113,7 @@ class InstructionTask(Task):
         from llama.generation import generate
         from llama.sampling import SamplingConfig
 
-        self.adopt(model)
+        self.bind(model)
         tokenizer, chat_format = model.tokenizer, self.format(model.tokenizer)
         talks = [self.messages(example, tokenizer) for example in dataset]
         prompts = [chat_format.encode(_behind(before, talk[:-1]), tokenizer, reply=True)[0] for talk in talks]
@@ -130,13 +130,13 @@ class InstructionTask(Task):
         """What an example asks, for people."""
         return example["messages"][-2]["content"]
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """`exact_match` (blanks aside), `chrf` and `rouge_l` of answers."""
         predicted, gold = ([result[key] for result in results] for key in ("predicted", "gold"))
         return {"exact_match": sum(result["correct"] for result in results) / len(results),
                 "chrf": chrf(predicted, gold), "rouge_l": rouge_scores(predicted, gold)["rouge_l"]}
 
-    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+    def report(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         """More than a number each: for JSON, and as a text to print."""
         return {}, ""
 

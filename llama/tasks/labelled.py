@@ -98,11 +98,11 @@ class LabelledTask(Task):
         """
         raise NotImplementedError
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """Scores of what was found, beside the loss."""
         raise NotImplementedError
 
-    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+    def report(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         """More than a number each: for JSON, and as a text to print."""
         return {}, ""
 
@@ -118,7 +118,7 @@ class LabelledTask(Task):
     def head(self, model: Llama) -> nn.Module:
         return model.head
 
-    def adopt(self, model: Llama) -> None:
+    def bind(self, model: Llama) -> None:
         head = head_config(model)
         if head is None:
             raise ValueError(f"the model has no head of labels for {self.name}; tune one with finetune.py --task "
@@ -166,7 +166,7 @@ class LabelledTask(Task):
             add_head(model, HeadConfig(labels, self.kind, self.attention or "causal", self.several(),
                                        self.about(dataset), self.pooling or "last"),
                      generator=torch.Generator().manual_seed(seed))
-        self.adopt(model)
+        self.bind(model)
 
     def encode(self, example: Example, tokenizer: Tokenizer) -> Labelled:
         return self.pieces(example, tokenizer)[0]
@@ -202,7 +202,7 @@ class LabelledTask(Task):
         learned = torch.zeros(len(samples), T, dtype=torch.bool)
         for sample, row, marks in zip(samples, tokens, learned, strict=True):
             row[: len(sample.ids)] = torch.tensor(sample.ids)
-            marks[: len(sample.ids)] = torch.tensor(sample.learned)
+            marks[: len(sample.ids)] = torch.tensor(sample.loss_mask)
         batch = {"tokens": tokens, "learned": learned, "sizes": lengths,
                  "targets": torch.tensor([goal for sample in samples for goal in sample.goals])}
         return batch | ({"mask": bidirectional_mask(lengths, T)} if self.attention == "full" else {})
@@ -225,7 +225,7 @@ class LabelledTask(Task):
         hidden = model.hidden(batch["tokens"], mask=batch.get("mask"))
         return self.head(model)(self.states(hidden, batch)).float()
 
-    def tally(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
+    def accumulate(self, totals: Totals, objective: Any, samples: Sequence[Labelled], some: Sequence[int],
               tokenizer: Tokenizer) -> None:
         batch = to_device(self.collate([samples[i] for i in some]), objective.model.device)
         scores, targets = objective.scores(batch), self.targets(batch)
@@ -246,12 +246,12 @@ class LabelledTask(Task):
         results = self.results(totals)
         if not totals.targets or not all("gold" in result for result in results):
             raise ValueError("nothing to score: the data does not say what is right; give data with labels")
-        return {"loss": totals.loss / totals.targets, **self.judge(results)}
+        return {"loss": totals.loss / totals.targets, **self.compute_metrics(results)}
 
     def found(self, model: PretrainedLlama, examples: Sequence[Example], *,
               batch_size: int = 16) -> list[Result | None]:
         """The same for examples of which nobody says what is right; None for one that holds no text."""
-        self.adopt(model)
+        self.bind(model)
         samples = self.samples(examples, model.tokenizer)
         totals, was_training = Totals(), model.training
         model.eval()

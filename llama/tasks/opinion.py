@@ -59,11 +59,11 @@ class OpinionTask(ClassificationTask):
             return {}
         return super().score(totals)
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
-        return super().judge(results) if all("gold" in result for result in results) else {}
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
+        return super().compute_metrics(results) if all("gold" in result for result in results) else {}
 
-    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        as_json, text = super().details(results) if all("gold" in result for result in results) else ({}, "")
+    def report(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        as_json, text = super().report(results) if all("gold" in result for result in results) else ({}, "")
         for result in results:
             dated({}, result)
         periods = over_time(results, self.period)

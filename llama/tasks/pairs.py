@@ -55,7 +55,7 @@ class SummarizationTask(PairTask):
 
     name, requests = "summarization", ("用一句话概括：", "Summarize in one sentence:")
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         return rouge_scores(*([result[key] for result in results] for key in ("predicted", "gold")))
 
 
@@ -64,11 +64,11 @@ class TranslationTask(PairTask):
 
     name, requests = "translation", ("翻译成英文：", "Translate into Chinese:")
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         predicted, gold = ([result[key] for result in results] for key in ("predicted", "gold"))
         return {"chrf": chrf(predicted, gold), "bleu": bleu(predicted, gold, tokenization=self._tokenization(results))}
 
-    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+    def report(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         name = self._tokenization(results)
         return {"bleu_tokenization": name}, f"BLEU with the tokenisation «{name}» (llama/metrics/overlap.py)"
 

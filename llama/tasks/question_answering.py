@@ -181,7 +181,7 @@ class QuestionAnsweringTask(LabelledTask):
                 result["correct"] = match["exact_match"] == 1
         return results
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """As SQuAD defines them, or CMRC: see llama/metrics/answers.py."""
         return answer_scores(*([result[key] for result in results] for key in ("gold", "predicted")),
                              language=self._language(results))

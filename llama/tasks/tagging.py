@@ -128,7 +128,7 @@ class TaggingTask(LabelledTask):
 
     def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[Any]]:
         """What `spans` makes of each text."""
-        self.adopt(model)
+        self.bind(model)
         found = self.found(model, [self.tokens_of(text) for text in inputs], batch_size=batch_size)
         return [result["predicted"] if result else [] for result in found]
 
@@ -172,11 +172,11 @@ class NERTask(TaggingTask):
         found = [(starts[begin], starts[end - 1] + len(tokens[end - 1]), kind) for begin, end, kind in spans_of(tags)]
         return [Entity(text[start:end], kind, start, end) for start, end, kind in found]
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """Of entities, as conlleval counts them."""
         return entity_scores(*([result[key] for result in results] for key in ("gold_tags", "tags")))
 
-    def details(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+    def report(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         counts = entity_counts(*([result[key] for result in results] for key in ("gold_tags", "tags")))
         return {"by_type": {kind: each.scores() for kind, each in counts.items()}}, counts_table("type", counts)
 
@@ -193,7 +193,7 @@ class SegmentationTask(TaggingTask):
     def spans(self, example: Example, tags: list[str]) -> list[str]:
         return ["".join(example["tokens"][begin:end]) for begin, end, _ in spans_of(tags)]
 
-    def judge(self, results: Sequence[Result]) -> dict[str, float]:
+    def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """Of words, as the bakeoffs count them."""
         return word_scores(*([result[key] for result in results] for key in ("gold", "predicted")))
 

@@ -33,7 +33,7 @@ class Sample:
     """One example as the model sees it.
 
     ids      L of them
-    learned  L: whether the model is to predict this id; the first is given, never predicted
+    loss_mask  L: whether the model is to predict this id; the first is given, never predicted
     place    where it came from, for people
     cut      how many ids were left out at the beginning, because the sample was too long
     lost     how many at the end, and with them perhaps what ends an answer
@@ -43,7 +43,7 @@ class Sample:
     shift: ClassVar[int] = 1
 
     ids: list[int]
-    learned: list[bool]
+    loss_mask: list[bool]
     place: str = ""
     cut: int = 0
     lost: int = 0
@@ -51,7 +51,7 @@ class Sample:
     @property
     def targets(self) -> int:
         """How many ids are learned."""
-        return sum(self.learned[self.shift :])
+        return sum(self.loss_mask[self.shift :])
 
     @property
     def reads(self) -> int:
@@ -106,13 +106,13 @@ class Task:
         """The ids at which generation stops."""
         return set(tokenizer.eos_ids)
 
-    def adopt(self, model: Llama) -> None:
+    def bind(self, model: Llama) -> None:
         """Fit the task to a model that is there, to score it or to predict with it. Raises ValueError if none does."""
         require_lm_head(model)
 
     def prepare(self, model: Llama, dataset: Any, *, seed: int = 0) -> None:
         """Fit model and task to each other, and to the data that is to be learned. Before LoRA, if there is to be."""
-        self.adopt(model)
+        self.bind(model)
 
     def check(self, dataset: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError for data that cannot be judged, before anything runs."""
@@ -136,7 +136,7 @@ class Task:
         for sample, row, goal in zip(samples, tokens, targets, strict=True):
             ids, end = torch.tensor(sample.ids), len(sample.ids) - 1
             row[:end] = ids[:-1]
-            goal[:end] = ids[1:].where(torch.tensor(sample.learned[1:], dtype=torch.bool), IGNORE_INDEX)
+            goal[:end] = ids[1:].where(torch.tensor(sample.loss_mask[1:], dtype=torch.bool), IGNORE_INDEX)
         return {"tokens": tokens, "targets": targets}
 
     def joined(self, batches: Sequence[Batch]) -> Batch:
@@ -167,14 +167,14 @@ class Task:
         """In nats, summed over the targets: (N, C) float32 and (N, …) -> ()."""
         return cross_entropy(scores, targets)
 
-    def learned(self, samples: Sequence[Sample]) -> list[list[bool]]:
+    def loss_mask(self, samples: Sequence[Sample]) -> list[list[bool]]:
         """For each id of each sample whether the loss asks for it, read off their batch."""
         learned = [[False] * len(sample.ids) for sample in samples]
         for b, t in zip(*(index.tolist() for index in self.rows(self.collate(samples))), strict=True):
             learned[b][t + samples[b].shift] = True
         return learned
 
-    def tally(self, totals: Totals, objective: Any, samples: Sequence[Sample], some: Sequence[int],
+    def accumulate(self, totals: Totals, objective: Any, samples: Sequence[Sample], some: Sequence[int],
               tokenizer: Tokenizer) -> None:
         """Run some of the samples as a batch and add to the totals what `score` asks for."""
         batch = self.collate([samples[i] for i in some])

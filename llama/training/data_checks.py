@@ -45,7 +45,7 @@ class Seen:
     """One sample, with all that a check may ask about it. `ends` are the ids at which generation stops."""
 
     sample: Sample
-    learned: list[bool]
+    loss_mask: list[bool]
     example: Any
     task: Task
     tokenizer: Tokenizer
@@ -144,7 +144,7 @@ def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Toke
     started, progress = time.monotonic(), Progress(len(samples), "checking sample")
     for start in range(0, len(samples), AT_ONCE):
         some = samples[start : start + AT_ONCE]
-        for number, (sample, learned) in enumerate(zip(some, task.learned(some), strict=True), start):
+        for number, (sample, learned) in enumerate(zip(some, task.loss_mask(some), strict=True), start):
             seen = Seen(sample, learned, examples[number] if examples else None, task, tokenizer, ends, vocab_size)
             _count(report.counts, seen)
             for check in made:
@@ -161,7 +161,7 @@ def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Toke
 
 
 def _count(counts: Counts, seen: Seen) -> None:
-    ids, learned = seen.sample.ids, seen.learned
+    ids, learned = seen.sample.ids, seen.loss_mask
     supervised = sum(learned)
     counts.samples += 1
     counts.tokens += seen.sample.reads
@@ -175,7 +175,7 @@ def _count(counts: Counts, seen: Seen) -> None:
 # The checks. Each says what it found, or nothing.
 
 def _masked(seen: Seen) -> str:
-    return "" if any(seen.learned) else f"nothing is to be learned of its {len(seen.sample.ids)} ids"
+    return "" if any(seen.loss_mask) else f"nothing is to be learned of its {len(seen.sample.ids)} ids"
 
 
 def _vocabulary(seen: Seen) -> str:
@@ -211,7 +211,7 @@ def _pad_is_eos(seen: Seen) -> str:
 
 def _unlearned_end(seen: Seen) -> tuple[str, str]:
     """Which check a sample fails whose last answer's end is not learned, and what is found in its place."""
-    ids, learned = seen.sample.ids, seen.learned
+    ids, learned = seen.sample.ids, seen.loss_mask
     if not any(learned):
         return "", ""                                               # another check's
     last = len(ids) - 1 - learned[::-1].index(True)

@@ -32,9 +32,9 @@ def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, ba
     batches = list(sort_by_length(samples, batch_size))
     mine = distributed.shard(batches)
     for some in mine:
-        task.tally(totals, objective, samples, some, tokenizer)
+        task.accumulate(totals, objective, samples, some, tokenizer)
     for _ in range(distributed.longest_shard(batches) - len(mine)):
-        task.tally(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
+        task.accumulate(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
     objective.train(was_training)
     reshard(objective)
     return _of_all(totals)
@@ -47,7 +47,7 @@ def _of_all(totals: Totals) -> Totals:
     return Totals(loss, *map(int, counts), found=found)
 
 
-def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
+def evaluate_dataset(objective: Plain, dataset: Any, *, batch_size: int = 8,
           max_new_tokens: int = ANSWER) -> tuple[dict[str, float], list[Result]]:
     """All scores of a task on a data set, and what was found in each example; tasks that write have written for it.
 
@@ -55,7 +55,7 @@ def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
     """
     model, task = objective.model, objective.task
     task.check(dataset)
-    task.adopt(model)
+    task.bind(model)
     samples = task.samples(dataset, model.tokenizer)
     totals = add_up(objective, samples, model.tokenizer, batch_size=batch_size)
     scores = task.score(totals)
@@ -64,4 +64,4 @@ def judge(objective: Plain, dataset: Any, *, batch_size: int = 8,
     if not isinstance(task, InstructionTask) or is_sharded(objective):
         return scores, []
     results = task.answered(model, dataset, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return scores | task.judge(results), results
+    return scores | task.compute_metrics(results), results

@@ -69,7 +69,7 @@ def show_sample(sample: Sample, tokenizer: Tokenizer, *, colour: bool, most: int
             if position == most // 2:
                 lines.append(f"  … {len(sample.ids) - 2 * (most // 2)} more …")
             continue
-        learned = position >= sample.shift and sample.learned[position]     # the first has nothing to be predicted from
+        learned = position >= sample.shift and sample.loss_mask[position]  # the first has nothing to be predicted from
         line = f"{position:6} {token:7} {'●' if learned else '·'} "
         if _BROKEN.search(piece) and text and text.isprintable():   # an escape sequence in the data stays spelt out
             line += f"{pad_to_width(piece, PIECE)}  {text}"
@@ -105,8 +105,8 @@ def in_colour(stream: TextIO) -> bool:
 
 def _as_learned(task: Task, samples: Sequence[Sample]) -> list[Sample]:
     """The samples with marks read off their batch, where the loss reads them."""
-    marks = task.learned(samples) if samples else []
-    return [dataclasses.replace(sample, learned=learned) for sample, learned in zip(samples, marks, strict=True)]
+    marks = task.loss_mask(samples) if samples else []
+    return [dataclasses.replace(sample, loss_mask=learned) for sample, learned in zip(samples, marks, strict=True)]
 
 
 def _record(report: Report) -> dict[str, Any]:

@@ -75,20 +75,20 @@ class MasterWeights:
         masters = {id(parameter): nn.Parameter(original) for parameter, original in self.originals}
         self.learned = {name: masters.get(id(parameter), parameter) for name, parameter in learned}
         self.copies = [(p, masters[id(p)]) for _, p in learned if id(p) in masters]
-        self.lower()
+        self.cast_down()
 
     def bytes(self) -> int:
         """What the originals hold beside the parameters that compute."""
         return sum(original.nbytes for parameter, original in self.originals if parameter.dtype != original.dtype)
 
-    def lower(self) -> None:
+    def cast_down(self) -> None:
         """Let the model compute in `dtype`."""
         if self.dtype is not None:
-            self.restore()
+            self.restore_fp32()
             for parameter in self.model.parameters():
                 parameter.data = parameter.data.to(self.dtype)
 
-    def restore(self) -> None:
+    def restore_fp32(self) -> None:
         """Give the model its float32 parameters, learned ones as they are now; the inverse of `lower`."""
         if self.dtype is not None:
             for parameter, original in self.originals:
@@ -96,7 +96,7 @@ class MasterWeights:
             for parameter in self.model.parameters():
                 parameter.data = parameter.data.float()             # stored in `dtype`: nothing is lost on the way back
 
-    def collect(self) -> None:
+    def accumulate_grads(self) -> None:
         """After a backward pass: add its gradients to the masters', so that micro-batches add up in float32."""
         for parameter, master in self.copies:
             if parameter.grad is not None:
@@ -105,7 +105,7 @@ class MasterWeights:
                 parameter.grad = None
 
     @torch.no_grad()
-    def spread(self) -> None:
+    def copy_to_model(self) -> None:
         """After an update: cast the masters to the parameters that compute."""
         for parameter, master in self.copies:
             parameter.copy_(master)

@@ -32,7 +32,7 @@ class PromptedPredictor:
 
     def open(self, model: PretrainedLlama) -> None:
         """For this model; what it reads is remembered from question to question."""
-        Task.adopt(InstructionTask(), model)
+        Task.bind(InstructionTask(), model)
         self.model, self.tokenizer = model, model.tokenizer
         self.chat = self.format(model.tokenizer)
         self.closing = end_of_turn_id(self.chat, model.tokenizer)
@@ -58,9 +58,9 @@ class PromptedPredictor:
     def prompt(self, turns: Messages) -> list[int]:
         """The ids up to where the assistant's answer begins. Raises ValueError where no room is left for it."""
         ids = self.chat.encode(turns, self.tokenizer, reply=True)[0]
-        if len(ids) > self.model.config.steady_context - 2:
+        if len(ids) > self.model.config.rope_stable_length - 2:
             raise ValueError(f"the question with its examples is {len(ids)} tokens long and the model is steady up to "
-                             f"{self.model.config.steady_context}; give fewer examples (--few-shot), or a smaller "
+                             f"{self.model.config.rope_stable_length}; give fewer examples (--few-shot), or a smaller "
                              "--max-length")
         return ids
 

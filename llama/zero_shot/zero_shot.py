@@ -56,7 +56,7 @@ class ZeroShot:
         return self.asker.predict(model, inputs)
 
     def results(self, model: PretrainedLlama, dataset: Sequence[Example], **options: Any) -> list[Result]:
-        """For each example what was found, and where it says what is right, whether that is it; see `Task.judge`.
+        """For each example what was found, and where it says what is right, whether it is (`Task.compute_metrics`).
 
         Options: those of InstructionTask.answered, for tasks that write; others need none.
         """

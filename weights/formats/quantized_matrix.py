@@ -60,7 +60,7 @@ class QuantizedMatrix:
         """Some of the rows: a slice, or their numbers."""
         return QuantizedMatrix(**{part: tensor[rows] for part, tensor in self.tensors().items()})
 
-    def numbers(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights that this stands for, (R, C): computed in float32 and rounded once."""
         widened = _widened_int8(self.weight, self.scale) if self.minimum is None else \
             _widened_int4(self.weight, self.scale, self.minimum)
@@ -160,7 +160,7 @@ def open_quantized(stored: Ledger, read: Callable[[str], Tensor], dtype: torch.d
             **{part: read(f"{stem}.{part}") for part in PARTS if f"{stem}.{part}" in found})
 
     def numbers(name: str) -> Tensor:
-        return read(name) if name in whole else packed(name).numbers(dtype)
+        return read(name) if name in whole else packed(name).dequantize(dtype)
 
     return ledger, numbers, packed
 
