@@ -96,14 +96,14 @@ def test_refusal_of_a_question_does_not_end_the_chat(capsys):
 
 
 SLOW_ECHO = """
-import sys, time
+import itertools, sys, time
 sys.path[:0] = [{tests!r}, {home!r}]
 from test_chat_loop import Echo
 from llama.commands import chat_loop
 from llama.decoding.speculative import SpeculativeCompletion, draft_stats
 class Slow(Echo):
     def reply(self, question, on_text):
-        for character in question * 200:
+        for character in itertools.cycle(question):
             on_text(character)
             time.sleep(0.02)
 chat_loop.chat(Slow())

@@ -131,11 +131,11 @@ def test_property_gradients_in_bfloat16_are_as_near_to_float32_as_autograd_s():
 def test_two_ways_a_task_with_labels_learns_the_same(task, tiny_model, monkeypatch):
     examples = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(("a b c d", "e", "f g", "h i j"))]
     start, losses = copy.deepcopy(tiny_model.state_dict()), []
-    for quicken in (custom_autograd.use_custom_autograd, lambda model: None):
+    for swap in (custom_autograd.use_custom_autograd, lambda model: None):
         model = PretrainedLlama(tiny_model.config)
         model.tokenizer = tiny_model.tokenizer
         model.load_state_dict(start)
-        monkeypatch.setattr(trainer, "use_custom_gradients", quicken)
+        monkeypatch.setattr(trainer, "use_custom_gradients", swap)
         run = trainer.Trainer(model, copy.deepcopy(task), examples, config=TrainConfig(batch_size=2, accumulate=2))
         losses.append([run._update([0, 1, 2, 3])[0] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0]

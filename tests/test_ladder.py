@@ -43,7 +43,7 @@ LADDER = """
     train  finetune  generate
 """
 RUNGS = {name: number for number, line in enumerate(LADDER.strip().splitlines()) for name in line.split()}
-DOORS_ONLY = ("llama", "weights", "weights.formats", "llama.runtime", "llama.fast")        # `__init__` without imports
+DOORS_ONLY = ("llama", "weights", "weights.formats", "llama.runtime", "llama.fast", "llama.lora")   # import none
 
 
 def files() -> dict[str, Path]:

@@ -5,8 +5,8 @@ part is one operation that keeps its inputs, and whose gradient is a formula. Th
 same parameters: only their class is another one, whose forward pass falls back to the readable one wherever no gradient
 is asked for.
 
-    quicken(model)                       # for training; `Documents` may then be given as mask
-    restore_autograd(model)                     # the readable classes again
+    use_custom_autograd(model)           # for training; `Documents` may then be given as mask
+    restore_autograd(model)              # the readable classes again
 
 What is gained where, and what failed, is in docs/experiments.md.
 
