@@ -11,6 +11,7 @@ Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,7 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{place}: {name} has the shape {tuple(tensor.shape)}, "
                              f"config.json asks for {tuple(expected[name].shape)}")
+        refuse_non_finite(name, tensor, place)
         owner, _, leaf = name.rpartition(".")
         found.add(name)
         if isinstance(tensor, QuantizedMatrix):
@@ -122,6 +124,19 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
     if missing or unknown:
         raise ValueError(f"{place}: the file does not fit its config.json: it {misfit(missing, unknown)}")
     model.tie_weights()
+
+
+def refuse_non_finite(name: str, tensor: Tensor | QuantizedMatrix, place: str | Path) -> None:
+    """Raise ValueError for numbers that are not finite.
+
+    NaN in q_proj or k_proj would not even show: torch's attention on CPUs gives zeros for such rows, and the model
+    writes text without that layer.
+    """
+    parts = tensor.tensors().values() if isinstance(tensor, QuantizedMatrix) else [tensor]
+    for part in parts:
+        if part.is_floating_point() and part.numel() and not all(map(math.isfinite, map(float, part.aminmax()))):
+            raise ValueError(f"{place}: {name} holds numbers that are not finite (NaN or infinity); the file is "
+                             "damaged, or its training went wrong: take another")
 
 
 def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = True) -> None:

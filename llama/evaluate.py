@@ -8,6 +8,7 @@ Try: weigh batches equally instead of by targets; tests/test_evaluate.py fails o
 """
 
 import json
+import math
 import random
 import sys
 from typing import Any
@@ -76,6 +77,9 @@ def main() -> None:
         flags.check_model(task_flags, model)
         scores, results = evaluate_dataset(Plain(model, task), data, batch_size=arguments.batch_size,
                                 max_new_tokens=arguments.max_new_tokens)
+    if odd := [name for name, value in scores.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise RuntimeError(f"{odd[0]} is {scores[odd[0]]}: numbers grew too large in {model.dtype}; take "
+                           "--dtype float32")
     details, text = task.report(results) if results else ({}, "")
     if arguments.predictions:
         write_predictions(arguments.predictions, results)

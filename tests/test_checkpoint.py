@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_mode
 from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
 from llama.pretrained import get_model
+from llama.quantization.swap import quantize
 from weights.formats.single_file import load_single_file, save_single_file
 
 
@@ -139,3 +141,18 @@ def test_property_a_killed_write_leaves_the_old_file(tmp_path):
               f"single_file.save_single_file(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert torch.load(tmp_path / "x.pt") == {"old": 1}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("form", ["folder", "x.pt", "int8"])
+def test_refusal_of_numbers_that_are_not_finite(value, form, tmp_path, tiny_model):
+    """torch's attention gives zeros for a row of NaN, so the text would come without that layer, and nobody be told."""
+    if form == "int8":
+        quantize(tiny_model, bits=8)
+        tiny_model.layers[1].self_attn.k_proj.scale[0] = value
+    else:
+        with torch.no_grad():
+            tiny_model.layers[1].self_attn.k_proj.weight[0, 0] = value
+    save_model(tiny_model, tmp_path / form)
+    with pytest.raises(ValueError, match="layers.1.self_attn.k_proj.weight holds numbers that are not finite"):
+        load_model(tmp_path / form)

@@ -1,7 +1,9 @@
 """The compiled step: equal to the model in every type of weight, for every variant it takes; refusals in words."""
 
+import hashlib
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -29,7 +31,7 @@ VARIANTS = {
     "yarn": replace(TINY, rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=64)),
 }  # fmt: skip
 
-WHERE = compiled_step._place                                             # which a fixture replaces for the other tests
+WHERE = compiled_step._cache_folder                                  # which a fixture replaces for the other tests
 STEPS = (1,) * 20 + (3, 5, 8, 4, 1)                                  # tokens that run at a time, behind a prompt
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
@@ -39,7 +41,7 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 def place(tmp_path_factory, module_patch):
     """One folder for all libraries of this file: models of equal shape share one."""
     folder = tmp_path_factory.mktemp("compiled")
-    module_patch.setattr(compiled_step, "_place", lambda model: folder)
+    module_patch.setattr(compiled_step, "_cache_folder", lambda: folder)
     return folder
 
 
@@ -244,19 +246,44 @@ def test_refusal_of_what_the_compiler_refuses(place, tmp_path, monkeypatch):
     assert not list(place.glob("tmp*"))                             # nothing half-built stays
 
 
-def test_worked_example_a_library_lies_beside_its_model(tmp_path):
+def test_property_no_library_out_of_a_models_folder(tmp_path, monkeypatch):
+    """Who packs a model knows the name that a library has on many machines; it would be run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled_step, "_cache_folder", WHERE)
+    built = []
+    monkeypatch.setattr(compiled_step, "_build", lambda command, library: built.append(library))
+    monkeypatch.setattr(compiled_step, "CompiledStep", lambda model, library: library)
+    monkeypatch.setattr(shutil, "which", lambda name: sys.executable)
     model = tiny()
-    for model.source in (tmp_path, tmp_path / "model.gguf"):
-        assert WHERE(model) == tmp_path / ".compiled" and (tmp_path / ".compiled").is_dir()
+    model.source = tmp_path / "downloaded"
+    (model.source / ".compiled").mkdir(parents=True)
+    compile_step(model)
+    (model.source / ".compiled" / built[0].name).write_bytes(b"not ours")
+    compile_step(model)
+    assert built[0] == built[1] == model.step and not model.step.is_relative_to(model.source)
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system has no owners of files")
-def test_refusal_of_a_folder_that_others_can_write(tmp_path, monkeypatch):
-    """Only where the model's own cannot be written; whoever writes there could have anything run."""
-    monkeypatch.setattr(compiled_step.tempfile, "gettempdir", lambda: str(tmp_path))
-    model = tiny()
-    folder = WHERE(model)
-    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)
-    with pytest.raises(ValueError, match="can be written by others.*remove it, or leave --compile out"):
-        WHERE(model)
+@pytest.mark.skipif(os.name != "posix", reason="this system has no owners of files")
+def test_refusal_of_a_folder_that_others_can_open(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = WHERE()
+    assert folder.is_relative_to(tmp_path) and folder.stat().st_mode & 0o777 == 0o700
+    for mode in (0o777, 0o750):
+        folder.chmod(mode)
+        with pytest.raises(ValueError, match="open to others.*remove it, or leave --compile out"):
+            WHERE()
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        WHERE()
+
+
+def test_property_a_library_that_is_not_whole_is_built_again(tmp_path):
+    library = tmp_path / "decode-1.so"
+    assert not compiled_step._is_whole(library)
+    library.write_bytes(b"built")
+    compiled_step._sum_of(library).write_text(hashlib.sha256(b"built").hexdigest(), encoding="ascii")
+    assert compiled_step._is_whole(library)
+    library.write_bytes(b"buil")                                    # cut short: «Bus error» at every use
+    assert not compiled_step._is_whole(library)

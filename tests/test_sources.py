@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_model
+from llama.checkpoint import PretrainedLlama, config_dict, fingerprint, load_model, plain_tensors, save_model
 from llama.pretrained import get_model
 from weights import passage
 from weights.convert import convert
 from weights.formats import meta
+from weights.formats.single_file import SINGLE_FILE, save_single_file
 from weights.formats.sources import open_source, template_remark, with_template
 
 FORMS = {"hf": ("folder", ""), "meta": ("release", "meta"), "gguf": ("x.gguf", ""), "llama2c": ("x.bin", ""),
@@ -95,3 +96,29 @@ def test_refusal_of_other_places(tmp_path):
     torch.save({"weights": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises((ValueError, FileNotFoundError), match="params.json"):
         open_source(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../../.bashrc", "tokenizer.json/../../x", "notes.txt"])
+def test_refusal_of_a_single_file_that_names_other_files(name, tmp_path, tiny_model):
+    """Its keys become paths when it is converted."""
+    content = {"format": SINGLE_FILE, "config": config_dict(tiny_model), "tensors": plain_tensors(tiny_model),
+               "tokenizer": {name: b"x"}}
+    save_single_file(tmp_path / "x.pt", content)
+    with pytest.raises(ValueError, match="no model folder has one of that name"):
+        open_source(tmp_path / "x.pt")
+
+
+def test_refusal_of_a_link_that_leads_out_of_a_folder(tmp_path, tiny_model):
+    save_model(tiny_model, tmp_path / "model")
+    (tmp_path / "private").write_text("secret")
+    (tmp_path / "model" / "LICENSE").symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match="LICENSE is a link to .*private, outside of the model's folder"):
+        open_source(tmp_path / "model")
+    stored = tmp_path / "hub" / "models--x"
+    (stored / "snapshots").mkdir(parents=True)
+    (stored / "blobs").mkdir()
+    (tmp_path / "model").rename(stored / "snapshots" / "0a1b")
+    (stored / "snapshots" / "0a1b" / "LICENSE").unlink()
+    (stored / "blobs" / "77").write_text("Apache")
+    (stored / "snapshots" / "0a1b" / "LICENSE").symlink_to(stored / "blobs" / "77")          # as downloads are kept
+    assert open_source(stored / "snapshots" / "0a1b").files["LICENSE"] == b"Apache"

@@ -51,7 +51,7 @@ class ModelFlags:
                      "number format of the computation; where text is written, auto also reads 4 bits that hold the "
                      "weights exactly"] = "auto"
     quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
-    compile: Annotated[bool, "build the decoding step with a C++ compiler, once, and keep it beside the model"] = False
+    compile: Annotated[bool, "build the decoding step with a C++ compiler, once; kept in the user's cache"] = False
     readable: Annotated[bool, "run the definitions as they stand in the files, slower, and no fast version"] = False
     seed: Annotated[int, "seed of every random choice"] = 0
     json: Annotated[bool, "print results as JSON on stdout"] = False

@@ -3,8 +3,9 @@
 Python and torch need some 15 calls a layer for one token; with small models they take longer than the arithmetic. The
 same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored in;
 the model is first moved to where that is fastest (huge_pages.py). It works on the model's own cache, so long prompts
-still go through torch, which multiplies matrices faster. Building takes some seconds; the result lies beside the model,
-under a name made of all that it depends on.
+still go through torch, which multiplies matrices faster. Building takes some seconds; the result lies in the user's own
+cache, closed to others, under a name made of all that it depends on. Never beside a model: what is loaded there is run,
+and a model's folder may come from anybody.
 
     compile_step(model)                  # from now on generation uses it, where it can
     model.step = None                    # and no longer
@@ -18,6 +19,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from llama.config import LlamaConfig
 from llama.fast.huge_pages import move_to_huge_pages
 from llama.model import PROJECTIONS, Llama, check_editable, rotary_tables
 from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear
+from weights.formats.paths import user_cache
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 # Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
@@ -158,8 +161,8 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     command = [compiler, *FLAGS, *([WIDE] if "avx512f" in _processor() else []),
                *([] if platform.system() == "Darwin" else [THREADS]), *_shape(model.config)]
     key = hashlib.sha256("\n".join([SOURCE.read_text(encoding="utf-8"), version, _processor(), *command]).encode())
-    library = _place(model) / f"decode-{key.hexdigest()[:16]}.so"
-    if not library.is_file():
+    library = _cache_folder() / f"decode-{key.hexdigest()[:16]}.so"
+    if not _is_whole(library):
         say(f"compiling the decoding step with {Path(compiler).name} …")
         _build(command, library)
         say(f"compiled: {library}")
@@ -180,20 +183,39 @@ def _check_shape(config: LlamaConfig) -> None:
                              "leave --compile out for this model")
 
 
-def _place(model: Llama) -> Path:
-    """Beside the model, or where that cannot be written, a temporary folder of this user's: what is in it is run."""
-    source = Path(model.source) if model.source else None
-    beside = source if source is None or source.is_dir() else source.parent
-    if beside and os.access(beside, os.W_OK):
-        folder = beside / ".compiled"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder
-    folder = Path(tempfile.gettempdir()) / f"llama-compiled-{os.getuid() if hasattr(os, 'getuid') else 0}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
-        raise ValueError(f"{folder} belongs to somebody else or can be written by others, and what is compiled in it "
-                         "would be run; remove it, or leave --compile out")
+def _cache_folder() -> Path:
+    """Where libraries lie: the user's own and closed to all others, for what is in it is run.
+
+    Raises ValueError where it cannot be made, is a link, or belongs to somebody else.
+    """
+    folder = user_cache() / "llama-by-hand" / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made ({error.strerror}), and --compile keeps what it builds there; make "
+                         "it, or leave --compile out") from None
+    for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
+        if os.name == "posix" and not _is_own(place, closed_to=closed):
+            raise ValueError(f"{place} is a link, belongs to somebody else or is open to others, and what is compiled "
+                             "there would be run; remove it, or leave --compile out")
     return folder
+
+
+def _is_own(path: Path, *, closed_to: int) -> bool:
+    about = path.lstat()
+    return not stat.S_ISLNK(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & closed_to
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether the library is there, and is the one that was built: one cut short would end the process at every use."""
+    sum_of, mine = _sum_of(library), os.name != "posix" or not library.exists() or _is_own(library, closed_to=0o022)
+    if not (mine and library.is_file() and sum_of.is_file()):
+        return False
+    return hashlib.sha256(library.read_bytes()).hexdigest() == sum_of.read_text(encoding="ascii", errors="replace")
+
+
+def _sum_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _processor() -> str:
@@ -214,7 +236,10 @@ def _build(command: list[str], library: Path) -> None:
             if done.returncode:
                 reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
                 raise ValueError(f"the C++ compiler refused {SOURCE.name}: {reason}; leave --compile out")
+        told = Path(folder) / _sum_of(library).name
+        told.write_text(hashlib.sha256(built.read_bytes()).hexdigest(), encoding="ascii")
         os.replace(built, library)                                  # two processes may build it at once
+        os.replace(told, _sum_of(library))
 
 
 def uncompile(model: Llama) -> None:

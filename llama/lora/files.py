@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from llama.checkpoint import config_dict, fingerprint
+from llama.checkpoint import config_dict, fingerprint, refuse_non_finite
 from llama.heads import HeadConfig, add_head, head_config, remove_head
 from llama.lora.layers import ModulesToSaveWrapper
 from llama.lora.peft_folder import Adapter, check_tensors, read_adapter, write_adapter
@@ -112,6 +112,8 @@ def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> Non
             expected[f"{path}.lora_magnitude_vector"] = (module.out_features,)
     bases = {f"{path}.base_layer.weight": module.weight.detach() for path, module in adapted.items()
              if f"{path}.base_layer.weight" in adapter.tensors}
+    for key, tensor in adapter.tensors.items():
+        refuse_non_finite(key, tensor, place)
     check_tensors(place, adapter.tensors, expected, bases, hidden_size=model.config.hidden_size)
     attach(model, config, name, tied=tied, generator=torch.Generator())            # leaves the global one alone
     with torch.no_grad():

@@ -18,7 +18,7 @@ def home() -> Path:
     written among the installed packages.
     """
     rooms = Path(__file__).resolve().parents[2]
-    return rooms if (rooms / "pyproject.toml").is_file() else _user_cache() / "llama-by-hand"
+    return rooms if (rooms / "pyproject.toml").is_file() else user_cache() / "llama-by-hand"
 
 
 def resolve(name: str | Path, kind: str) -> Path:
@@ -41,7 +41,8 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Where programs of this user keep what can be made again."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":

@@ -159,7 +159,21 @@ def _unpacked(source: Source) -> Source:
 
 
 def _present(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    """The files of these names in a folder. A link that leads out of it is not followed: a folder that is converted is
+    often published, and what it then held would be somebody's private file. (Downloads are links into a store beside.)
+    """
+    inside = [folder.resolve(), *(store.resolve() for store in [folder.parent.parent / "blobs"]
+                                  if folder.absolute().parent.name == "snapshots")]
+    found = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise ValueError(f"{path} is a link to {path.resolve()}, outside of the model's folder; put the file "
+                             "itself there, or take the link away")
+        found[name] = path.read_bytes()
+    return found
 
 
 def _open_gguf(path: Path) -> Source:
@@ -194,9 +208,12 @@ def _told(path: Path, config: dict[str, Any], form: str) -> tuple[dict[str, list
 
 def _open_single(path: Path) -> Source:
     content = single_file.open_single(path)
-    tensors = content["tensors"]
+    tensors, files = content["tensors"], content["tokenizer"]
+    if strange := [name for name in files if name not in KEPT_FILES]:
+        raise ValueError(f"{path}: its tokenizer names a file {strange[0]!r:.80}, and no model folder has one of that "
+                         "name; nothing of it is written")
     ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-    return _unpacked(Source(path, "pt", content["config"], ledger, lambda name: tensors[name], content["tokenizer"]))
+    return _unpacked(Source(path, "pt", content["config"], ledger, lambda name: tensors[name], files))
 
 
 def _open_meta(path: Path) -> Source:
