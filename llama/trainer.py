@@ -11,6 +11,7 @@ Try: divide the loss by the number of micro-batches instead of by targets; tests
 """
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from llama.lora.files import save_adapter
 from llama.lora.swap import has_lora
 from llama.model import Llama
 from llama.runtime import distributed, worker
-from llama.runtime.interrupt import ctrl_c_waits
+from llama.runtime.interrupt import Stopped, signals_wait
 from llama.runtime.progress import Progress
 from llama.tasks.task import Batch, Task, to_device
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
@@ -130,7 +131,7 @@ class Trainer:
         before = self.seconds
         started = time.monotonic()
         model.train()
-        with (ctrl_c_waits(second_raises=not distributed.launched()) as interruptions,   # torchrun passes on each twice
+        with (signals_wait(second_raises=not distributed.launched()) as interruptions,   # torchrun passes on each twice
               word_dropout(model, config.word_dropout)):
             while self.step < self.total_steps and not self._out_of_time() and not self._stop_early():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
@@ -140,7 +141,8 @@ class Trainer:
                 loss, targets, norm = self._update(self._samples_of_step(self.step))
                 self.step += 1
                 self.loss = loss / targets
-                self.seconds, stop = distributed.all_reduce_max(before + time.monotonic() - started, len(interruptions))
+                self.seconds, stop = distributed.all_reduce_max(before + time.monotonic() - started,
+                                                                max(interruptions, default=0))
                 self._report(progress, rate, norm)
 
                 at_epoch = self.step % self.steps_per_epoch == 0
@@ -151,18 +153,18 @@ class Trainer:
                 if config.save_epochs and at_epoch:
                     self._save_result(Path(f"{self._named()}_epoch{self.step // self.steps_per_epoch}"))
                 if stop:
-                    self._stop(progress)
+                    self._stop(progress, int(stop))
         progress.clear()
         return self._finish()
 
-    def _stop(self, progress: Progress) -> NoReturn:
+    def _stop(self, progress: Progress, number: int) -> NoReturn:
         """Leave between two steps, where everything that a resumed run needs is known."""
         progress.clear()
         if self.output:
             self._save_state()
             print(f"interrupted after step {self.step}; to go on, give the same command with --resume --output "
                   f"{self.output}", file=sys.stderr)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     def _fail(self, indices: Sequence[int], what: str) -> NoReturn:
         """Before the step is taken, so that parameters and optimiser are still those of the step before."""

@@ -85,6 +85,7 @@ def test_refusal_a_device_that_is_not_here():
     ("from llama.config import preset; preset('llama-9')", 2, "no preset is called 'llama-9'"),
     ("open('/nowhere/x')", 2, "/nowhere/x: No such file or directory"),
     ("raise KeyboardInterrupt", 130, ""),
+    ("from llama.runtime.interrupt import Stopped; raise Stopped(15)", 143, ""),
     ("raise RuntimeError('CUDA out of memory. Tried')", 1, ": CUDA out of memory: take a smaller --batch-size"),
     ("import torch; torch.empty(2**60)", 1, "2**60 bytes"),
     ("raise MemoryError", 1, ": out of memory: take a smaller --batch-size"),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from llama import trainer as trainer_module
 from llama.checkpoint import load_model
 from llama.lora import LoRAConfig, add_lora, remove_lora
+from llama.runtime.interrupt import ENDINGS
 from llama.tasks.instruction import InstructionTask
 from llama.trainer import Trainer
 from llama.training.objective import Plain
@@ -65,7 +66,8 @@ def test_property_frozen_parameters_do_not_move_by_a_bit(tiny_model):
         assert torch.equal(weight, before[name]) == name.startswith("layers.0.")
 
 
-def test_two_ways_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", ENDINGS)
+def test_two_ways_a_resumed_run_ends_where_an_uninterrupted_one_does(number, tiny_model, tmp_path, monkeypatch):
     before = _weights(tiny_model)
     config = TrainConfig(epochs=4, batch_size=2, save_every=1)
     _train(tiny_model, config, output=tmp_path / "whole").train()
@@ -78,12 +80,14 @@ def test_two_ways_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_model,
 
     def update_until_interrupted(indices):
         if interrupted.step == 5:
-            os.kill(os.getpid(), signal.SIGINT)                     # in the middle of a step: it is finished first
+            os.kill(os.getpid(), number)                            # in the middle of a step: it is finished first
         return update(indices)
 
     monkeypatch.setattr(interrupted, "_update", update_until_interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as ended:
         interrupted.train()
+    assert getattr(ended.value, "signal", signal.SIGINT) == number
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not (tmp_path / "parts").exists()
     for name, parameter in tiny_model.named_parameters():
         parameter.data.copy_(before[name])

@@ -1,7 +1,8 @@
 """What the doors share: a dataclass becomes flags, an error becomes one sentence and an exit code.
 
 A field with its help, `lr: Annotated[float, "peak learning rate"] = 3e-4`, is at once default, flag, line of `--help`
-and saved record. Exit codes: 0 done, 1 failed midway, 2 refused, 130 interrupted.
+and saved record. Exit codes: 0 done, 1 failed midway, 2 refused, 130 interrupted (143 by SIGTERM, 129 by
+SIGHUP).
 
 Try: give a field the type `list[int]`; tests/test_cli.py says which types a flag can have.
 """
@@ -178,11 +179,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
         distributed.destroy_process_group()
         code = 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if distributed.launched():
             signal.signal(signal.SIGINT, signal.SIG_IGN)            # torchrun passes on what the terminal sent already
         print("", file=sys.stderr)
-        code = 130
+        code = 128 + getattr(error, "signal", signal.SIGINT)        # 130 of Ctrl-C, 143 of SIGTERM
     except BrokenPipeError:
         code = 1 if _reader_left(sys.stderr) else 0                 # `| head` is no failure; a log cut off stops a run
         for stream in (sys.stdout, sys.stderr):

@@ -35,22 +35,41 @@ def _leave(number: int, frame: Any) -> None:
     os._exit(130)
 
 
+class Stopped(KeyboardInterrupt):
+    """Asked to end by a signal other than Ctrl-C, say SIGTERM: the exit code is 128 and its number."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = number
+
+
+# What asks a program to end: Ctrl-C, whoever gives back a borrowed machine, a terminal that is closed.
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 @contextlib.contextmanager
-def ctrl_c_waits(*, second_raises: bool) -> Iterator[list[int]]:
-    """Collect Ctrl-C instead of raising it: half a step cannot be resumed. A second interrupts at once, if asked."""
+def signals_wait(*, second_raises: bool) -> Iterator[list[int]]:
+    """Collect the signals that ask for an end instead of ending: half a step cannot be resumed.
+
+    A second one ends at once, if asked. What was ignored before (as SIGHUP under nohup) stays so.
+    """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught                                                # signals reach the main thread alone
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in ENDINGS}
 
     def wait(number: int, frame: Any) -> None:
         caught.append(number)
         if second_raises:
-            signal.signal(signal.SIGINT, before)
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
-    signal.signal(signal.SIGINT, wait)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, wait)
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
