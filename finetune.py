@@ -27,7 +27,7 @@ with quiet_start(__name__):
     from llama.merge import merge_and_save
     from llama.pretrained import get_model
     from llama.quantization.swap import is_quantized
-    from llama.runtime import cli, distributed
+    from llama.runtime import cli, distributed, run_lock
     from llama.tasks.instruction import InstructionTask
     from llama.trainer import Trainer
     from llama.training import recipes
@@ -109,12 +109,14 @@ def main() -> None:
         raise ValueError("--labels NAME=WORD says what a prompt calls a label; a head that is learned needs the name "
                          "alone")
     kind = "adapters" if arguments.lora else "weights"
-    output = Path(arguments.output) if arguments.output else cli.unique_path(home() / kind, Path(files[0]).stem)
+    writes = arguments.inspect is None and not arguments.dry_run and distributed.is_rank0()
+    output = Path(arguments.output or cli.unique_path(home() / kind, Path(files[0]).stem, take=writes))
     output = distributed.broadcast(output)
     merged = Path(f"{output}-merged")
-    if arguments.inspect is None and not arguments.dry_run and distributed.is_rank0():
+    if writes:
         cli.check_output(output, marker="adapter_config.json" if arguments.lora else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
+        run_lock.take(output)
         if arguments.merge:
             cli.check_output(merged, marker="config.json", overwrite=arguments.overwrite or arguments.resume,
                              resume=False)

@@ -26,7 +26,7 @@ with quiet_start(__name__):
     from llama.config_json import family
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
-    from llama.runtime import cli, distributed
+    from llama.runtime import cli, distributed, run_lock
     from llama.runtime.progress import Progress
     from llama.tasks.generation import TextGenerationTask
     from llama.trainer import Trainer
@@ -108,11 +108,13 @@ def main() -> None:
         raise ValueError(f"--hold-out {hold_out} leaves no document to learn from")
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
-    output = Path(arguments.output) if arguments.output else cli.unique_path(home() / "weights", stem)
-    output = distributed.broadcast(output)
     writes = arguments.inspect is None and not arguments.dry_run
-    if writes and distributed.is_rank0():
+    first = distributed.is_rank0()
+    output = Path(arguments.output or cli.unique_path(home() / "weights", stem, take=writes and first))
+    output = distributed.broadcast(output)
+    if writes and first:
         cli.check_output(output, marker="config.json", overwrite=arguments.overwrite, resume=arguments.resume)
+        run_lock.take(output)
     run = Path(f"{output}.training")
 
     # tokenizer and tokens, made once: a resumed run finds them

@@ -28,7 +28,7 @@ from llama.fast.custom_autograd import restore_autograd
 from llama.lora.files import save_adapter
 from llama.lora.swap import has_lora
 from llama.model import Llama
-from llama.runtime import distributed, worker
+from llama.runtime import distributed, run_lock, worker
 from llama.runtime.interrupt import Stopped, signals_wait
 from llama.runtime.progress import Progress
 from llama.tasks.task import Batch, Task, to_device
@@ -82,6 +82,8 @@ class Trainer:
         self.report = examine(task, train_dataset, self.samples, model.tokenizer, vocab_size=model.config.vocab_size)
         self.report.refuse(allow)
         self.output = Path(output) if output else None
+        if self.output and distributed.is_rank0():
+            run_lock.take(self.output)                              # until `train` ends
         self.objective = Plain(model, task, readable=readable)
         self.folder = RunFolder(self.output)
         self.settings = settings_of(model, self.samples, self.config, optimizer=optimizer, dtype=dtype)
@@ -299,6 +301,8 @@ class Trainer:
         if self.config.compile:
             train["compilations"] = compilations()
             print(f"torch compiled {train['compilations']} pieces of code", file=sys.stderr)
+        if self.output:
+            run_lock.release(self.output)
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:

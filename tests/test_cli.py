@@ -128,10 +128,10 @@ def test_worked_example_data_is_looked_for_here_and_then_in_the_clone(tmp_path, 
 
 
 def test_worked_example_next_free_name(tmp_path):
-    assert cli.unique_path(tmp_path, "identity") == tmp_path / "identity"
+    assert cli.unique_path(tmp_path, "identity", take=False) == tmp_path / "identity"
     (tmp_path / "identity").mkdir()
     (tmp_path / "identity-2.training").mkdir()
-    assert cli.unique_path(tmp_path, "identity") == tmp_path / "identity-3"
+    assert cli.unique_path(tmp_path, "identity", take=False) == tmp_path / "identity-3"
 
 
 def test_refusal_an_output_that_exists(tmp_path):

@@ -17,7 +17,7 @@ class PrefixCache:
     """A model and one text that it remembers: reads on from the longest beginning that it has read before.
 
     What may be kept is found by comparing ids, never assumed. So whoever changes the text, cuts it off, or breaks into
-    a step needs to do nothing else. Options are those of Decoder.
+    a step needs to do nothing else. Options are those of BatchDecoder.
     """
 
     def __init__(self, model: Llama, *, slots: int = 1024, chunk: int = 512, **options: Any):

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
+from llama.runtime import run_lock
+
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # where llama/, tokenizer/, weights/ and doors lie
 PACKAGES = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
 
@@ -137,12 +139,21 @@ _LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers
           tuple[str, ...] | str: (_names_or_pattern, "A,B|PATTERN")}
 
 
-def unique_path(folder: Path, name: str) -> Path:
-    """folder/name, or folder/name-2, -3 … : the first that neither a result nor a run in progress has taken."""
+def unique_path(folder: Path, name: str, *, take: bool) -> Path:
+    """folder/name, or folder/name-2, -3 … : the first that neither a result nor a run in progress has taken.
+
+    take  hold it for this process at once: two runs that start side by side get two names
+    """
     for number in itertools.count(1):
         path = folder / (name if number == 1 else f"{name}-{number}")
-        if not path.exists() and not Path(f"{path}.training").exists():
-            return path
+        if path.exists() or Path(f"{path}.training").exists():
+            continue
+        if take:
+            try:
+                run_lock.take(path)
+            except ValueError:
+                continue
+        return path
     raise AssertionError("numbers do not end")
 
 
@@ -152,6 +163,8 @@ def check_output(output: Path, *, marker: str, overwrite: bool, resume: bool) ->
     marker  the file by which a result of this kind is known; a folder of another kind is never replaced
     """
     run = Path(f"{output}.training", "last.pt")
+    if Path(f"{output}.training", "lock").exists():
+        run_lock.take(output)                                       # or say who has it
     if overwrite and resume:
         raise ValueError("--overwrite starts anew and --resume goes on; give one of them")
     if resume and not run.exists():
