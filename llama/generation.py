@@ -6,7 +6,7 @@
 Prompts of different length share a batch: the short ones get padding on their left, which a mask hides and positions
 do not count, so that every row reads as if it were alone. sampling.py chooses the tokens, chat_session.py keeps a chat.
 
-Try: in `BatchDecoder.read`, leave out the mask; tests/test_generation.py (test_two_ways_a_ragged_batch_equals_single_runs)
+Try: leave out the mask in `BatchDecoder.read`; test_generation.py (test_two_ways_a_ragged_batch_equals_single_runs)
 fails, while the longest row still reads well. Leaving out the positions instead changes no text, since rotary attention
 sees distances alone.
 """

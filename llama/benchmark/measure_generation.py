@@ -92,7 +92,7 @@ def mean_loss(model: Llama, ids: Sequence[int], *, block: int, **options: Any) -
 
     Each block goes through a cache, since a mode may change that as well, and where there is a compiled step, or
     another form of the weights for few tokens, through that: behind a first token, a few at a time. Options are those
-    of Decoder.
+    of BatchDecoder.
     """
     total, size = 0.0, STEP if model.step or has_second_layout(model) else block
     for start in range(0, len(ids) - 1, block):
