@@ -88,7 +88,7 @@ def random_numbers(rows: int) -> Tensor:
 
 
 def packed(format: gguf.Format, x: Tensor) -> np.ndarray:
-    return format.pack(x.numpy().reshape(-1, format.dequantize)).ravel()
+    return format.pack(x.numpy().reshape(-1, format.numbers)).ravel()
 
 
 def unpacking(judges: Judges, what: str, path: Path) -> Check:
