@@ -70,8 +70,9 @@ class Trainer:
                  output: str | Path | None = None, resume: bool = False, allow: Sequence[str] = (),
                  readable: bool = False):
         self.model, self.task, self.config = model, task, config or TrainConfig()
-        if model.tokenizer is None:
-            raise ValueError("the model has no tokenizer; set model.tokenizer = tokenizer.load_tokenizer(…)")
+        if getattr(model, "tokenizer", None) is None:               # a bare Llama carries none
+            raise ValueError("the model has no tokenizer; take llama.get_model(…), or llama.checkpoint.PretrainedLlama("
+                             "config, tokenizer)")
         task.prepare(model, train_dataset)
         self.samples = task.samples(train_dataset, model.tokenizer)
         self.eval_samples = task.samples(eval_dataset, model.tokenizer) if eval_dataset is not None else None

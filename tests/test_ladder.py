@@ -48,9 +48,8 @@ DOORS_ONLY = ("llama", "weights", "weights.formats", "llama.runtime", "llama.fas
 
 def files() -> dict[str, Path]:
     """Every module of the project by its dotted name; a package by its `__init__`."""
-    rooms = [init.parent for top in ("llama", "tokenizer", "weights") for init in (HOME / top).rglob("__init__.py")
-             if ".cache" not in init.parts]
-    found = [*HOME.glob("*.py"), *(path for room in rooms for path in room.glob("*.py"))]
+    weights = [*HOME.glob("weights/*.py"), *HOME.glob("weights/formats/**/*.py")]   # models lie beside
+    found = [*HOME.glob("*.py"), *HOME.glob("llama/**/*.py"), *HOME.glob("tokenizer/**/*.py"), *weights]
     return {".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__"): path for path in found}
 
 
@@ -67,15 +66,16 @@ def imports(path: Path) -> set[str]:
             assert not node.level, f"{path}: an import with dots; write the whole name"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in FILES else node.module for name in whole}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {each.value for each in node.args if isinstance(each, ast.Constant)}
+    assert not any(name.split(".")[0] == "tests" for name in found), f"{path} imports tests"
     return found & FILES.keys()
 
 
 def rung(name: str) -> int:
     """Of a file, or of the nearest room above it."""
-    while name not in RUNGS and "." in name:
-        name = name.rpartition(".")[0]
-    assert name in RUNGS, f"{name} stands on no rung; give it one in LADDER"
-    return RUNGS[name]
+    assert room(name) in RUNGS, f"{name} stands on no rung; give it one in LADDER"
+    return RUNGS[room(name)]
 
 
 def room(name: str) -> str:
@@ -108,4 +108,4 @@ def test_property_no_circle_of_files():
 
 
 def test_property_every_rung_holds_something():
-    assert set(RUNGS) == {room(name) for name in FILES if name not in DOORS_ONLY}
+    assert set(RUNGS) <= {room(name) for name in FILES if name not in DOORS_ONLY}

@@ -9,8 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from llama import trainer as trainer_module
 from llama.checkpoint import load_model
+from llama.config import preset
+from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.lora import LoRAConfig, add_lora, remove_lora
+from llama.model import Llama
 from llama.runtime.interrupt import ENDINGS
+from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
 from llama.trainer import Trainer
 from llama.training.objective import Plain
@@ -235,3 +239,8 @@ def test_refusal_a_model_without_tokenizer_and_data_without_samples(tiny_model):
     tiny_model.tokenizer = None
     with pytest.raises(ValueError, match="no tokenizer"):
         _train(tiny_model)
+
+
+def test_refusal_of_a_model_without_a_tokenizer():
+    with pytest.raises(ValueError, match="the model has no tokenizer; take llama.get_model"):
+        Trainer(Llama(preset("test")), TextGenerationTask(), LanguageModelingDataset(["text"]))

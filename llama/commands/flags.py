@@ -234,10 +234,14 @@ def base_of(flags: ModelFlags) -> str:
     if not flags.adapter or flags.model != ModelFlags.model:
         return flags.model
     base = recorded_base(resolve(flags.adapter, "adapters"))
-    if not base or not resolve(base, "weights").exists():
+    default, own = resolve(flags.model, "weights"), resolve(base, "weights")
+    if not base or own.resolve() == default.resolve():
         return flags.model
-    if resolve(base, "weights").resolve() != resolve(flags.model, "weights").resolve():
-        print(f"the adapter's own base is taken: {base}", file=sys.stderr)
+    if not own.exists():
+        print(f"the adapter's own base, {base}, is not here: {flags.model} is tried; give --model to name another",
+              file=sys.stderr)
+        return flags.model
+    print(f"the adapter's own base is taken: {base}", file=sys.stderr)
     return base
 
 

@@ -54,8 +54,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, *, most: Sequence[str] = (), example: str = ""):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
         self.most, self.example, self.table = most, example, ""
-        if most:
-            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every flag")
+        self.add_argument("--help-all", action=_HelpAll, nargs=0,
+                          help="show every flag" if most else argparse.SUPPRESS)
 
     def format_help(self) -> str:
         if not self.most:
