@@ -125,7 +125,7 @@ class BatchDecoder:
 
     def read(self, tokens: Tensor, count: int) -> Tensor:
         """As `step`, but the logits (B, count, V) that follow each of the last `count` tokens."""
-        step = self.model.step
+        step = getattr(self.model, "step", None)                    # of a PretrainedLlama that was compiled
         if step is not None and step.fits(tokens, self.cache):
             logits = step(tokens, padding=self.padding, cache=self.cache)[:, -count:]
         else:
