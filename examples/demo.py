@@ -26,7 +26,7 @@ def main() -> None:
     fetch(flags.ModelFlags.model)
     started = time.monotonic()
     questions = [json.loads(line)["instruction"] for line in (HERE / "questions.jsonl").open(encoding="utf-8")]
-    adapter = cli.unique_path(HOME / "adapters", "identity")
+    adapter = cli.unique_path(HOME / "adapters", "identity", take=False)  # the run that is started takes it
 
     print("the model as it comes …", file=sys.stderr)
     before, perplexity_before = _answers(questions), _perplexity()
