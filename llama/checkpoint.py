@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from llama.config import LlamaConfig
 from llama.config_json import config_from_dict, config_to_dict
 from llama.generation import complete_text
-from llama.heads import HeadConfig, add_head, head_config, head_of
-from llama.model import Llama, check_editable
+from llama.heads import HeadConfig, add_head, check_editable, head_config, head_of
+from llama.model import Llama
 from llama.quantization.layers import Quantized
 from llama.quantization.loading import collect_lossless_int4, iter_quantized
 from llama.quantization.swap import bits_of, replace_layer

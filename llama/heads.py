@@ -201,3 +201,9 @@ def require_lm_head(model: nn.Module) -> None:
     if (head := head_config(model)) is not None:
         raise ValueError(f"the model has a head for {', '.join(head.labels):.60}, so it writes no text; use it by "
                          "python -m llama.evaluate or a task's predict, or take the model below it")
+
+
+def check_editable(model: nn.Module) -> None:
+    """Raise ValueError where blocks were swapped for some that only generate: their parameters may be empty."""
+    if any(getattr(layer, "only_generates", False) for layer in model.layers):
+        raise ValueError("this model is fused, for generating alone; unfuse it first (llama/fast/fused_block.py)")

@@ -244,7 +244,9 @@ class Llama(nn.Module):
         Raises ValueError when the cache or the model's context has no room for T more positions.
         """
         T, start = tokens.shape[1], cache.length if cache else 0
-        self._check_context(start + T)
+        if start + T > self.config.context:
+            raise ValueError(f"{start + T} positions exceed the model's context of {self.config.context}; "
+                             "shorten the text")
         if positions is None:
             positions = torch.arange(start, start + T, device=tokens.device)
         past: Sequence[LayerCache | None] = [None] * len(self.layers)
@@ -267,11 +269,6 @@ class Llama(nn.Module):
         hidden = self.hidden(tokens, positions=positions, mask=mask, cache=cache)
         return self.head(hidden if rows is None else hidden[rows])
 
-    def _check_context(self, length: int) -> None:
-        if length > self.config.context:
-            raise ValueError(f"{length} positions exceed the model's context of {self.config.context}; "
-                             "shorten the text")
-
     @property
     def head(self) -> nn.Module:
         """What turns states into scores: `lm_head`, or what heads.py has put in its place."""
@@ -284,9 +281,3 @@ class Llama(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype                               # never quantised
-
-
-def check_editable(model: nn.Module) -> None:
-    """Raise ValueError where blocks were swapped for some that only generate: their parameters may be empty."""
-    if any(getattr(layer, "only_generates", False) for layer in model.layers):
-        raise ValueError("this model is fused, for generating alone; unfuse it first (llama.fast.fused_block)")

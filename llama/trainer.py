@@ -32,6 +32,7 @@ from llama.runtime import distributed, run_lock, worker
 from llama.runtime.interrupt import Stopped, signals_wait
 from llama.runtime.progress import Progress
 from llama.tasks.task import Batch, Task, to_device
+from llama.training import run_state
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
 from llama.training.data_checks import examine
 from llama.training.evaluation import evaluate
@@ -39,15 +40,6 @@ from llama.training.fsdp import full_tensor, gather_full_state, meta_copy, shard
 from llama.training.objective import Plain
 from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, make_optimizer
 from llama.training.packing import micro_batches, pack_or_pad, should_pack
-from llama.training.run_state import (
-    RunFolder,
-    check_settings,
-    random_state,
-    read_state,
-    set_random_state,
-    settings_of,
-    write_state,
-)
 from llama.training.verify_saved import verify_saved
 from llama.training.word_dropout import word_dropout
 
@@ -86,8 +78,8 @@ class Trainer:
         if self.output and distributed.is_rank0():
             run_lock.take(self.output)                              # until `train` ends
         self.objective = Plain(model, task, readable=readable)
-        self.folder = RunFolder(self.output)
-        self.settings = settings_of(model, self.samples, self.config, optimizer=optimizer, dtype=dtype)
+        self.folder = run_state.RunFolder(self.output)
+        self.settings = run_state.settings_of(model, self.samples, self.config, optimizer=optimizer, dtype=dtype)
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
             self.outline = meta_copy(model)
@@ -256,8 +248,8 @@ class Trainer:
         if self.scores["loss"] < self.best:
             self.best, self.best_step, self.evals_since_best = self.scores["loss"], self.step, 0
             if self.output:
-                write_state(self.folder.path("best.pt"), {"step": self.step, "scores": self.scores}, self._learned(),
-                            self.objective)
+                run_state.write_state(self.folder.path("best.pt"), {"step": self.step, "scores": self.scores},
+                                      self._learned(), self.objective)
             else:
                 learned = {name: parameter.clone() for name, parameter in self._learned().items()}
                 self.best_weights = {"scores": self.scores, "learned": learned}
@@ -283,7 +275,7 @@ class Trainer:
         if 0 < self.best_step < self.step:
             best = self.best_weights
             if self.output:
-                best = read_state(self.folder.path("best.pt"), self._learned(), self.objective)
+                best = run_state.read_state(self.folder.path("best.pt"), self._learned(), self.objective)
             else:
                 for name, parameter in self._learned().items():
                     parameter.copy_(best["learned"][name])
@@ -324,24 +316,24 @@ class Trainer:
         return gather_full_state(self.model, self.outline) if self.outline else self.model
 
     def _save_state(self) -> None:
-        write_state(self.folder.path("last.pt"), {
+        run_state.write_state(self.folder.path("last.pt"), {
             "settings": self.settings,
             "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "best": (self.best, self.best_step, self.evals_since_best), "scores": self.scores, "loss": self.loss,
-            "random": distributed.all_gather(random_state(self.model.device)),
+            "random": distributed.all_gather(run_state.random_state(self.model.device)),
         }, self._learned(), self.objective, self.optimizer)
 
     def _load_state(self) -> None:
         path = self.folder.path("last.pt")
         if not path.exists():
             raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
-        state = read_state(path, self._learned(), self.objective, self.optimizer,
-                           check=lambda before: check_settings(path, before, self.settings))
+        state = run_state.read_state(path, self._learned(), self.objective, self.optimizer,
+                           check=lambda before: run_state.check_settings(path, before, self.settings))
         self.masters.copy_to_model()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best, self.best_step, self.evals_since_best = state["best"]
         self.scores, self.loss = state["scores"], state["loss"]
-        set_random_state(state["random"][distributed.rank()], self.model.device)
+        run_state.set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
 
     def _learned(self) -> dict[str, torch.Tensor]:

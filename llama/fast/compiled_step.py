@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from llama.cache import KVCache
 from llama.config import LlamaConfig
 from llama.fast.huge_pages import move_to_huge_pages
-from llama.model import PROJECTIONS, Llama, check_editable, rotary_tables
+from llama.heads import check_editable
+from llama.model import PROJECTIONS, Llama, rotary_tables
 from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear
 from weights.formats.paths import user_cache
 

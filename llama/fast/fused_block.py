@@ -32,7 +32,7 @@ from weights.formats.quantized_matrix import QuantizedMatrix
 class FusedBlock(Block):
     """`Block` with one product for q, k and v, one rotation for q and k, and what follows a product left to it."""
 
-    only_generates = True                                           # see model.check_editable
+    only_generates = True                                           # see heads.check_editable
 
     def __init__(self, plain: Block, exact: Mapping[str, QuantizedMatrix | None]):
         nn.Module.__init__(self)

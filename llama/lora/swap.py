@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from llama.config import LlamaConfig
-from llama.heads import Head, head_config
+from llama.heads import Head, check_editable, head_config
 from llama.lora.layers import DoRA, LoRALinear, LoRAPart, ModulesToSaveWrapper, Wrapper
 from llama.lora.targets import LoRAConfig, select_modules
-from llama.model import Llama, check_editable
+from llama.model import Llama
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama.model import Llama, check_editable
+from llama.heads import check_editable
+from llama.model import Llama
 from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, linear_of
 from llama.quantization.rounding import to_int4, to_int8
 from weights.formats.quantized_matrix import GROUP, QuantizedMatrix
