@@ -10,7 +10,6 @@ Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -34,8 +33,6 @@ from weights.formats.huggingface import misfit, some_names
 from weights.formats.quantized_matrix import PARTS, QuantizedMatrix, quantization_config
 from weights.formats.single_file import SINGLE_FILE, save_single_file
 from weights.formats.sources import open_source
-
-log = logging.getLogger(__name__)
 
 
 class PretrainedLlama(Llama):

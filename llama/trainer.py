@@ -259,7 +259,7 @@ class Trainer:
     def _report(self, progress: Progress, rate: float, norm: float) -> None:
         speed = self.tokens / self.seconds
         self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm, "tokens": self.tokens,
-                   "seconds": round(self.seconds, 3)})
+                         "seconds": round(self.seconds, 3)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
         if progress.live:
             done = self._fraction_done()
@@ -271,7 +271,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         device = self.model.device
         held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()
-        peak = int(distributed.all_reduce_max(held)[0])                       # of training, not of the proof
+        peak = int(distributed.all_reduce_max(held)[0])             # of training, not of the proof
         if 0 < self.best_step < self.step:
             best = self.best_weights
             if self.output:
@@ -299,7 +299,7 @@ class Trainer:
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
-        self.masters.restore_fp32()                                      # saved as they are, not as they compute
+        self.masters.restore_fp32()                                 # saved as they are, not as they compute
         if (model := self.whole_model()) is not None and distributed.is_rank0():
             save = save_adapter if has_lora(model) else save_model
             save(model, folder)
@@ -328,7 +328,7 @@ class Trainer:
         if not path.exists():
             raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
         state = run_state.read_state(path, self._learned(), self.objective, self.optimizer,
-                           check=lambda before: run_state.check_settings(path, before, self.settings))
+                                     check=lambda before: run_state.check_settings(path, before, self.settings))
         self.masters.copy_to_model()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best, self.best_step, self.evals_since_best = state["best"]

@@ -14,7 +14,7 @@ from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast import compiled_step
-from llama.fast.compiled_step import MAX_TOKENS, compile_step, uncompile
+from llama.fast.compiled_step import MAX_TOKENS, compile_step
 from llama.generation import generate
 from llama.lora import LoRAConfig, add_lora
 from llama.quantize import quantize
@@ -166,7 +166,7 @@ def test_property_generation_with_and_without_is_one_text(place):
         "__call__": lambda self, *a, **k: calls.append(1) or compiled_step.CompiledStep.__call__(self, *a, **k)})
     assert [row.token_ids for row in generate(model, prompts, **options)] == plain
     assert calls
-    uncompile(model)
+    model.step = None
     assert model.step is None
 
 

@@ -47,7 +47,7 @@ def test_property_a_write_broken_off_loses_nothing(shards, tmp_path, monkeypatch
     path = tmp_path / "last.pt"
     write_state(path, {"step": 1}, learned, objective, optimizer)
     with monkeypatch.context() as broken:
-        broken.setattr(run_state, "save_file", lambda *given, **more: 1 / 0)
+        broken.setattr(run_state, "write_safetensors", lambda *given, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_state(path, {"step": 2}, learned, objective, optimizer)
     assert read_state(path, learned, objective, optimizer)["step"] == 1

@@ -196,23 +196,25 @@ def _cache_folder() -> Path:
         raise ValueError(f"{folder} cannot be made ({error.strerror}), and --compile keeps what it builds there; make "
                          "it, or leave --compile out") from None
     for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
-        if os.name == "posix" and not _is_own(place, closed_to=closed):
+        if not _is_own(place, closed_to=closed):
             raise ValueError(f"{place} is a link, belongs to somebody else or is open to others, and what is compiled "
                              "there would be run; remove it, or leave --compile out")
     return folder
 
 
 def _is_own(path: Path, *, closed_to: int) -> bool:
+    if os.name != "posix":
+        return True                                                 # no owners and no modes
     about = path.lstat()
     return not stat.S_ISLNK(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & closed_to
 
 
 def _is_whole(library: Path) -> bool:
     """Whether the library is there, and is the one that was built: one cut short would end the process at every use."""
-    sum_of, mine = _sum_of(library), os.name != "posix" or not library.exists() or _is_own(library, closed_to=0o022)
-    if not (mine and library.is_file() and sum_of.is_file()):
+    told = _sum_of(library)
+    if not (library.is_file() and told.is_file() and _is_own(library, closed_to=0o022)):
         return False
-    return hashlib.sha256(library.read_bytes()).hexdigest() == sum_of.read_text(encoding="ascii", errors="replace")
+    return hashlib.sha256(library.read_bytes()).hexdigest() == told.read_text(encoding="ascii", errors="replace")
 
 
 def _sum_of(library: Path) -> Path:
@@ -241,8 +243,3 @@ def _build(command: list[str], library: Path) -> None:
         told.write_text(hashlib.sha256(built.read_bytes()).hexdigest(), encoding="ascii")
         os.replace(built, library)                                  # two processes may build it at once
         os.replace(told, _sum_of(library))
-
-
-def uncompile(model: Llama) -> None:
-    """The inverse of `compile_step`."""
-    model.step = None

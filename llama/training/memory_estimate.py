@@ -32,7 +32,6 @@ from llama.model import Llama
 from llama.quantization.layers import Quantized
 from llama.runtime.progress import duration
 from llama.runtime.worker import peak_memory
-from llama.training.objective import LOGITS_AT_ONCE as CHUNK
 from llama.training.objective import has_token_loss
 from llama.training.packing import in_one_row, micro_batches
 
@@ -154,7 +153,7 @@ def _scores(model: Llama, rows: int, *, size: int, quick: bool) -> int:
     head = model.head
     width, D = head.weight.shape[0], model.config.hidden_size
     if not quick:                                                   # with log-softmax and two gradients
-        return width * min(rows, max(1, CHUNK // width)) * (16 + (2 * size if size < 4 else 0))
+        return width * min(rows, max(1, LOGITS_AT_ONCE // width)) * (16 + (2 * size if size < 4 else 0))
     at_once = -(-rows // max(1, -(-rows * width // LOGITS_AT_ONCE)))
     floats = 2 * 4 * min(at_once * width, floats_at_once(model.device))
     learned = any(parameter.requires_grad for parameter in head.parameters())

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.fast.agreement import losses_agree
-from llama.fast.fused_cross_entropy import fused_linear_cross_entropy, supports_head
+from llama.fast.fused_cross_entropy import LOGITS_AT_ONCE, fused_linear_cross_entropy, supports_head
 from llama.model import Llama
 from llama.tasks.task import Batch, Task, cross_entropy
 from llama.training.packing import mask_of
-
-LOGITS_AT_ONCE = 2**24                                              # numbers: 64 MB in float32, 341 rows of SmolLM2's
 
 
 class Plain(nn.Module):

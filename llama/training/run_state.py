@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llama.lora.swap import adapter_configs
@@ -30,13 +30,15 @@ from llama.runtime import distributed
 from llama.tasks.task import Sample
 from llama.training.fsdp import is_shard
 from llama.training.optimizer import TrainConfig
+from weights.formats.atomic_write import atomic_file
+from weights.formats.huggingface import write_safetensors
 from weights.formats.single_file import load_single_file, save_single_file
 
 State = dict[str, Any]
 
 # What may be another when a run goes on: how long it lasts, and what it writes and evaluates.
 RESUMABLE_SETTINGS = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-              "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
+                      "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
 
 
 class RunFolder:
@@ -58,7 +60,7 @@ class RunFolder:
 
     def forget_after(self, last: int) -> None:
         """Drop the metrics of steps after `last`, which come again; with 0, all of an older run under this name."""
-        distributed.barrier()                                          # all have read their state
+        distributed.barrier()                                       # all have read their state
         if not distributed.is_rank0():
             return
         for name in ("last.pt", "best.pt"):
@@ -169,19 +171,21 @@ def _write_shards(folder: Path, learned: dict[str, Tensor], objective: nn.Module
     packs a run's folder could have anything run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, groups = _sharded(learned, objective, optimizer)
-    save_file({name: _local(tensor).detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-              folder / f"rank-{distributed.rank()}.safetensors")
+    state = _optimizer_state(objective, optimizer)
+    tensors = {name: _local(tensor).detach().cpu().contiguous() for name, tensor in _flat(learned, state).items()}
+    ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+    write_safetensors(folder / f"rank-{distributed.rank()}.safetensors", ledger, tensors.items())
     if distributed.is_rank0():
-        plan = {"processes": distributed.size(), "param_groups": groups}
-        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+        plan = {"processes": distributed.size(), "param_groups": state.get("param_groups", [])}
+        with atomic_file(folder / "plan.json") as file:
+            file.write(json.dumps(plan).encode())
 
 
 @torch.no_grad()
 def _read_shards(folder: Path, learned: dict[str, Tensor], objective: nn.Module,
                  optimizer: torch.optim.Optimizer | None) -> None:
     """The inverse, in place. Raises ValueError where the folder holds another number of shards, or others."""
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
@@ -189,7 +193,7 @@ def _read_shards(folder: Path, learned: dict[str, Tensor], objective: nn.Module,
     except (OSError, ValueError, SafetensorError):
         raise ValueError(f"{folder} is damaged: its plan.json or rank-{distributed.rank()}.safetensors cannot be read; "
                          "start anew with --overwrite") from None
-    state = get_optimizer_state_dict(objective, optimizer) if optimizer else {}
+    state = _optimizer_state(objective, optimizer)
     tensors = _flat(learned, state)
     shapes = {name: _local(tensor).shape for name, tensor in tensors.items()}
     if plan.get("processes") != distributed.size() or shapes != {name: tensor.shape for name, tensor in found.items()}:
@@ -202,13 +206,11 @@ def _read_shards(folder: Path, learned: dict[str, Tensor], objective: nn.Module,
         set_optimizer_state_dict(objective, optimizer, state)
 
 
-def _sharded(learned: dict[str, Tensor], objective: nn.Module,
-             optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """All tensors by name, and the optimiser's groups with their settings."""
+def _optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer | None) -> State:
+    """By the names of parameters; nothing without an optimiser."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    state = get_optimizer_state_dict(objective, optimizer) if optimizer else {}
-    return _flat(learned, state), state.get("param_groups", [])
+    return get_optimizer_state_dict(objective, optimizer) if optimizer else {}
 
 
 def _flat(learned: dict[str, Tensor], optimizer_state: State) -> dict[str, Tensor]:
