@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test test-processors parity bench tasks mutants lint clean
+.PHONY: demo test test-processors parity bench tasks mutants fuzz lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -34,6 +34,9 @@ tasks: $(VENV)/ready .venv-bench/ready
 mutants: $(VENV)/ready
 	$(RUN) -m tests.mutants
 	$(RUN) -m tests.learners
+
+fuzz: $(VENV)/ready
+	$(RUN) -m tests.fuzz --count $(or $(COUNT),400)
 
 lint: $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6

@@ -107,6 +107,9 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{place}: {name} has the shape {tuple(tensor.shape)}, "
                              f"config.json asks for {tuple(expected[name].shape)}")
+        if not isinstance(tensor, QuantizedMatrix) and not tensor.is_floating_point():
+            raise ValueError(f"{place}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')} and config.json "
+                             "does not say how it was quantised (quantization_config); take the folder anew")
         refuse_non_finite(name, tensor, place)
         owner, _, leaf = name.rpartition(".")
         found.add(name)

@@ -99,6 +99,12 @@ class RopeScaling:
         return recommended(1)
 
 
+# Beyond these no file could hold a model, and shapes would be larger than numbers of 64 bits count.
+_MOST = {"vocab_size": 2**31, "hidden_size": 2**24, "intermediate_size": 2**28, "num_hidden_layers": 2**20,
+         "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "max_position_embeddings": 2**40,
+         "head_dim": 2**16, "sliding_window": 2**40}
+
+
 @dataclass(frozen=True)
 class LlamaConfig:
     """Everything that decides the shapes and the arithmetic of a model, and nothing else."""
@@ -122,11 +128,10 @@ class LlamaConfig:
     sliding_window: int = 0                 # keys that a query sees, itself among them (Mistral); 0 means all
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "max_position_embeddings"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name, most in _MOST.items():
+            value, least = getattr(self, name), name not in ("head_dim", "sliding_window")          # those may be 0
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from {least:d} to {most:,}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                              f"num_key_value_heads {self.num_key_value_heads}; each group shares one key-value head")
@@ -135,10 +140,6 @@ class LlamaConfig:
                 raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of "
                                  f"num_attention_heads {self.num_attention_heads}; change one or give head_dim")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in ("head_dim", "sliding_window"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, or 0")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even")
         for name in ("rms_norm_eps", "rope_theta"):
@@ -178,7 +179,7 @@ class LlamaConfig:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3.4e38   # as float32 has it
 
 
 def _llama(D: int, L: int, H: int, G: int, F: int, V: int = 32_000, context: int = 2048, **more: Any) -> LlamaConfig:

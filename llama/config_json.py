@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama.config import DEFAULT_ROPE_THETA, ROPE_SCALING_FIELDS, LlamaConfig, RopeScaling
+from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, number, record, whole
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,14 @@ FAMILIES = {
                     {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 32,
                      "sliding_window": 4096, "max_window_layers": 28}),
 }
+# Of what is looked at before LlamaConfig and RopeScaling ask their own fields.
+_ROPE = record({}, {"rope_theta": number(above=0), "rope_type": TEXT, "type": TEXT, "factor": number(),
+                    "original_max_position_embeddings": whole(1), "partial_rotary_factor": number()})
+FIELDS = {"model_type": TEXT, "num_hidden_layers": whole(1), "num_attention_heads": whole(1),
+          "max_position_embeddings": whole(1), "original_max_position_embeddings": whole(1),
+          "rope_theta": number(above=0), "rope_parameters": _ROPE, "rope_scaling": _ROPE, "sliding_window": whole(),
+          "use_sliding_window": FLAG, "max_window_layers": whole(), "layer_types": listed(TEXT),
+          "architectures": listed(TEXT)}
 FEATURES = ("attention_bias", "qkv_bias", "mlp_bias", "sliding_window")
 
 
@@ -42,6 +51,7 @@ def config_from_dict(values: dict[str, Any]) -> LlamaConfig:
 
     Raises ValueError, naming the field, for anything that would change the arithmetic and is not built here.
     """
+    check_fields(values, FIELDS, "config.json")
     _refuse_other_architectures(values)
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [name for name in required if name not in values]:
@@ -141,8 +151,6 @@ def _read_window(kind: str, values: dict[str, Any]) -> int:
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        raise ValueError("config.json: rope_parameters and rope_scaling must be objects, or null")
     theta = new.get("rope_theta", values.get("rope_theta"))
     if theta is None:
         theta = DEFAULT_ROPE_THETA

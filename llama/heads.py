@@ -25,6 +25,7 @@ from torch.nn import functional
 from llama.config import LlamaConfig
 from llama.config_json import config_to_dict
 from llama.model import Llama
+from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, mapped, record
 
 
 class Kind(NamedTuple):
@@ -45,6 +46,9 @@ ATTENTIONS = ("causal", "full")
 POOLINGS = ("last", "mean")
 SPAN = ("start", "end")                                             # what a head of spans gives scores for
 NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS.values()))
+FIELDS = {"architectures": listed(TEXT), "is_causal": FLAG, "problem_type": TEXT,
+          "id2label": mapped(TEXT, lambda key: key.isascii() and key.isdecimal(), "a number"),
+          "task_specific_params": mapped(record({}, {"pooling": TEXT}))}
 _PROBLEMS = {False: "single_label_classification", True: "multi_label_classification"}
 
 
@@ -102,16 +106,13 @@ class HeadConfig:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "HeadConfig | None":
         """The head that a config.json names; None for a language model. Raises ValueError for what are no labels."""
-        architecture = str((values.get("architectures") or [""])[0])
+        check_fields(values, FIELDS, "config.json")
+        architecture = (values.get("architectures") or [""])[0]
         kind = next((name for name, each in KINDS.items() if architecture.endswith(each.architecture)), None)
         if kind is None:
             return None
         named = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}              # what a silent file means
-        try:
-            labels = SPAN if kind == "spans" else tuple(named[key] for key in sorted(named, key=int))
-        except (TypeError, ValueError, AttributeError):
-            raise ValueError(f"config.json says id2label = {named!r:.80}; it must be an object with numbers as keys"
-                             ) from None
+        labels = SPAN if kind == "spans" else tuple(named[key] for key in sorted(named, key=int))
         about = dict((values.get("task_specific_params") or {}).get(kind) or {})
         pooling = about.pop("pooling", "last")
         return HeadConfig(labels, kind, "causal" if values.get("is_causal", True) else "full",

@@ -261,7 +261,7 @@ def test_worked_example_added_tokens_that_are_text_are_found_in_any_text(trained
     ({"model": {"dropout": 0.1}}, "dropout 0.1"),
     ({"model": {"merges": ["a"]}}, "merge 0 of the vocabulary is 'a'"),
     ({"model": {"merges": ["a b", "x ab"]}}, "merge .* of the vocabulary is"),
-    ({"model": {"vocab": []}}, "does not hold a byte-level BPE"),
+    ({"model": {"vocab": []}}, "tokenizer.json: model.vocab is \\[\\]; it must be an object"),
     ({"normalizer": {"type": "Lowercase"}}, "normalizer 'Lowercase'"),
     ({"pre_tokenizer": {"type": "Whitespace"}}, '"pre_tokenizer": {"type": "Whitespace"}'),
     ({"added_tokens": [{"id": 0, "content": "<mask>", "lstrip": True}]}, "lstrip at its token '<mask>'"),
@@ -298,3 +298,11 @@ def test_refusal_of_vocabularies_that_a_gguf_cannot_say():
 def test_refusal_of_a_gguf_without_merges():
     with pytest.raises(ValueError, match="has no merges"):
         bpe.from_vocabulary(gguf([]) | {"merges": None})
+
+
+def test_refusal_of_an_id_far_beyond_the_number_of_tokens():
+    spec = json.loads(bpe.train(["ab" * 9], 270).files()["tokenizer.json"])
+    for far in (4 * 10**8, 10**6):
+        spec["added_tokens"][0]["id"] = far
+        with pytest.raises(ValueError, match=f"has 2.. tokens and the id {far:,}, so it is damaged"):
+            bpe.BPETokenizer(spec)

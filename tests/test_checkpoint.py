@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import llama
 from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_model
 from llama.config import preset
+from llama.config_json import config_to_dict
 from llama.lora import LoRAConfig, add_lora
 from llama.pretrained import get_model
 from llama.quantization.swap import quantize
-from weights.formats.single_file import load_single_file, save_single_file
+from weights.formats.single_file import SINGLE_FILE, load_single_file, save_single_file
 
 
 def _same(a, b):
@@ -156,3 +159,47 @@ def test_refusal_of_numbers_that_are_not_finite(value, form, tmp_path, tiny_mode
     save_model(tiny_model, tmp_path / form)
     with pytest.raises(ValueError, match="layers.1.self_attn.k_proj.weight holds numbers that are not finite"):
         load_model(tmp_path / form)
+
+
+# Files of a few bytes that ask for gigabytes, or for ever
+
+
+def small_file(tmp_path, model, **changes):
+    torch.save({"format": SINGLE_FILE, "config": config_to_dict(model.config), "tensors": dict(model.state_dict()),
+                "tokenizer": {}} | changes, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def test_refusal_of_a_file_whose_content_is_packed(tmp_path, tiny_model):
+    path = small_file(tmp_path, tiny_model)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(ValueError, match="packed.pt: its content is compressed, which torch.save never does"):
+        load_model(tmp_path / "packed.pt")
+
+
+def test_refusal_of_a_tensor_larger_than_its_file(tmp_path, tiny_model):
+    huge = torch.zeros(1).expand(10**12)                            # one number, a million million times
+    path = small_file(tmp_path, tiny_model, tensors=tiny_model.state_dict() | {"huge": huge})
+    with pytest.raises(ValueError, match="'huge' has 1,000,000,000,000 numbers, more than the file holds"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"tensors": {"norm.weight": [1.0]}}, "tensors\\['norm.weight'\\] is \\[1.0\\]; it must be a tensor"),
+    ({"tensors": {5: torch.ones(1)}}, "tensors key is 5; it must be a text"),
+    ({"tokenizer": {"tokenizer.json": "{}"}}, "it must be bytes"), ({"config": None}, "config is None"),
+    ({"config": {"num_hidden_layers": 2_000_000_000}}, "has 2,000,000,000 layers by its config and 20 tensors")])
+def test_refusal_of_content_of_another_type(tmp_path, tiny_model, change, words):
+    with pytest.raises(ValueError, match=words):
+        load_model(small_file(tmp_path, tiny_model, **change))
+
+
+def test_refusal_of_whole_numbers_that_nothing_explains(tmp_path, tiny_model):
+    save_model(tiny_model, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ValueError, match="up_proj.weight is stored as int8 and config.json does not say how"):
+        load_model(tmp_path / "model")

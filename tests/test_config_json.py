@@ -118,7 +118,7 @@ def test_worked_example_the_context_under_each_scaling():
     ({"hidden_size": 4, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "head_dim is 2, which has one alone"),
     ({"rope_scaling": {"type": "linear"}}, "has no factor"),
     ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor is '2'; it must be a number"),
-    ({"rope_scaling": "linear"}, "must be objects"),
+    ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be an object"),
     ({"rope_theta": "1e4"}, "rope_theta is '1e4'; it must be a number"),
     ({"tie_word_embeddings": "no"}, "must be true or false"),
 ])

@@ -170,7 +170,7 @@ def test_refusal_of_configurations():
     for labels in ((), ("a", "a")):
         with pytest.raises(ValueError, match="give at least one name, and no name twice"):
             HeadConfig(labels)
-    with pytest.raises(ValueError, match="id2label = .* must be an object with numbers as keys"):
+    with pytest.raises(ValueError, match="id2label key is 'a'; it must be a number"):
         HeadConfig.from_dict({"architectures": ["LlamaForTokenClassification"], "id2label": {"a": "b"}})
     assert HeadConfig.from_dict({"architectures": ["LlamaForCausalLM"]}) is None
     assert HeadConfig.from_dict({"architectures": ["LlamaForSequenceClassification"]}).labels == ("LABEL_0", "LABEL_1")

@@ -235,7 +235,7 @@ def test_refusal_of_shards_that_are_not_as_the_index_says(tmp_path):
 
     refused("lacks model.norm.weight, which", placed={"model.norm.weight": second.name})
     refused("is said to lie in '../secret', which is no file", placed={"model.norm.weight": "../secret"})
-    refused("is said to lie in 5, which is no file", placed={"model.norm.weight": 5})
+    refused(r"weight_map\['model.norm.weight'\] is 5; it must be a text", placed={"model.norm.weight": 5})
     extra = {"model.layers.1.weight": torch.zeros(25), "model.norm.weight": torch.ones(1)}
     write_safetensors(folder / "extra.safetensors", ledger_of(extra), extra.items())
     refused("layers.1.weight is stored twice", placed={"model.norm.weight": "extra.safetensors"})

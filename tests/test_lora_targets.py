@@ -54,3 +54,10 @@ def test_property_every_key_of_peft_is_known():
 def test_refusal_rules_that_fit_nothing_or_contradict(change, words):
     with pytest.raises(ValueError, match=re.escape(words).replace(r"\.\*", ".*")):
         select_modules(LoRAConfig(**change), PATHS, LINEAR, tied=False)
+
+
+@pytest.mark.parametrize("rule", [{"targets": "(.+)+x"}, {"exclude": "((a|o|.)*)*x"}, {"rank_pattern": {"(.+)+x": 4}}])
+def test_refusal_of_patterns_that_never_end(rule, monkeypatch):
+    monkeypatch.setattr("llama.lora.targets._PATIENCE", 0.5)
+    with pytest.raises(ValueError, match=r"the patterns .* did not come to an end within 0.5 s"):
+        select_modules(LoRAConfig(**rule), PATHS, LINEAR, tied=False)

@@ -96,12 +96,12 @@ def test_refusal_scalings_that_metas_code_has_not(scaling, sentence):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"n_layers": "1"}, "n_layers is '1' in params.json; it must be a whole number of at least 1"),
-    ({"n_layers": None}, "n_layers is None in params.json"),
-    ({"n_kv_heads": 0}, "n_kv_heads is 0 in params.json"),
-    ({"vocab_size": -2}, "vocab_size is -2 in params.json"),
-    ({"rope_theta": 0}, "rope_theta is 0 in params.json; it must be a number above 0"),
-    ({"norm_eps": "small"}, "norm_eps is 'small' in params.json"),
+    ({"n_layers": "1"}, "params.json: n_layers is '1'; it must be a whole number of at least 1"),
+    ({"n_layers": None}, "params.json: n_layers is None"),
+    ({"n_kv_heads": 0}, "params.json: n_kv_heads is 0"),
+    ({"vocab_size": -2}, "params.json: vocab_size is -2"),
+    ({"rope_theta": 0}, "params.json: rope_theta is 0; it must be a number above 0"),
+    ({"norm_eps": "small"}, "params.json: norm_eps is 'small'"),
     ({"moe_args": {"num_experts": 8}}, "params.json says moe_args = .*, which is not built here"),
 ])  # fmt: skip
 def test_refusal_of_senseless_and_of_other_models(change, sentence):

@@ -7,7 +7,6 @@ from test_ladder import FILES
 
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}               # as names; model.eval() and re.compile are others
 UNPICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.distributed.checkpoint.load"}
-ALLOWED = {("weights.formats.single_file", "pickle.UnpicklingError")}           # an error to catch
 
 
 def findings(name, tree):
@@ -17,8 +16,7 @@ def findings(name, tree):
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                if (node.module.split(".")[0] in UNPICKLES or whole in ("torch.distributed.checkpoint",)) and \
-                        (name, whole) not in ALLOWED:
+                if (node.module.split(".")[0] in UNPICKLES or whole == "torch.distributed.checkpoint"):
                     yield f"from {node.module} import {alias.name}"
         elif isinstance(node, ast.Call):
             words = {keyword.arg: keyword.value for keyword in node.keywords}

@@ -223,7 +223,8 @@ def test_property_an_adapter_on_a_merged_model_records_no_base(folder, caplog):
     ("modules_to_save", ["norm"]), ("r", 4)])
 def test_refusal_options_that_are_not_built_here(folder, option, value):
     edit(folder / "adapter", **{option: value})
-    refused(folder, {"r": "rank|shape", "modules_to_save": "'norm'"}.get(option, option.removesuffix("_modules")))
+    words = {"r": "r is '8'; it must be a whole number|shape", "modules_to_save": "'norm'"}
+    refused(folder, words.get(option, option.removesuffix("_modules")))
 
 
 @pytest.mark.parametrize("option, value, words", [

@@ -97,7 +97,8 @@ def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
         read = {"ranks": tiktoken_ranks.from_ranks, "llama2.c": llama2c_vocabulary.from_tokenizer_bin}[kinds[name]]
         return read(files[name], settings)
     except ValueError as error:
-        raise ValueError(f"{place}/{name}: {error}") from None
+        says_which = str(error).startswith((name, *_BESIDE))
+        raise ValueError(f"{place}{'/' if says_which else f'/{name}: '}{error}") from None
 
 
 def _kind(data: bytes, place: str) -> str:

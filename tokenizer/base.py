@@ -20,10 +20,33 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.chat import detect_format
+from tokenizer.checked_json import (
+    FLAG,
+    TEXT,
+    check_fields,
+    check_value,
+    either,
+    listed,
+    mapped,
+    read_object,
+    record,
+    whole,
+)
 
 # Texts by which published vocabularies mark an end, for files that do not say which of their tokens do. The ends of a
 # document come first, since encode(eos=True) writes the first.
 WELL_KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>")
+
+# What the files beside a vocabulary may say, of what is read here.
+ADDED_TOKEN = record({"content": TEXT}, {"special": FLAG})
+ROLES = dict.fromkeys(("bos_token", "eos_token", "pad_token"), either(TEXT, record({"content": TEXT})))
+ROLE_IDS = {"bos_token_id": whole(-1), "eos_token_id": either(whole(-1), listed(whole(-1))), "pad_token_id": whole(-1)}
+TOKENIZER_CONFIG = ROLES | {
+    "add_bos_token": FLAG,
+    "chat_template": either(TEXT, listed(record({"name": TEXT, "template": TEXT}))),
+    "added_tokens_decoder": mapped(ADDED_TOKEN, lambda key: key.isascii() and key.isdecimal() and len(key) < 11,
+                                   "an id"),
+}
 
 
 @dataclass
@@ -55,7 +78,11 @@ class Settings:
         tokenizer = read_json(files, "tokenizer_config.json")
         generation = read_json(files, "generation_config.json")
         numbers = generation or read_json(files, "config.json")
-        names = read_json(files, "special_tokens_map.json") | tokenizer
+        others = read_json(files, "special_tokens_map.json")
+        check_fields(tokenizer, TOKENIZER_CONFIG, "tokenizer_config.json")
+        check_fields(others, ROLES, "special_tokens_map.json")
+        check_fields(numbers, ROLE_IDS, "generation_config.json" if generation else "config.json")
+        names = others | tokenizer
         names = {role: _content(names[role]) for role in ("bos_token", "eos_token", "pad_token") if role in names}
         ends = numbers.get("eos_token_id")
         ends = ends if isinstance(ends, list) else [ends]
@@ -301,16 +328,23 @@ def is_control(token: dict) -> bool:
     return bool(token.get("special")) or (token["content"].startswith("<|") and token["content"].endswith("|>"))
 
 
+def check_ids(ids: Iterable[int], count: int) -> None:
+    """See that no id lies far beyond so many tokens: up to the largest there is a list of all.
+
+    Raises ValueError. Vocabularies have gaps, but none that a file of a few bytes could make gigabytes of.
+    """
+    if (largest := max(ids, default=0)) > 2 * count + 65_536:
+        raise ValueError(f"the vocabulary has {count:,} tokens and the id {largest:,}, so it is damaged; fetch it "
+                         "again")
+
+
 def _without_none(fields: dict) -> dict:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _content(token: object) -> str | None:
+def _content(token: str | dict | None) -> str | None:
     """The text of a token in tokenizer_config.json, which may stand in an object with flags."""
-    text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str | None):
-        raise ValueError(f"tokenizer_config.json names a token that is no text: {token!r}")
-    return text
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _template_of(files: dict[str, bytes], tokenizer_config: dict) -> str | None:
@@ -320,22 +354,15 @@ def _template_of(files: dict[str, bytes], tokenizer_config: dict) -> str | None:
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         template = next((each.get("template") for each in template if each.get("name") == "default"), None)
-    if not isinstance(template, str | None):
-        raise ValueError("tokenizer_config.json has a chat_template that is no text")
     return template
 
 
 def _added_tokens(files: dict[str, bytes], tokenizer_config: dict) -> dict[int, dict]:
     """id -> {"content", "special"}. Older folders list them in a file of their own, which knows no flags."""
-    added = {id: {"content": text, "special": True} for text, id in read_json(files, "added_tokens.json").items()}
-    try:
-        added |= {int(id): token for id, token in (tokenizer_config.get("added_tokens_decoder") or {}).items()}
-        well_formed = all(isinstance(token["content"], str) and isinstance(id, int) for id, token in added.items())
-    except (AttributeError, KeyError, TypeError, ValueError):
-        well_formed = False
-    if not well_formed:
-        raise ValueError("the added tokens of tokenizer_config.json or added_tokens.json are not ids with their texts")
-    return added
+    alone = check_value(read_json(files, "added_tokens.json"), mapped(whole()), "added_tokens.json")
+    flagged = tokenizer_config.get("added_tokens_decoder") or {}
+    return {id: {"content": content, "special": True} for content, id in alone.items()} | \
+        {int(id): token for id, token in flagged.items()}
 
 
 def utf8(text: str) -> bytes:
@@ -348,18 +375,8 @@ def utf8(text: str) -> bytes:
 
 
 def read_json(files: dict[str, bytes], name: str) -> dict:
-    """The object in a JSON file, {} where the file is missing. Raises ValueError naming file and line."""
-    if name not in files:
-        return {}
-    try:
-        value = json.loads(files[name])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: line {error.lineno} is not JSON: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise ValueError(f"{name} is not JSON in UTF-8") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds a JSON {type(value).__name__} where an object is expected")
-    return value
+    """The object in a JSON file, {} where the file is missing. Raises ValueError, naming file and line."""
+    return read_object(files[name], name) if name in files else {}
 
 
 def write_json(value: dict) -> bytes:

@@ -24,9 +24,22 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from tokenizer.base import Settings, Tokenizer, is_control, utf8, write_json
+from tokenizer.base import Settings, Tokenizer, check_ids, is_control, utf8, write_json
 from tokenizer.bpe_merge import WordCache, merge
 from tokenizer.bpe_train import learn_merges
+from tokenizer.checked_json import (
+    ANYTHING,
+    FLAG,
+    NULL,
+    TEXT,
+    check_value,
+    either,
+    listed,
+    mapped,
+    number,
+    record,
+    whole,
+)
 from tokenizer.pretokenize import RULES, SplitRule, rule_of_gguf, rule_of_json
 
 # GGUF's types of token
@@ -69,23 +82,22 @@ class BPETokenizer(Tokenizer):
 
     def __init__(self, spec: dict, settings: Settings | None = None) -> None:
         settings = settings or Settings()
-        try:
-            model = spec["model"]
-            vocab: dict[str, int] = model["vocab"]
-            added: list[dict] = spec.get("added_tokens") or []
-            refuse_other_modes(spec)
-            _refuse_what_is_not_of_bytes(spec)
-            self._rule = rule_of_json(spec.get("pre_tokenizer"))
-            self._nfc = spec.get("normalizer") is not None
-            self._ranks, self._merged = _read_merges(model["merges"], vocab)
-            spellings = {id: unicode_to_bytes(token) for token, id in vocab.items()}
-            spellings |= {token["id"]: token["content"].encode() for token in added}
-            spellings = [spellings.get(id, b"") for id in range(max(spellings) + 1)]
-            control = {token["content"]: token["id"] for token in added if is_control(token)}
-            always = {token["content"]: token["id"] for token in added if not is_control(token)}
-            bos = bos_of(spec.get("post_processor"))
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"tokenizer.json does not hold a byte-level BPE: {error!r} while reading it") from None
+        check_value(spec, SPEC, "tokenizer.json")
+        model = spec["model"]
+        vocab: dict[str, int] = model["vocab"]
+        added: list[dict] = spec.get("added_tokens") or []
+        refuse_other_modes(spec)
+        _refuse_what_is_not_of_bytes(spec)
+        self._rule = rule_of_json(spec.get("pre_tokenizer"))
+        self._nfc = spec.get("normalizer") is not None
+        self._ranks, self._merged = _read_merges(model["merges"], vocab)
+        spellings = {id: unicode_to_bytes(token) for token, id in vocab.items()}
+        spellings |= {token["id"]: token["content"].encode() for token in added}
+        check_ids(spellings, len(spellings))
+        spellings = [spellings.get(id, b"") for id in range(max(spellings, default=-1) + 1)]
+        control = {token["content"]: token["id"] for token in added if is_control(token)}
+        always = {token["content"]: token["id"] for token in added if not is_control(token)}
+        bos = bos_of(spec.get("post_processor"))
         unknown = vocab.get(model.get("unk_token"))
         self._byte_ids = [vocab.get(char, unknown) for char in ALPHABET]
         if model.get("ignore_merges"):      # Llama 3: a word that is a token is that token, whatever merges would make
@@ -154,6 +166,16 @@ class BPETokenizer(Tokenizer):
 
 # Reading tokenizer.json
 
+# What is read of it. Which of the many things that its parts can say are done here, is asked where they are read.
+_OBJECT = either(mapped(ANYTHING), NULL)
+_MODEL = record({"vocab": mapped(whole()), "merges": listed(either(TEXT, listed(TEXT)))},
+                {"type": TEXT, "unk_token": TEXT, "byte_fallback": FLAG, "ignore_merges": FLAG, "dropout": number(),
+                 "continuing_subword_prefix": TEXT, "end_of_word_suffix": TEXT})
+_ADDED = record({"id": whole(), "content": TEXT},
+                dict.fromkeys(("special", "lstrip", "rstrip", "single_word", "normalized"), FLAG))
+SPEC = record({"model": _MODEL}, {"added_tokens": listed(_ADDED), "normalizer": _OBJECT, "pre_tokenizer": _OBJECT,
+                                  "post_processor": _OBJECT})
+
 
 def refuse_other_modes(spec: dict) -> None:
     """Raises ValueError for a tokenizer.json, of whatever kind, that asks for something that would change ids."""
@@ -187,8 +209,8 @@ def _read_merges(merges: list, vocab: dict[str, int]) -> tuple[dict[tuple[int, i
             ranks[vocab[left], vocab[right]] = rank
             merged.append(vocab[left + right])
         except (ValueError, KeyError):
-            raise ValueError(f"merge {rank} of the vocabulary is {entry!r}, which is not two of its tokens that make a "
-                             "third") from None
+            raise ValueError(f"merge {rank} of the vocabulary is {entry!r:.80}, which is not two of its tokens that "
+                             "make a third") from None
     return ranks, merged
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import sentencepiece
 
-from tokenizer.base import Settings, Tokenizer, is_control, write_json
+from tokenizer.base import Settings, Tokenizer, check_ids, is_control, write_json
 from tokenizer.spm_model import (
     BPE,
     BYTE,
@@ -51,6 +51,7 @@ class PieceTokenizer(Tokenizer):
         spellings = [_spelling(piece, type) for piece, type in zip(model.pieces, model.types, strict=True)]
         special = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
                    if type in (CONTROL, UNKNOWN)}
+        check_ids(settings.added, len(spellings))
         self._added = {token["content"]: id for id, token in settings.added.items() if id >= len(spellings)}
         spellings += [b""] * (max(self._added.values(), default=-1) + 1 - len(spellings))
         for text, id in self._added.items():

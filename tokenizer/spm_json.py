@@ -16,8 +16,9 @@ Try: drop `restarts` from "first"; tests/test_spm_json.py (test_worked_example_w
 from dataclasses import replace
 from typing import Any
 
-from tokenizer.base import Settings, is_control, write_json
-from tokenizer.bpe import bos_of, refuse_other_modes
+from tokenizer.base import Settings, check_ids, is_control, write_json
+from tokenizer.bpe import SPEC, bos_of, refuse_other_modes
+from tokenizer.checked_json import check_value
 from tokenizer.spm_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
 from tokenizer.spm_pure import PlainPieceTokenizer
 
@@ -32,14 +33,12 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
 
     def __init__(self, spec: dict, settings: Settings | None = None) -> None:
         settings = settings or Settings()
-        try:
-            refuse_other_modes(spec)
-            self._prefix = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
-            self._pairs = _pairs_of(spec["model"])
-            bos = bos_of(spec.get("post_processor"))
-            model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix != "never")
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"tokenizer.json does not hold a SentencePiece BPE: {error!r} while reading it") from None
+        check_value(spec, SPEC, "tokenizer.json")
+        refuse_other_modes(spec)
+        self._prefix = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
+        self._pairs = _pairs_of(spec["model"])
+        bos = bos_of(spec.get("post_processor"))
+        model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix != "never")
         if settings.adds_bos is None:
             settings = replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
         super().__init__(model, replace(settings, added={}))
@@ -94,8 +93,9 @@ def _model_of(spec: dict, pairs: dict[tuple[str, str], int], *, bos: str | None,
     by_id = {id: piece for piece, id in vocab.items()} | {id: token["content"] for id, token in added.items()}
     order = {left + right: number for number, group in enumerate(_groups(list(pairs))) for left, right in group}
     unknown = spec["model"].get("unk_token")
+    check_ids(by_id, len(by_id))
     pieces, types = [], []
-    for id in range(max(by_id) + 1):
+    for id in range(max(by_id, default=-1) + 1):
         piece = by_id.get(id, f"[PAD{id}]")
         pieces.append(piece)
         if id in added:
@@ -107,6 +107,8 @@ def _model_of(spec: dict, pairs: dict[tuple[str, str], int], *, bos: str | None,
     missing = {f"<0x{byte:02X}>" for byte in range(256)} - vocab.keys()
     if missing:
         raise ValueError(f"tokenizer.json falls back to bytes, but has no piece {min(missing)}")
+    if len(by_id) < len(vocab.keys() | {token["content"] for token in added.values()}):
+        raise ValueError("two tokens of tokenizer.json have one id, so it is damaged; fetch it again")
     names = {role: piece for role, piece in (("unk_id", unknown), ("bos_id", bos)) if piece}
     return build_model(pieces, [-float(order.get(piece, len(order))) for piece in pieces], types, names=names,
                        space_first=space_first)
@@ -137,11 +139,11 @@ def _is_byte(piece: str) -> bool:
 def _pairs_of(model: dict) -> dict[tuple[str, str], int]:
     pairs: dict[tuple[str, str], int] = {}
     for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if not {left, right, left + right} <= model["vocab"].keys():
-            raise ValueError(f"merge {rank} of the vocabulary is {merge!r}, which is not two of its tokens that "
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if len(parts) != 2 or not {*parts, "".join(parts)} <= model["vocab"].keys():
+            raise ValueError(f"merge {rank} of the vocabulary is {merge!r:.80}, which is not two of its tokens that "
                              "make a third")
-        pairs.setdefault((left, right), rank)
+        pairs.setdefault((parts[0], parts[1]), rank)
     return pairs
 
 

@@ -20,6 +20,20 @@ from torch import Tensor
 
 from llama.heads import KINDS, SPAN, HeadConfig
 from llama.lora.targets import LoRAConfig, Names
+from tokenizer.checked_json import (
+    ANYTHING,
+    FLAG,
+    TEXT,
+    check_fields,
+    check_value,
+    either,
+    listed,
+    mapped,
+    number,
+    read_value,
+    record,
+    whole,
+)
 from weights.formats.atomic_write import atomic_folder
 from weights.formats.huggingface import memory_name, misfit, read_json, stored_name, to_json, write_safetensors
 
@@ -53,6 +67,16 @@ NOT_BUILT = {
     "megatron_config": "layers of Megatron",
 }
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")               # others change the base as well
+
+
+_HEAD = record({"labels": listed(TEXT)}, {"kind": TEXT, "attention": TEXT, "pooling": TEXT, "multi_label": FLAG,
+                                          "about": mapped(ANYTHING)})
+_NAMES = either(TEXT, listed(TEXT))
+FIELDS = {"peft_type": TEXT, "r": whole(1), "lora_alpha": number(above=0), "lora_dropout": number(0),
+          "target_modules": _NAMES, "exclude_modules": _NAMES, "layers_to_transform": either(whole(), listed(whole())),
+          "rank_pattern": mapped(whole(1)), "alpha_pattern": mapped(number(above=0)), "use_rslora": FLAG,
+          "use_dora": FLAG, "modules_to_save": listed(TEXT), "ensure_weight_tying": FLAG, "bias": TEXT,
+          "init_lora_weights": either(FLAG, TEXT), "layers_pattern": _NAMES, "base_model_name_or_path": TEXT}
 
 
 @dataclass
@@ -107,6 +131,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is no adapter folder: there is no {CONFIG} in it")
     values = read_json(folder / CONFIG)
+    check_fields(values, FIELDS, str(folder / CONFIG))
     _refuse_options(values, folder / CONFIG)
     config = config_from_peft(values, folder / CONFIG)
     path = folder / TENSORS
@@ -132,7 +157,7 @@ def _head(recorded: str | None, tensors: dict[str, Tensor], path: Path) -> HeadC
     """The head of labels in an adapter; PEFT's folders say no more of it than its shape."""
     try:
         if recorded:
-            return HeadConfig(**json.loads(recorded))
+            return HeadConfig(**check_value(read_value(recorded, HEAD), _HEAD, HEAD))
         for kind, each in KINDS.items():
             if f"{each.name}.weight" in tensors and (f"{each.name}.bias" in tensors) == each.bias:
                 count = len(tensors[f"{each.name}.weight"])
@@ -206,10 +231,6 @@ def config_from_peft(values: dict[str, Any], path: str | Path) -> LoRAConfig:
     saved = _names(values, "modules_to_save", path, pattern=False)
     layers = values.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers or []
-    for key, kind in (("layers_to_transform", list), ("rank_pattern", dict), ("alpha_pattern", dict)):
-        value = layers if kind is list else values.get(key) or {}
-        if not isinstance(value, kind):
-            raise ValueError(f"{path}: {key} is {value!r}; it must be a JSON {'list' if kind is list else 'object'}")
     try:
         return LoRAConfig(
             rank=values["r"], alpha=values["lora_alpha"], dropout=values.get("lora_dropout") or 0.0,

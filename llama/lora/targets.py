@@ -9,9 +9,12 @@ Try: let `fits` search for a pattern instead of matching the whole name; tests/t
 """
 
 import difflib
+import json
 import logging
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -96,6 +99,7 @@ def select_modules(config: LoRAConfig, paths: Collection[str], linear: Collectio
 
     Raises ValueError for a name or pattern that no linear layer fits, with the nearest, and for contradictions.
     """
+    _rehearse(config, paths)
     whole = _learned_whole(config, tied=tied)
     adapted = _targeted(config, paths, linear)
     if not isinstance(config.targets, str) and (both := set(adapted) & set(whole)):
@@ -185,8 +189,35 @@ def _by_pattern(patterns: Mapping[str, Any], path: str, otherwise: Any) -> Any:
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), otherwise)
 
 
+def _rehearse(config: LoRAConfig, paths: Collection[str]) -> None:
+    """See in another process that the patterns come to an end: an adapter of a stranger brings its own, and one like
+    (.+)+x tries more ways than there is time. What ends there ends here, since it is asked the same.
+
+    Raises ValueError for patterns that take longer than a few seconds.
+    """
+    patterns = {name: list(each) for name, each in config._patterns().items() if list(each) not in ([], [ALL_LINEAR])}
+    if not patterns:
+        return
+    work = [[name, pattern if name in ("targets", "exclude") else rf"(.*\.)?({pattern})$", list(map(_stored, paths))]
+            for name, each in patterns.items() for pattern in each]
+    try:
+        subprocess.run([sys.executable, "-I", "-S", "-c", _MATCH_ALL], input=json.dumps(work), text=True,
+                       encoding="utf-8", timeout=_PATIENCE, check=True)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{' and '.join(patterns)}: the patterns {patterns!r:.200} did not come to an end within "
+                         f"{_PATIENCE} s; write them without a repetition inside a repetition") from None
+
+
+_PATIENCE = 5                                                       # seconds, for what takes thousandths
+_MATCH_ALL = """import json, re, sys
+for name, pattern, modules in json.load(sys.stdin):
+    for module in modules:
+        (re.fullmatch if name in ("targets", "exclude") else re.match)(pattern, module)
+"""
+
+
 def _check_pattern(name: str, pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"{name}: '{pattern}' is no regular expression ({error})") from None

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tokenizer.checked_json import TEXT, check_fields, mapped, read_object
 from weights.formats.atomic_write import atomic_file, atomic_folder
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
@@ -64,14 +65,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a model folder has a {path.name}")
     try:
-        values = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or convert it again") from None
-    except (ValueError, RecursionError):                          # no text, a number of 5,000 digits, too deep
-        raise ValueError(f"{path}: not JSON; fetch or convert it again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a JSON {type(values).__name__}, but must hold an object: {{…}}")
-    return values
+        return read_object(path.read_bytes(), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; fetch or convert it again") from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -154,12 +150,13 @@ def _tensor_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """{file: names of the tensors in it}, in the order of the file names."""
-    placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
+    values = read_json(index)
+    check_fields(values, {"weight_map": mapped(TEXT)}, str(index))
+    if not (placed := values.get("weight_map")):
         raise ValueError(f"{index}: has no weight_map, which says what file holds what tensor; fetch it again")
     shards: dict[str, set[str]] = {}
     for name, shard in placed.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if Path(shard).name != shard or shard == "..":
             raise ValueError(f"{index}: {name} is said to lie in {shard!r}, which is no file of this folder")
         if not name.endswith("rotary_emb.inv_freq"):
             shards.setdefault(shard, set()).add(name)

@@ -11,12 +11,17 @@ fails, while answers to short questions would stay right, and long documents dis
 from pathlib import Path
 from typing import Any
 
+from tokenizer.checked_json import ANYTHING, FLAG, check_value, either, number, one_of, record, whole
 from weights.formats.huggingface import DEFAULT_ROPE_THETA, for_all_readers
 from weights.formats.plain_llama import Sizes
 
 PARAMS = "params.json"
-KEYS = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-        "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size")
+SIZES = {"dim": whole(1), "n_layers": whole(1), "n_heads": whole(1)}
+OPTIONS = {"n_kv_heads": whole(1), "vocab_size": either(whole(1), one_of(-1)), "multiple_of": whole(1),
+           "ffn_dim_multiplier": number(above=0), "norm_eps": number(above=0), "rope_theta": number(above=0),
+           "use_scaled_rope": FLAG, "rope_scaling_factor": number(above=0), "max_seq_len": whole(1),
+           "max_batch_size": ANYTHING}
+FIELDS = record(SIZES, OPTIONS)
 DEFAULT_EPS = 1e-5                      # of Meta's code, where the file has none
 
 # The factor that the weights were trained with: (D, L, H) → which models, and by how much they scale.
@@ -38,19 +43,10 @@ LLAMA_2 = ((4096, 32, 32, 32), (5120, 40, 40, 40), (8192, 80, 64, 8))           
 def check(place: Path, params: dict[str, Any]) -> None:
     """Raise ValueError for keys that would change the arithmetic and are not built here, and for senseless numbers."""
     for key, value in params.items():
-        if key not in KEYS and value not in (None, False, -1):
+        if key not in SIZES | OPTIONS and value not in (None, False, -1):
             raise ValueError(f"{place}: {PARAMS} says {key} = {value!r}, which is not built here; only if it leaves "
                              "the arithmetic alone, delete it there")
-    for key in ("norm_eps", "rope_theta", "rope_scaling_factor", "ffn_dim_multiplier"):
-        value = params.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            raise ValueError(f"{place}: {key} is {value!r} in {PARAMS}; it must be a number above 0")
-    for key in ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len", "vocab_size"):
-        value = params.get(key)
-        if (value is None and key not in ("dim", "n_layers", "n_heads")) or (value == -1 and key == "vocab_size"):
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{place}: {key} is {value!r} in {PARAMS}; it must be a whole number of at least 1")
+    check_value(params, FIELDS, f"{place}: {PARAMS}")
 
 
 def read_params(place: Path, params: dict[str, Any], sizes: Sizes) -> dict[str, Any]:

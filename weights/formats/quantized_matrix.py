@@ -127,8 +127,8 @@ def quantization_config(bits: int, dtype: torch.dtype, fingerprint: str) -> dict
 def dtype_of(values: Any, place: Any) -> torch.dtype:
     """That of an entry. Raises ValueError, with its method, for one that is not ours."""
     values = values if isinstance(values, dict) else {"method": values}
-    method, name = values.get("method") or values.get("quant_method"), values.get("dtype")
-    if method not in METHODS.values() or name not in ("float32", "bfloat16", "float16"):
+    method, name, bits = values.get("method") or values.get("quant_method"), values.get("dtype"), values.get("bits")
+    if bits not in (8, 4) or method != METHODS[bits] or name not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"{place}: the tensors are quantised in a way not known here ({method}); known are "
                          f"{' and '.join(METHODS.values())}; take the model that they were made from")
     return getattr(torch, name)

@@ -10,20 +10,25 @@ Try: in `load_single_file`, load with weights_only=False; tests/test_checkpoint.
 """
 
 import errno
+import struct
 import tempfile
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load says of what is no plain data
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizer.checked_json import ANYTHING, Field, check_value, mapped, record
 from weights.formats.atomic_write import atomic_file
 from weights.formats.huggingface import Ledger, checked_bytes
 
 SINGLE_FILE = "llama single file, version 1"
+_TENSOR = Field("a tensor", lambda value: isinstance(value, Tensor))
+_BYTES = Field("bytes", lambda value: isinstance(value, bytes))
+CONTENT = record({"config": mapped(ANYTHING), "tensors": mapped(_TENSOR), "tokenizer": mapped(_BYTES)})
 
 
 def open_single(path: str | Path) -> dict[str, Any]:
@@ -31,7 +36,7 @@ def open_single(path: str | Path) -> dict[str, Any]:
     content = load_single_file(Path(path), "model file written by model.save")
     if content.get("format") != SINGLE_FILE:
         raise ValueError(f"{path}: this is no model file written by model.save; it lacks format '{SINGLE_FILE}'")
-    return content
+    return check_value(content, CONTENT, str(path))
 
 
 def write_single(path: str | Path, config: dict[str, Any], ledger: Ledger, tensors: Iterable[tuple[str, Tensor]], *,
@@ -72,12 +77,40 @@ def load_single_file(path: Path, what: str) -> dict[str, Any]:
     """What `save_single_file` wrote, read as plain data: a file from elsewhere cannot run code here."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
+    _refuse_compressed(path, what)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError, UnpicklingError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:                                      # damaged pickles make torch fail in any way at all
         if isinstance(error, OSError) and error.errno != errno.EINVAL:              # that is what is cut short; others
             raise                                                                   # say themselves what is the matter
         raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
+    for name, tensor in _tensors(content):
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.nbytes > path.stat().st_size:
+            raise ValueError(f"{path}: {name!r:.80} has {tensor.numel():,} numbers, more than the file holds; fetch or "
+                             "copy it again")
     return content
+
+
+def _refuse_compressed(path: Path, what: str) -> None:
+    """torch.save compresses nothing, and of a few packed bytes gigabytes could come."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, UnicodeDecodeError):
+        raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
+    if packed or unpacked > path.stat().st_size:
+        raise ValueError(f"{path}: its content is compressed, which torch.save never does; save it again with torch")
+
+
+def _tensors(content: dict[str, Any], depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+    """Those in it, and in the dictionaries in it."""
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, dict) and depth:
+            yield from _tensors(value, depth - 1)

@@ -102,7 +102,12 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a model is a folder with config.json, or a file; {KNOWN}")
-    return _READERS[_kind(path)](path)
+    source = _READERS[_kind(path)](path)
+    layers = source.config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(source.ledger):     # before shapes of a billion layers are made
+        raise ValueError(f"{path} has {layers:,} layers by its config and {len(source.ledger):,} tensors; fetch or "
+                         "convert it again")
+    return source
 
 
 def _kind(path: Path) -> str:
