@@ -190,7 +190,7 @@ def test_refusal_of_a_tensor_larger_than_its_file(tmp_path, tiny_model):
     ({"tensors": {"norm.weight": [1.0]}}, "tensors\\['norm.weight'\\] is \\[1.0\\]; it must be a tensor"),
     ({"tensors": {5: torch.ones(1)}}, "tensors key is 5; it must be a text"),
     ({"tokenizer": {"tokenizer.json": "{}"}}, "it must be bytes"), ({"config": None}, "config is None"),
-    ({"config": {"num_hidden_layers": 2_000_000_000}}, "has 2,000,000,000 layers by its config and 20 tensors")])
+    ({"config": {"num_hidden_layers": 2_000_000_000}}, "has 2,000,000,000 layers by its config and 21 tensors")])
 def test_refusal_of_content_of_another_type(tmp_path, tiny_model, change, words):
     with pytest.raises(ValueError, match=words):
         load_model(small_file(tmp_path, tiny_model, **change))

@@ -179,7 +179,7 @@ def test_refusal_of_settings_that_do_not_fit(byte_level):
         ("generation_config.json", {"eos_token_id": 128001}, "the token 128001 a role"),
         ("tokenizer_config.json", {"eos_token": 5}, "tokenizer_config.json: eos_token is 5; it must be a text"),
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template is 5; it must be a text"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}, "added_tokens_decoder key is 'x'; it must be an id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}, "decoder key is 'x'; it must be an id"),
         ("tokenizer_config.json", [1], "holds a JSON list, but must hold an object"),
     ):
         with pytest.raises(ValueError, match=words):
