@@ -10,6 +10,7 @@ Try: load a folder whose config.json says one layer fewer; tests/test_checkpoint
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -31,8 +32,11 @@ from tokenizer.base import Tokenizer
 from weights.formats import huggingface
 from weights.formats.huggingface import misfit, some_names
 from weights.formats.quantized_matrix import PARTS, QuantizedMatrix, quantization_config
-from weights.formats.single_file import SINGLE_FILE, save_single_file
+from weights.formats.single_file import SINGLE_FILE
 from weights.formats.sources import open_source
+from weights.formats.torch_file import save_torch_file
+
+log = logging.getLogger(__name__)
 
 
 class PretrainedLlama(Llama):
@@ -84,8 +88,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     load_tensors(model, tensors, device=device, dtype=dtype or source.dtype, place=source.path)
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} ids, "
-                         f"the model only {model.config.vocab_size} rows")
+        log.warning("%s: the tokenizer has %d ids, the model only %d rows; texts with the others are refused", path,
+                    tokenizer.vocab_size, model.config.vocab_size)
     model.tokenizer, model.source = tokenizer, source.path
     return model.eval()
 
@@ -159,7 +163,7 @@ def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = Tr
         tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     if path.suffix == ".pt":
         content = {"format": SINGLE_FILE, "config": config, "tensors": tensors, "tokenizer": files}
-        save_single_file(path, content)
+        save_torch_file(path, content)
     else:
         ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
         config |= _dtype_fields(model.dtype) | _special_ids(model.tokenizer)

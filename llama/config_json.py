@@ -149,17 +149,24 @@ def _read_window(kind: str, values: dict[str, Any]) -> int:
     return 0 if kinds and kinds[0] == "full_attention" else window
 
 
+def _kind_of_rope(rope: dict[str, Any]) -> str:
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    theta = new.get("rope_theta", values.get("rope_theta"))
+    theta = (old.get("rope_theta") or new.get("rope_theta") or values.get("rope_theta"))
     if theta is None:
         theta = DEFAULT_ROPE_THETA
         log.warning("config.json names no rope_theta; 10,000 is taken, as the first Llamas mean it")
-    rope = new or old
+    rope = old or new                                               # both: what somebody added to a newer file by hand
+    if old and new and _kind_of_rope(old) != _kind_of_rope(new):
+        log.warning("config.json scales positions in two ways, rope_scaling by %s and rope_parameters by %s; the first "
+                    "is taken", _kind_of_rope(old), _kind_of_rope(new))
     if rope.get("partial_rotary_factor") not in (None, 1):
         raise ValueError(f"config.json says partial_rotary_factor = {rope['partial_rotary_factor']!r}; only 1.0 is "
                          "built here")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = _kind_of_rope(rope)
     if kind == "default":
         return theta, None
     if rope.get("factor") is None:

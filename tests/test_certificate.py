@@ -12,7 +12,7 @@ from weights import convert as command
 from weights import passage as built_in
 from weights.certificate import block_by_block, read_as_user, read_naively, verify
 from weights.convert import convert
-from weights.formats import huggingface
+from weights.formats import huggingface, tensor_files
 from weights.formats.plain_llama import to_interleaved
 from weights.formats.sources import open_source
 from weights.passage import passage
@@ -176,7 +176,7 @@ def test_refusal_of_files_that_are_read_otherwise_than_they_were(folder, tmp_pat
     """The same bytes, and another program: what a later version of this one could do."""
     made = convert(folder, tmp_path / "made")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="embed_tokens.weight is read otherwise"):
-        patch.setattr(huggingface, "read_tensor", lambda place, read=huggingface.read_tensor: read(place) * 2)
+        patch.setattr(tensor_files, "_read", lambda *place, read=tensor_files._read: read(*place) * 2)
         verify(made)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="logits differ by .* from those"):
         patch.setattr(module, "load_model", lambda path, dtype: PretrainedLlama(load_model(path).config).eval())

@@ -18,7 +18,8 @@ from llama.config_json import config_to_dict
 from llama.lora import LoRAConfig, add_lora
 from llama.pretrained import get_model
 from llama.quantization.swap import quantize
-from weights.formats.single_file import SINGLE_FILE, load_single_file, save_single_file
+from weights.formats.single_file import SINGLE_FILE
+from weights.formats.torch_file import load_torch_file, save_torch_file
 
 
 def _same(a, b):
@@ -112,10 +113,10 @@ def test_refusal_files_that_are_no_models(tiny_model, tmp_path, content):
 def test_refusal_a_file_cut_short_by_so_many_bytes(tmp_path, missing):
     """Short of its very end the system refuses to map it, which is no other matter to whoever reads the message."""
     path = tmp_path / "x.pt"
-    save_single_file(path, {"numbers": torch.zeros(1000)})
+    save_torch_file(path, {"numbers": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:-missing])
     with pytest.raises(ValueError, match="x.pt: this is no model, or a damaged one"):
-        load_single_file(path, "model")
+        load_torch_file(path, "model")
 
 
 def test_refusal_a_file_that_would_run_code(tmp_path):
@@ -137,11 +138,11 @@ def test_refusal_a_model_with_lora_is_not_saved_as_a_plain_one(tiny_model, tmp_p
 
 
 def test_property_a_killed_write_leaves_the_old_file(tmp_path):
-    save_single_file(tmp_path / "x.pt", {"old": 1})
-    script = ("import os, signal; from pathlib import Path; from weights.formats import huggingface, single_file\n"
+    save_torch_file(tmp_path / "x.pt", {"old": 1})
+    script = ("import os, signal; from pathlib import Path; from weights.formats import huggingface, torch_file\n"
               "def killed(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
               "huggingface.os.fsync = killed\n"
-              f"single_file.save_single_file(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
+              f"torch_file.save_torch_file(Path({str(tmp_path / 'x.pt')!r}), {{'new': 2}})")
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert torch.load(tmp_path / "x.pt") == {"old": 1}
 

@@ -140,3 +140,11 @@ def test_refusal_of_parts_that_no_class_has_together(changes, words):
 def test_refusal_missing_fields_are_listed():
     with pytest.raises(ValueError, match="lacks vocab_size, intermediate_size"):
         config_from_dict({"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1})
+
+
+def test_worked_example_scaling_added_by_hand_to_a_newer_file(caplog):
+    """transformers 5 takes rope_scaling where both are there: that is what somebody edited."""
+    values = config_to_dict(preset("test", rope_theta=500.0)) | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    config = config_from_dict(values)
+    assert config.rope_scaling == RopeScaling("linear", 4.0) and config.rope_theta == 500.0
+    assert "rope_scaling by linear and rope_parameters by default; the first is taken" in caplog.text

@@ -17,7 +17,7 @@ from tokenizer import chat, from_vocabulary, load_tokenizer
 from weights import convert as module
 from weights import passage
 from weights.convert import convert
-from weights.formats import gguf, huggingface
+from weights.formats import gguf, huggingface, tensor_files
 from weights.formats.sources import open_source
 from weights.passage import TEXT
 
@@ -63,7 +63,7 @@ def test_worked_example_a_gguf_becomes_a_folder(packed, tmp_path, capsys):
 def test_two_ways_converted_tensors_are_those_of_the_file(packed, tmp_path):
     folder = convert(packed, tmp_path / "model")
     file = dict(gguf.read_tensors(gguf.open_gguf(packed)))
-    written = dict(huggingface.read_tensors(folder))
+    written = dict(tensor_files.read_tensors(folder))
     assert file.keys() == written.keys()
     assert all(torch.equal(file[name], written[name]) for name in file)
 
@@ -95,14 +95,14 @@ def test_worked_example_a_sentencepiece_vocabulary_becomes_a_model_file(tmp_path
 def test_property_without_dtype_numbers_stay_as_stored(tmp_path, kind, stored):
     (tmp_path / "file").write_bytes(pack(METADATA, llama_tensors(kind=kind)))
     folder = convert(tmp_path / "file", tmp_path / "model")
-    dtypes = {name: dtype for name, _, dtype in huggingface.tensor_ledger(folder)}
+    dtypes = {name: dtype for name, _, dtype in tensor_files.tensor_ledger(folder)}
     assert dtypes["layers.0.mlp.up_proj.weight"] == dtypes["lm_head.weight"] == stored
     assert dtypes["norm.weight"] == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_two_ways_dtype_casts_every_tensor(packed, tmp_path, dtype):
-    written = dict(huggingface.read_tensors(convert(packed, tmp_path / "model", dtype=dtype)))
+    written = dict(tensor_files.read_tensors(convert(packed, tmp_path / "model", dtype=dtype)))
     whole = dict(gguf.read_tensors(gguf.open_gguf(packed)))
     assert all(torch.equal(whole[name].to(dtype), written[name]) for name in whole)
     assert huggingface.read_config(tmp_path / "model")["dtype"] == str(dtype).removeprefix("torch.")
@@ -123,15 +123,15 @@ def test_refusal_of_numbers_beyond_float16(tmp_path):
 
 def test_two_ways_a_folder_in_shards_becomes_one_file(packed, tmp_path):
     first = convert(packed, tmp_path / "first")
-    tensors = dict(huggingface.read_tensors(first))
-    ledger = huggingface.tensor_ledger(first)
+    tensors = dict(tensor_files.read_tensors(first))
+    ledger = tensor_files.tensor_ledger(first)
     files = {name: raw for name, raw in contents(first).items() if name.startswith(("token", "generation"))}
     huggingface.write_folder(tmp_path / "sharded", huggingface.read_config(first), ledger, tensors.items(),
                              files=files | {"README.md": b"not copied", "LICENSE": b"kept"}, max_shard_size=20_000)
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
     second = contents(convert(tmp_path / "sharded", tmp_path / "second"))
     assert second.pop("LICENSE") == b"kept"
-    second_tensors = dict(huggingface.read_tensors(tmp_path / "second"))
+    second_tensors = dict(tensor_files.read_tensors(tmp_path / "second"))
     assert all(torch.equal(tensors[name], second_tensors[name]) for name in tensors)
     for name in ("model.safetensors", "certificate.json"):
         del second[name]
@@ -182,15 +182,15 @@ def test_worked_example_chat_format_replaces_the_template(packed, tmp_path):
 
 def test_property_a_stored_copy_of_a_tied_head_is_dropped(tmp_path):
     source = plain_folder(tmp_path / "source", SMALL | {"tie_word_embeddings": True})
-    assert "lm_head.weight" in dict(huggingface.read_tensors(source))
-    assert "lm_head.weight" not in dict(huggingface.read_tensors(convert(source, tmp_path / "model")))
+    assert "lm_head.weight" in dict(tensor_files.read_tensors(source))
+    assert "lm_head.weight" not in dict(tensor_files.read_tensors(convert(source, tmp_path / "model")))
 
 
 def test_property_heads_of_tasks_come_along(tmp_path):
     tensors = zeros() | {"score.weight": torch.ones(3, 8)}
     del tensors["lm_head.weight"]
     source = plain_folder(tmp_path / "source", tensors=tensors)
-    assert dict(huggingface.read_tensors(convert(source, tmp_path / "model")))["score.weight"].sum() == 24
+    assert dict(tensor_files.read_tensors(convert(source, tmp_path / "model")))["score.weight"].sum() == 24
 
 
 def test_property_a_config_without_theta_gets_the_first_llamas_and_a_line_that_says_so(tmp_path, capsys):
@@ -241,7 +241,7 @@ def folder(tiny_model, tmp_path):
 
 
 def same(first, second, dtype=None):
-    a, b = (dict(huggingface.read_tensors(path)) for path in (first, second))
+    a, b = (dict(tensor_files.read_tensors(path)) for path in (first, second))
     return a.keys() == b.keys() and all(torch.equal(a[name].to(dtype or a[name].dtype), b[name]) for name in a)
 
 

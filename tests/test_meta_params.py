@@ -117,3 +117,13 @@ def test_refusal_a_rotary_factor_that_nothing_tells():
     del values["rope_scaling_factor"]
     with pytest.raises(ValueError, match="no published model has D 32, L 2, H 4; add \"rope_scaling_factor\""):
         meta_params.read_params(PLACE, values, sizes)
+
+
+def test_worked_example_mistrals_keys():
+    """hidden_dim and head_dim repeat what shapes say; the window is arithmetic."""
+    params = {"dim": 4096, "n_layers": 32, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
+              "norm_eps": 1e-5, "sliding_window": 4096, "vocab_size": 32000}
+    sizes = Sizes(4096, 14336, 32, 32, 8, 32000)
+    read = meta_params.read_params(PLACE, params, sizes)
+    assert (read["model_type"], read["sliding_window"], read["max_position_embeddings"]) == ("mistral", 4096, 32768)
+    assert "model_type" not in meta_params.read_params(PLACE, params | {"sliding_window": None}, sizes)

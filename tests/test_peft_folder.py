@@ -259,3 +259,22 @@ def test_refusal_missing_and_empty(folder):
     with pytest.raises(ValueError, match="the adapter is empty"):
         peft_folder.write_adapter(folder / "new", peft_folder.Adapter(LoRAConfig(), {}))
     assert not (folder / "new").exists()
+
+
+@TIED
+def test_worked_example_an_adapter_that_carries_its_bases_embeddings(tied, tmp_path):
+    """PEFT's save_embedding_layers: the same numbers are passed over, others are another base."""
+    save_model(build(tied=tied), tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    add_lora(model, LoRAConfig(rank=2))
+    save_adapter(stir(model), tmp_path / "adapter")
+    path = tmp_path / "adapter" / peft_folder.TENSORS
+    rows = {"base_model.model.model.embed_tokens.weight": model.embed_tokens.weight.detach().clone(),
+            "base_model.model.lm_head.weight": model.lm_head.weight.detach().clone()}
+    save_file(load_file(path) | rows, path)
+    again = load_model(tmp_path / "base")
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(model))
+    rows["base_model.model.lm_head.weight"] += 1
+    save_file(load_file(path) | rows, path)
+    refused(tmp_path, "lm_head.weight is not this model's; the adapter belongs to another base, or learned")

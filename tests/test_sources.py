@@ -1,13 +1,17 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from llama.checkpoint import PretrainedLlama, config_dict, fingerprint, load_model, plain_tensors, save_model
 from llama.pretrained import get_model
 from weights import passage
 from weights.convert import convert
 from weights.formats import meta
-from weights.formats.single_file import SINGLE_FILE, save_single_file
+from weights.formats.single_file import SINGLE_FILE
 from weights.formats.sources import open_source, template_remark, with_template
+from weights.formats.torch_file import save_torch_file
 
 FORMS = {"hf": ("folder", ""), "meta": ("release", "meta"), "gguf": ("x.gguf", ""), "llama2c": ("x.bin", ""),
          "pt": ("x.pt", "")}
@@ -103,7 +107,7 @@ def test_refusal_of_a_single_file_that_names_other_files(name, tmp_path, tiny_mo
     """Its keys become paths when it is converted."""
     content = {"format": SINGLE_FILE, "config": config_dict(tiny_model), "tensors": plain_tensors(tiny_model),
                "tokenizer": {name: b"x"}}
-    save_single_file(tmp_path / "x.pt", content)
+    save_torch_file(tmp_path / "x.pt", content)
     with pytest.raises(ValueError, match="no model folder has one of that name"):
         open_source(tmp_path / "x.pt")
 
@@ -122,3 +126,26 @@ def test_refusal_of_a_link_that_leads_out_of_a_folder(tmp_path, tiny_model):
     (stored / "blobs" / "77").write_text("Apache")
     (stored / "snapshots" / "0a1b" / "LICENSE").symlink_to(stored / "blobs" / "77")          # as downloads are kept
     assert open_source(stored / "snapshots" / "0a1b").files["LICENSE"] == b"Apache"
+
+
+# Folders that contradict themselves, or leave out what follows
+
+
+def folder_of(tmp_path, tied, **tensors):
+    values = {"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "rope_theta": 1e4, "tie_word_embeddings": tied}
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    save_file(tensors | {"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    return open_source(tmp_path)
+
+
+def test_worked_example_a_head_beside_the_embedding_that_it_is_tied_to(tmp_path, caplog):
+    rows = torch.arange(32.0).view(8, 4)
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    same = folder_of(tmp_path, True, **{head: rows, embedding: rows.clone()})
+    assert [name for name, _, _ in same.ledger] == ["embed_tokens.weight", "norm.weight"] and not caplog.records
+    other = folder_of(tmp_path, True, **{head: rows + 1, embedding: rows})
+    assert not other.config["tie_word_embeddings"] and torch.equal(other.read("lm_head.weight"), rows + 1)
+    assert "the stored lm_head.weight is not the embedding, though config.json ties them" in caplog.text
+    alone = folder_of(tmp_path, True, **{head: rows})
+    assert alone.config["tie_word_embeddings"] and torch.equal(alone.read("embed_tokens.weight"), rows)

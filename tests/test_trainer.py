@@ -19,7 +19,7 @@ from llama.tasks.instruction import InstructionTask
 from llama.trainer import Trainer
 from llama.training.objective import Plain
 from llama.training.optimizer import TrainConfig
-from weights.formats.single_file import load_single_file
+from weights.formats.torch_file import load_torch_file
 
 TURNS = [("Hi", "Hello!"), ("你是谁？", "我是小驼。"), ("Count", "one two three four five six"), ("Bye", "Bye."),
          ("Add 1 and 2", "3"), ("天气", "今天天气很好。")]
@@ -191,7 +191,7 @@ def test_property_what_was_learned_before_a_loss_that_is_not_finite_is_kept(tiny
     monkeypatch.setattr(trainer, "_update", update_until_it_bursts)
     with pytest.raises(RuntimeError, match=r"step 3: .* \(the state after step 2 is kept in .*last.pt\); look at them"):
         trainer.train()
-    state = load_single_file(tmp_path / "x.training" / "last.pt", "state")
+    state = load_torch_file(tmp_path / "x.training" / "last.pt", "state")
     assert state["step"] == 2 and all(torch.equal(kept[name], tensor) for name, tensor in state["learned"].items())
 
 

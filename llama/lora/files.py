@@ -23,7 +23,7 @@ from llama.lora.swap import (
     plain_modules,
     wrappers,
 )
-from llama.lora.targets import drop_missing
+from llama.lora.targets import TIED, drop_missing
 from llama.model import Llama
 from weights.formats.huggingface import below_head
 
@@ -112,6 +112,8 @@ def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> Non
             expected[f"{path}.lora_magnitude_vector"] = (module.out_features,)
     bases = {f"{path}.base_layer.weight": module.weight.detach() for path, module in adapted.items()
              if f"{path}.base_layer.weight" in adapter.tensors}
+    bases |= {f"{path}.weight": model.get_submodule(path).weight for path in TIED       # save_embedding_layers
+              if f"{path}.weight" in adapter.tensors.keys() - expected.keys()}
     for key, tensor in adapter.tensors.items():
         refuse_non_finite(key, tensor, place)
     check_tensors(place, adapter.tensors, expected, bases, hidden_size=model.config.hidden_size)

@@ -171,8 +171,9 @@ def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict
                   bases: dict[str, Tensor], *, hidden_size: int) -> None:
     """See that `tensors` are those `expected`, all of them and in their shapes, and no others.
 
-    bases  the model's own matrices below targets, where the folder holds them too: PEFT writes the base's head beside
-           an adapter of the head. They must be the same, up to rounding to bfloat16
+    bases  the model's own matrices where the folder holds them too: PEFT writes the base's head beside an adapter of
+           the head, and embeddings beside any. They must be the same, up to rounding to bfloat16; of a quantised base
+           there is nothing to compare them with
 
     Raises ValueError, listing what is missing, unknown, or does not fit.
     """
@@ -189,8 +190,10 @@ def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict
     if missing or unknown:
         raise ValueError(f"{folder}: the adapter does not fit this model: it {misfit(missing, unknown)}")
     for name, ours in bases.items():
-        if not torch.equal(tensors[name].bfloat16(), ours.cpu().bfloat16()):
-            raise ValueError(f"{folder}: {name} is not this model's; the adapter belongs to another base")
+        if ours.is_floating_point() and not (tensors[name].shape == ours.shape and
+                                             torch.equal(tensors[name].bfloat16(), ours.detach().cpu().bfloat16())):
+            raise ValueError(f"{folder}: {name} is not this model's; the adapter belongs to another base, or learned "
+                             "its embeddings without saying so (modules_to_save): let PEFT merge it into its base")
 
 
 def _to_peft(adapter: Adapter) -> dict[str, Any]:

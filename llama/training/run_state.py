@@ -32,7 +32,7 @@ from llama.training.fsdp import is_shard
 from llama.training.optimizer import TrainConfig
 from weights.formats.atomic_write import atomic_file
 from weights.formats.huggingface import write_safetensors
-from weights.formats.single_file import load_single_file, save_single_file
+from weights.formats.torch_file import load_torch_file, save_torch_file
 
 State = dict[str, Any]
 
@@ -119,7 +119,7 @@ def write_state(path: Path, state: State, learned: dict[str, Tensor], objective:
         state = state | {"learned": learned} | ({"optimizer": optimizer.state_dict()} if optimizer else {})
     distributed.barrier()
     if distributed.is_rank0():
-        save_single_file(path, state)
+        save_torch_file(path, state)
         forget_shards(path, but=shards)
     distributed.barrier()
 
@@ -131,7 +131,7 @@ def read_state(path: Path, learned: dict[str, Tensor], objective: nn.Module,
 
     Raises ValueError where other parameters were learned.
     """
-    state = load_single_file(path, "training state")
+    state = load_torch_file(path, "training state")
     check(state)
     if _in_shards(learned):
         _read_shards(path.parent / Path(str(state["shards"])).name, learned, objective, optimizer)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tokenizer.checked_json import TEXT, check_fields, mapped, read_object
+from tokenizer.checked_json import read_object
 from weights.formats.atomic_write import atomic_file, atomic_folder
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
@@ -78,91 +77,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def tensor_ledger(folder: str | Path) -> Ledger:
-    """Name, shape and dtype of every tensor in the folder, in the order of `read_tensors`; reads the headers alone."""
-    ledger: Ledger = []
-    for path in _tensor_files(Path(folder)):
-        for name, piece in _pieces(path):
-            if piece.get_dtype() not in DTYPES:
-                raise ValueError(f"{path}: {name} is stored as {piece.get_dtype()}; known are {', '.join(DTYPES)}")
-            ledger.append((memory_name(name), tuple(piece.get_shape()), DTYPES[piece.get_dtype()]))
-    names = Counter(name for name, _, _ in ledger)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"{folder}: {twice[0]} is stored twice; delete the shards that the index does not need")
-    return ledger
-
-
-def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """The folder's tensors one at a time, as (name in memory, tensor in the stored dtype)."""
-    for path in _tensor_files(Path(folder)):
-        for name, piece in _pieces(path):
-            yield memory_name(name), piece[...]
-
-
-def places(folder: str | Path) -> dict[str, tuple[Path, str]]:
-    """Where each tensor lies: name in memory → its file and its name there, for `read_tensor`."""
-    return {memory_name(name): (path, name) for path in _tensor_files(Path(folder)) for name, _ in _pieces(path)}
-
-
-def read_tensor(place: tuple[Path, str]) -> Tensor:
-    """One tensor out of all, by one of the values of `places`."""
-    path, name = place
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
-
-
-def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
-    """Open slices of one file: shape and dtype at once, numbers when asked for."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                # First Llamas' files hold this table, which is computed from the config and no parameter of the model.
-                if not name.endswith("rotary_emb.inv_freq"):
-                    yield name, file.get_slice(name)
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = str(error).removeprefix("Error while deserializing header: ")
-    return ValueError(f"{path}: damaged or cut short ({reason}); fetch or copy it again")
-
-
-def _tensor_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards named by the index once each was seen to hold what the index promises of it."""
-    if (folder / WHOLE).is_file():
-        return [folder / WHOLE]
-    if not (folder / INDEX).is_file():
-        pickled = " (.bin files are pickles, which can run code; save them as safetensors)" \
-            if list(folder.glob("*.bin")) else ""
-        raise FileNotFoundError(f"{folder} holds neither {WHOLE} nor {INDEX}{pickled}")
-    shards = _shards(folder / INDEX)
-    for shard, promised in shards.items():
-        if not (folder / shard).is_file():
-            raise FileNotFoundError(f"{folder / shard} is missing, but {INDEX} names it; fetch or copy it again")
-        if absent := promised - {name for name, _ in _pieces(folder / shard)}:
-            raise ValueError(f"{folder / shard} lacks {min(absent)}, which {INDEX} says it holds; fetch it again")
-    return [folder / shard for shard in shards]
-
-
-def _shards(index: Path) -> dict[str, set[str]]:
-    """{file: names of the tensors in it}, in the order of the file names."""
-    values = read_json(index)
-    check_fields(values, {"weight_map": mapped(TEXT)}, str(index))
-    if not (placed := values.get("weight_map")):
-        raise ValueError(f"{index}: has no weight_map, which says what file holds what tensor; fetch it again")
-    shards: dict[str, set[str]] = {}
-    for name, shard in placed.items():
-        if Path(shard).name != shard or shard == "..":
-            raise ValueError(f"{index}: {name} is said to lie in {shard!r}, which is no file of this folder")
-        if not name.endswith("rotary_emb.inv_freq"):
-            shards.setdefault(shard, set()).add(name)
-    return dict(sorted(shards.items()))
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -211,8 +125,8 @@ def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise ValueError("config.json: rope_parameters and rope_scaling must be objects or null")
-    theta = new.get("rope_theta", config.get("rope_theta", DEFAULT_ROPE_THETA))
-    scaling = {key: value for key, value in (new or old).items() if key != "rope_theta"}
+    theta = old.get("rope_theta") or new.get("rope_theta") or config.get("rope_theta") or DEFAULT_ROPE_THETA
+    scaling = {key: value for key, value in (old or new).items() if key != "rope_theta"}         # as config_json.py
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     scaling = None if kind == "default" else scaling | {"rope_type": kind, "type": kind}
     return config | {"rope_theta": theta, "rope_scaling": scaling,

@@ -23,7 +23,7 @@ from weights.formats.atomic_write import atomic_file, atomic_folder
 from weights.formats.huggingface import Ledger, checked_bytes
 from weights.formats.meta_params import PARAMS, check, inferred, read_params, unsaid, write_params
 from weights.formats.plain_llama import HEAD, Sizes, plain_sizes, to_half_split, to_interleaved
-from weights.formats.single_file import load_single_file, spooled
+from weights.formats.torch_file import load_torch_file, spooled
 
 NAMES = {                               # Hugging Face's parts, Meta's, and the axis along which Meta splits them
     "embed_tokens": ("tok_embeddings", 0),                         # 1 for the first Llamas, see `_axis`
@@ -72,7 +72,7 @@ def open_meta(path: str | Path) -> Meta:
 
 def _shard(file: Path) -> dict[str, Tensor]:
     try:
-        return load_single_file(file, "file of tensors alone, as torch.save writes it")
+        return load_torch_file(file, "file of tensors alone, as torch.save writes it")
     except OSError as error:
         if error.filename:
             raise
@@ -145,6 +145,10 @@ def _sizes(path: Path, params: dict[str, Any], shards: list[dict[str, Tensor]]) 
     sizes = Sizes(D, sum(rows for rows, _ in gates), L, H, G, V)
     if reason := sizes.misfit():
         raise ValueError(f"{path}: {reason}")
+    for key, found in (("head_dim", sizes.K), ("hidden_dim", sizes.F)):             # of Mistral's, which repeat shapes
+        if params.get(key) not in (None, found):
+            raise ValueError(f"{path}: {PARAMS} says {key} = {params[key]}, but by its shapes it is {found}; it is of "
+                             "another model, or of a kind not built here")
     return sizes
 
 

@@ -20,7 +20,7 @@ SIZES = {"dim": whole(1), "n_layers": whole(1), "n_heads": whole(1)}
 OPTIONS = {"n_kv_heads": whole(1), "vocab_size": either(whole(1), one_of(-1)), "multiple_of": whole(1),
            "ffn_dim_multiplier": number(above=0), "norm_eps": number(above=0), "rope_theta": number(above=0),
            "use_scaled_rope": FLAG, "rope_scaling_factor": number(above=0), "max_seq_len": whole(1),
-           "max_batch_size": ANYTHING}
+           "max_batch_size": ANYTHING, "head_dim": whole(2), "hidden_dim": whole(1), "sliding_window": whole(1)}
 FIELDS = record(SIZES, OPTIONS)
 DEFAULT_EPS = 1e-5                      # of Meta's code, where the file has none
 
@@ -54,7 +54,9 @@ def read_params(place: Path, params: dict[str, Any], sizes: Sizes) -> dict[str, 
 
     Raises ValueError where the rotary factor can neither be read nor inferred.
     """
-    return {"max_position_embeddings": _context(params, sizes)[0],
+    window = {"model_type": "mistral", "architectures": ["MistralForCausalLM"],
+              "sliding_window": params["sliding_window"]} if params.get("sliding_window") else {}
+    return {**window, "max_position_embeddings": _context(params, sizes)[0],
             "rms_norm_eps": params.get("norm_eps") or DEFAULT_EPS,
             "rope_theta": _theta(params),
             "rope_scaling": _scaling(place, params, sizes)}
@@ -85,6 +87,8 @@ def _context(params: dict[str, Any], sizes: Sizes) -> tuple[int, str]:
     theta = _theta(params)
     if params.get("max_seq_len"):
         return params["max_seq_len"], ""
+    if params.get("hidden_dim"):
+        return 32_768, "hidden_dim is a key of Mistral's files"
     if params.get("use_scaled_rope"):
         return 131_072, "positions are scaled, as in Llama 3.1 and later"
     if theta == 500_000:
@@ -111,7 +115,7 @@ def inferred(params: dict[str, Any], sizes: Sizes) -> list[str]:
     if params.get("vocab_size") in (None, -1):
         told.append(f"vocabulary of {sizes.V:,}: the rows of the embedding")
     formula = feed_forward_size(sizes.D, params.get("multiple_of") or 256, params.get("ffn_dim_multiplier"))
-    if formula != sizes.F:
+    if formula != sizes.F != params.get("hidden_dim"):
         told.append(f"feed-forward size {sizes.F:,}: the rows of w1; {PARAMS} means {formula:,}")
     return told
 

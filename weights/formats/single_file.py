@@ -2,28 +2,22 @@
 
     {"format": SINGLE_FILE, "config": {…}, "tensors": {name: tensor}, "tokenizer": {file name: bytes}}
 
-`torch.load(weights_only=True, mmap=True)` reads it: nothing in it can run code, and a tensor that is not used costs no
-memory. `torch.save` wants all tensors at once; `write_single` gives it some that lie on the disk.
+Reading and writing such files, safely and whole: torch_file.py.
 
-Try: in `load_single_file`, load with weights_only=False; tests/test_checkpoint.py
-(test_refusal_a_file_that_would_run_code) fails, and a file from elsewhere would make a folder on your disk, or worse.
+Try: leave `check_value` out of `open_single`; tests/test_checkpoint.py
+(test_refusal_of_content_of_another_type) fails.
 """
 
-import errno
-import struct
 import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from tokenizer.checked_json import ANYTHING, Field, check_value, mapped, record
-from weights.formats.atomic_write import atomic_file
 from weights.formats.huggingface import Ledger, checked_bytes
+from weights.formats.torch_file import load_torch_file, save_torch_file, spooled
 
 SINGLE_FILE = "llama single file, version 1"
 _TENSOR = Field("a tensor", lambda value: isinstance(value, Tensor))
@@ -33,7 +27,7 @@ CONTENT = record({"config": mapped(ANYTHING), "tensors": mapped(_TENSOR), "token
 
 def open_single(path: str | Path) -> dict[str, Any]:
     """The content of a file written by `model.save`, its tensors mapped. Raises ValueError for any other file."""
-    content = load_single_file(Path(path), "model file written by model.save")
+    content = load_torch_file(Path(path), "model file written by model.save")
     if content.get("format") != SINGLE_FILE:
         raise ValueError(f"{path}: this is no model file written by model.save; it lacks format '{SINGLE_FILE}'")
     return check_value(content, CONTENT, str(path))
@@ -49,68 +43,5 @@ def write_single(path: str | Path, config: dict[str, Any], ledger: Ledger, tenso
         with open(Path(scratch, "tensors"), "wb") as file:
             for name, shape, dtype in ledger:
                 mapped[name] = spooled(file, checked_bytes(tensors, (name, shape, dtype)), dtype).reshape(shape)
-        save_single_file(path, {"format": SINGLE_FILE, "config": config, "tensors": mapped, "tokenizer": files})
+        save_torch_file(path, {"format": SINGLE_FILE, "config": config, "tensors": mapped, "tokenizer": files})
         mapped.clear()                                              # Windows deletes no file that is still mapped
-
-
-def spooled(file: BinaryIO, numbers: memoryview, dtype: torch.dtype) -> Tensor:
-    """The numbers as a tensor that lies in `file`, which must stay: for torch.save, which wants all tensors at once.
-
-    Mapped with a storage of its own, since torch.save stores storages whole, and none for two dtypes.
-    """
-    file.write(bytes(-file.tell() % 64))                            # so that numbers of any dtype lie where they may
-    start = file.tell()
-    file.write(numbers)
-    file.flush()
-    mapped = np.memmap(file.name, np.uint8, mode="c", offset=start, shape=numbers.nbytes)
-    return torch.from_numpy(mapped).view(dtype)
-
-
-def save_single_file(path: Path, content: dict[str, Any]) -> None:
-    """torch.save that replaces `path` only when every byte is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        torch.save(content, file)
-
-
-def load_single_file(path: Path, what: str) -> dict[str, Any]:
-    """What `save_single_file` wrote, read as plain data: a file from elsewhere cannot run code here."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    _refuse_compressed(path, what)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except MemoryError:
-        raise
-    except Exception as error:                                      # damaged pickles make torch fail in any way at all
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:              # that is what is cut short; others
-            raise                                                                   # say themselves what is the matter
-        raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
-    for name, tensor in _tensors(content):
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.nbytes > path.stat().st_size:
-            raise ValueError(f"{path}: {name!r:.80} has {tensor.numel():,} numbers, more than the file holds; fetch or "
-                             "copy it again")
-    return content
-
-
-def _refuse_compressed(path: Path, what: str) -> None:
-    """torch.save compresses nothing, and of a few packed bytes gigabytes could come."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, UnicodeDecodeError):
-        raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
-    if packed or unpacked > path.stat().st_size:
-        raise ValueError(f"{path}: its content is compressed, which torch.save never does; save it again with torch")
-
-
-def _tensors(content: dict[str, Any], depth: int = 3) -> Iterator[tuple[str, Tensor]]:
-    """Those in it, and in the dictionaries in it."""
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, dict) and depth:
-            yield from _tensors(value, depth - 1)

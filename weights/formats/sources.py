@@ -1,6 +1,6 @@
 """A model in whatever form it lies on disk, recognised by its content: `open_source(path)` is the one door to all.
 
-    Hugging Face   a folder with config.json and *.safetensors
+    Hugging Face   a folder with config.json and *.safetensors, or pytorch_model*.bin
     GGUF           a file that begins with the bytes «GGUF»
     Meta           a folder with params.json and consolidated.*.pth, or one of its files
     llama2.c       a .bin file: a header of sizes, to which the file's length fits exactly; tokenizer.bin beside it
@@ -12,6 +12,7 @@ one at a time and in any order, and the small files of a model folder (tokenizer
 Try: let `_kind` go by the ending of the name; tests/test_sources.py (test_property_content_decides_not_the_name) fails.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,10 @@ from tokenizer.base import Tokenizer, read_json
 from weights.formats import gguf, huggingface, llama2c, meta, single_file
 from weights.formats.huggingface import Ledger
 from weights.formats.quantized_matrix import QuantizedMatrix, dtype_of, from_blocks, open_quantized
+from weights.formats.tensor_files import StoredTensor, stored_tensors
+from weights.formats.torch_file import load_torch_file
+
+log = logging.getLogger(__name__)
 
 # What a Hugging Face folder has beside config and tensors, and what comes along.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -122,7 +127,7 @@ def _kind(path: Path) -> str:
     if start == b"GGUF":
         return "gguf"
     if start == b"PK\3\4":                                          # a zip, as torch.save writes it
-        found = single_file.load_single_file(path, "file of tensors, as torch.save writes it")
+        found = load_torch_file(path, "file of tensors, as torch.save writes it")
         return "pt" if "format" in found else "meta"
     if llama2c.recognised(path):
         return "llama2c"
@@ -143,15 +148,29 @@ def _open_folder(folder: Path) -> Source:
     if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
         changes["inferred"] = ["rope_theta: config.json names none, so 10,000, as the first Llamas mean it"]
         remarks.append("config.json names no rope_theta: 10,000 is written, as the first Llamas mean it")
-    ledger, places = huggingface.tensor_ledger(folder), huggingface.places(folder)
-    if config.get("tie_word_embeddings") and _HEAD in places:      # a head stored beside the embedding it is tied to
-        ledger = [entry for entry in ledger if entry[0] != _HEAD]
-        changes["tied"] = [f"the stored {_HEAD} is left out: config.json ties it to the embedding"]
-    return _unpacked(Source(folder, "hf", config, ledger, lambda name: huggingface.read_tensor(places[name]), files,
-                            changes, remarks))
+    tensors = stored_tensors(folder)
+    if config.get("tie_word_embeddings") and _HEAD in tensors:
+        config, said = _tied(config, tensors)
+        changes["tied"] = [said]
+    ledger = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
+    return _unpacked(Source(folder, "hf", config, ledger, lambda name: tensors[name].read(), files, changes, remarks))
 
 
-_HEAD = "lm_head.weight"
+_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+
+
+def _tied(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> tuple[dict[str, Any], str]:
+    """What a stored head means where config.json ties it to the embedding; `tensors` are put right. In a sentence."""
+    head = tensors.pop(_HEAD)
+    if _EMBEDDING not in tensors:
+        tensors[_EMBEDDING] = head
+        return config, f"of the tied pair {_HEAD} is stored, and is the embedding too"
+    if head.shape == tensors[_EMBEDDING].shape and torch.equal(head.read(), tensors[_EMBEDDING].read()):
+        return config, f"the stored {_HEAD} is left out: config.json ties it to the embedding"
+    tensors[_HEAD] = head
+    said = f"the stored {_HEAD} is not the embedding, though config.json ties them: what is stored is taken"
+    log.warning("%s: %s", head.file.parent, said)
+    return config | {"tie_word_embeddings": False}, said
 
 
 def _unpacked(source: Source) -> Source:
