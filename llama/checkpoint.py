@@ -28,6 +28,7 @@ from llama.model import Llama
 from llama.quantization.layers import Quantized
 from llama.quantization.loading import collect_lossless_int4, iter_quantized
 from llama.quantization.swap import bits_of, replace_layer
+from llama.siblings import put_in_parts
 from tokenizer.base import Tokenizer
 from weights.formats import huggingface
 from weights.formats.huggingface import misfit, some_names
@@ -49,6 +50,7 @@ class PretrainedLlama(Llama):
 
     def __init__(self, config: LlamaConfig, tokenizer: Tokenizer | None = None, source: Path | None = None):
         super().__init__(config)
+        put_in_parts(self)
         self.tokenizer, self.source = tokenizer, source
         self.step: Any = None
 
@@ -210,8 +212,8 @@ def _dtype_fields(dtype: torch.dtype) -> dict[str, str]:
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    if tokenizer is None:
-        return {}
+    if tokenizer is None:                                           # said, or the ids of a class's own models would hold
+        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ends = list(tokenizer.eos_ids)
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
             "pad_token_id": tokenizer.pad_id}

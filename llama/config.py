@@ -126,6 +126,14 @@ class LlamaConfig:
     qkv_bias: bool = False                  # q, k and v alone do (Qwen 2)
     mlp_bias: bool = False
     sliding_window: int = 0                 # keys that a query sees, itself among them (Mistral); 0 means all
+    # Parts of Llama's siblings; siblings.py has them:
+    qk_norm: str = ""                       # queries and keys normed: each "head" by itself (Qwen 3), "all" (OLMo 2)
+    norm_after: bool = False                # norms behind attention and feed-forward part, not before (OLMo 2)
+    no_rope_layers: tuple[int, ...] = ()    # blocks that know no positions (SmolLM 3)
+    embedding_multiplier: float = 1.0       # Granite's four
+    residual_multiplier: float = 1.0
+    attention_multiplier: float = 0.0       # of the scores; 0 means 1 / √K
+    logits_scaling: float = 1.0             # what the logits are divided by
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -142,12 +150,17 @@ class LlamaConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even")
-        for name in ("rms_norm_eps", "rope_theta"):
+        for name in ("rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling"):
             if not _is_number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
-        for name in ("tie_word_embeddings", "attention_bias", "qkv_bias", "mlp_bias"):
+        for name in ("tie_word_embeddings", "attention_bias", "qkv_bias", "mlp_bias", "norm_after"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        if self.qk_norm not in ("", "head", "all"):
+            raise ValueError(f"qk_norm is {self.qk_norm!r}; it must be 'head', 'all', or empty for none")
+        if not all(number in range(self.num_hidden_layers) for number in self.no_rope_layers):
+            raise ValueError(f"no_rope_layers is {self.no_rope_layers!r:.80}; the blocks are 0 to "
+                             f"{self.num_hidden_layers - 1}")
         if self.rope_scaling and self.rope_scaling.kind in ("ntk", "dynamic"):
             if self.head_dim == 2:
                 raise ValueError(f"rotary scaling '{self.rope_scaling.kind}' stretches the lowest frequency more than "
@@ -156,6 +169,12 @@ class LlamaConfig:
                 theta = self.rope_theta * self.rope_scaling.factor ** (self.head_dim / (self.head_dim - 2))
                 object.__setattr__(self, "rope_theta", theta)       # that is all there is to it, for every reader
                 object.__setattr__(self, "rope_scaling", None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether model.py alone says what is computed, without a part of siblings.py."""
+        return not (self.qk_norm or self.norm_after or self.no_rope_layers or self.attention_multiplier
+                    or (self.embedding_multiplier, self.residual_multiplier, self.logits_scaling) != (1, 1, 1))
 
     @property
     def context(self) -> int:

@@ -4,11 +4,11 @@ Try: let mistral have no `sliding_window` by default; tests/test_config_json.py 
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llama.config import DEFAULT_ROPE_THETA, ROPE_SCALING_FIELDS, LlamaConfig, RopeScaling
-from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, number, record, whole
+from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, number, one_of, record, whole
 
 log = logging.getLogger(__name__)
 
@@ -18,21 +18,45 @@ class Family:
     """A model_type of Hugging Face's files whose arithmetic is built here."""
 
     architecture: str
-    always: frozenset[str]                  # parts that all its models have
+    always: frozenset[str]                  # parts that all its models have, as `parts_of` names them
     possible: frozenset[str]                # parts that they may have, beside
     defaults: dict[str, Any]                # what its class takes where a file is silent
 
 
+def _family(architecture: str, always: str = "", possible: str = "", context: int = 2048, **defaults: Any) -> Family:
+    return Family(architecture, frozenset(always.split()), frozenset(possible.split()),
+                  {"rms_norm_eps": 1e-6, "max_position_embeddings": context} | defaults)
+
+
+_BIASES = "attention_bias mlp_bias"
+_QWEN_WINDOW = {"sliding_window": 4096, "max_window_layers": 28}
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", frozenset(), frozenset({"attention_bias", "mlp_bias"}),
-                    {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}),
-    "mistral": Family("MistralForCausalLM", frozenset(), frozenset({"sliding_window"}),
-                      {"rms_norm_eps": 1e-6, "max_position_embeddings": 131_072, "num_key_value_heads": 8,
-                       "sliding_window": 4096}),
-    "qwen2": Family("Qwen2ForCausalLM", frozenset({"qkv_bias"}), frozenset({"sliding_window"}),
-                    {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 32,
-                     "sliding_window": 4096, "max_window_layers": 28}),
+    "llama": _family("LlamaForCausalLM", possible=_BIASES),
+    "mistral": _family("MistralForCausalLM", possible="sliding_window", context=131_072, num_key_value_heads=8,
+                       sliding_window=4096),
+    "qwen2": _family("Qwen2ForCausalLM", "qkv_bias", "sliding_window", 32_768, num_key_value_heads=32, **_QWEN_WINDOW),
+    "qwen3": _family("Qwen3ForCausalLM", "qk_norm=head", "sliding_window attention_bias", 32_768,
+                     num_key_value_heads=32, head_dim=128, **_QWEN_WINDOW),
+    "smollm3": _family("SmolLM3ForCausalLM", "no_rope_layers", _BIASES, 32_768, num_key_value_heads=4,
+                       rope_theta=2e6, tie_word_embeddings=True, no_rope_layer_interval=4),
+    "granite": _family("GraniteForCausalLM", possible=f"{_BIASES} embedding_multiplier residual_multiplier "
+                       "attention_multiplier logits_scaling", attention_multiplier=1.0),
+    "olmo2": _family("Olmo2ForCausalLM", "qk_norm=all norm_after", "attention_bias", rms_norm_eps=1e-5),
 }
+PARTS = ("attention_bias", "qkv_bias", "mlp_bias", "sliding_window", "qk_norm", "norm_after", "no_rope_layers",
+         "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+_UNEVEN = ("mistral", "qwen2", "qwen3")                             # open where D is no multiple of H; Llama's refuses
+_WINDOWED = ("qwen2", "qwen3")                                      # which name a window, and whether it is used
+_SCALES = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+
+
+def parts_of(config: LlamaConfig) -> set[str]:
+    """Names of the fields by which a config differs from a plain Llama's; of qk_norm with its kind."""
+    plain = {field.name: field.default for field in fields(LlamaConfig)}
+    differing = {name for name in PARTS if getattr(config, name) != plain[name]}
+    return {f"qk_norm={config.qk_norm}" if name == "qk_norm" else name for name in differing}
+
+
 # Of what is looked at before LlamaConfig and RopeScaling ask their own fields.
 _ROPE = record({}, {"rope_theta": number(above=0), "rope_type": TEXT, "type": TEXT, "factor": number(),
                     "original_max_position_embeddings": whole(1), "partial_rotary_factor": number()})
@@ -40,8 +64,8 @@ FIELDS = {"model_type": TEXT, "num_hidden_layers": whole(1), "num_attention_head
           "max_position_embeddings": whole(1), "original_max_position_embeddings": whole(1),
           "rope_theta": number(above=0), "rope_parameters": _ROPE, "rope_scaling": _ROPE, "sliding_window": whole(),
           "use_sliding_window": FLAG, "max_window_layers": whole(), "layer_types": listed(TEXT),
-          "architectures": listed(TEXT)}
-FEATURES = ("attention_bias", "qkv_bias", "mlp_bias", "sliding_window")
+          "architectures": listed(TEXT), "no_rope_layers": listed(one_of(0, 1)), "no_rope_layer_interval": whole(1),
+          **dict.fromkeys(_SCALES, number(above=0))}
 
 
 def config_from_dict(values: dict[str, Any]) -> LlamaConfig:
@@ -67,8 +91,8 @@ def config_from_dict(values: dict[str, Any]) -> LlamaConfig:
         num_key_value_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
         rope_theta=theta,
         rope_scaling=scaling,
-        qkv_bias=kind == "qwen2",
         sliding_window=_read_window(kind, values),
+        **_read_parts(kind, values),
     )
 
 
@@ -78,12 +102,19 @@ def config_to_dict(config: LlamaConfig) -> dict[str, Any]:
     if s := config.rope_scaling:
         scaling = {"rope_type": s.kind, "type": s.kind, "factor": s.factor}
         scaling |= {name: value for name in ROPE_SCALING_FIELDS[s.kind] if (value := getattr(s, name)) is not None}
-    own = {
-        "llama": {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
-        "mistral": {"sliding_window": config.sliding_window or None},
-        "qwen2": {"use_sliding_window": config.sliding_window > 0, "sliding_window": config.sliding_window or None,
-                  "max_window_layers": 0 if config.sliding_window else config.num_hidden_layers},
-    }
+    own: dict[str, Any] = {name: getattr(config, name) for name in ("attention_bias", "mlp_bias")
+                           if name in FAMILIES[kind].possible}
+    if kind == "mistral":
+        own["sliding_window"] = config.sliding_window or None
+    elif kind in _WINDOWED:
+        own |= {"use_sliding_window": config.sliding_window > 0, "sliding_window": config.sliding_window or None,
+                "max_window_layers": 0 if config.sliding_window else config.num_hidden_layers}
+    elif kind == "smollm3":
+        own |= {"no_rope_layers": [int(i not in config.no_rope_layers) for i in range(config.num_hidden_layers)],
+                "use_sliding_window": False}
+    elif kind == "granite":
+        own |= {name: getattr(config, name) for name in _SCALES}
+        own["attention_multiplier"] = config.attention_multiplier or config.head_dim**-0.5
     return {
         "architectures": [FAMILIES[kind].architecture],
         "model_type": kind,
@@ -102,32 +133,29 @@ def config_to_dict(config: LlamaConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
         "hidden_act": "silu",
-        **own[kind],
+        **own,
     }
 
 
 def family(config: LlamaConfig) -> str:
     """The model_type of Hugging Face that has these parts. Raises ValueError where none has."""
-    parts = {name for name in FEATURES if getattr(config, name)}
-    uneven = config.hidden_size % config.num_attention_heads        # which Hugging Face's Llama refuses to open
+    parts = parts_of(config)
+    uneven = config.hidden_size % config.num_attention_heads
     for kind, each in FAMILIES.items():
-        if each.always <= parts <= each.always | each.possible and not (uneven and kind == "llama"):
+        if each.always <= parts <= each.always | each.possible and not (uneven and kind not in _UNEVEN):
             return kind
-    named = [name for name in FEATURES if name in parts]
+    named = sorted(parts)
     named += [f"hidden_size {config.hidden_size} no multiple of num_attention_heads"] * bool(uneven)
     raise ValueError(f"no published class of models has {' and '.join(named)}, so nobody could open such a folder: "
-                     "llama has attention_bias and mlp_bias, mistral sliding_window, qwen2 qkv_bias and "
-                     "sliding_window; leave one out")
+                     + "; ".join(f"{kind} has {', '.join(sorted(each.always | each.possible))}"
+                                 for kind, each in FAMILIES.items()) + "; leave one out")
 
 
 def _refuse_other_architectures(values: dict[str, Any]) -> None:
     if (kind := values.get("model_type", "llama")) not in FAMILIES:
         raise ValueError(f"config.json says model_type '{kind}'; built here are {', '.join(FAMILIES)}")
     as_built = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
-    if kind == "llama":
-        as_built |= {"sliding_window": None, "use_sliding_window": False}
-    else:
-        as_built |= {"attention_bias": False, "mlp_bias": False}
+    as_built |= {name: False for name in ("attention_bias", "mlp_bias") if name not in FAMILIES[kind].possible}
     for name, built in as_built.items():
         if values.get(name, built) not in (built, None):
             raise ValueError(f"config.json says {name} = {values[name]!r}; with model_type '{kind}' only {built!r} is "
@@ -137,10 +165,18 @@ def _refuse_other_architectures(values: dict[str, Any]) -> None:
 def _read_window(kind: str, values: dict[str, Any]) -> int:
     """The sliding window of all layers; 0 for none. Raises ValueError if layers differ."""
     window, layers = values.get("sliding_window") or 0, values["num_hidden_layers"]
-    if kind == "qwen2" and not values.get("use_sliding_window"):
+    if "sliding_window" not in FAMILIES[kind].possible:
+        if window and window < values["max_position_embeddings"] and kind != "smollm3":
+            log.warning("config.json names a sliding window of %d, which the class of its model_type %s does not have: "
+                        "every position sees all before it", window, kind)
+        if kind == "smollm3" and values.get("use_sliding_window"):
+            raise ValueError("config.json says use_sliding_window: some layers of it would see a window, others all; "
+                             "only one kind for all layers is built here")
+        return 0
+    if kind in _WINDOWED and not values.get("use_sliding_window"):
         return 0                                                    # such files name a window that is not used
     kinds = values.get("layer_types")
-    if kind == "qwen2" and kinds is None:
+    if kind in _WINDOWED and kinds is None:
         full = min(values["max_window_layers"], layers)             # the first so many layers see everything
         kinds = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
     if kinds and len(set(kinds)) > 1:
@@ -151,6 +187,20 @@ def _read_window(kind: str, values: dict[str, Any]) -> int:
 
 def _kind_of_rope(rope: dict[str, Any]) -> str:
     return rope.get("rope_type") or rope.get("type") or "default"
+
+
+def _read_parts(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a sibling, as fields of LlamaConfig."""
+    always = FAMILIES[kind].always
+    parts: dict[str, Any] = {"qkv_bias": "qkv_bias" in always, "norm_after": "norm_after" in always}
+    parts["qk_norm"] = next((part.removeprefix("qk_norm=") for part in always if part.startswith("qk_norm=")), "")
+    if kind == "smollm3":
+        layers, interval = range(values["num_hidden_layers"]), values["no_rope_layer_interval"]
+        turning = values.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in layers]
+        parts["no_rope_layers"] = tuple(i for i, turns in enumerate(turning) if not turns)
+    if kind == "granite":
+        parts |= {name: float(values[name]) for name in _SCALES if values.get(name) is not None}
+    return parts
 
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:

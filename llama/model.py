@@ -2,9 +2,9 @@
 
 Llama (arXiv:2302.13971) is the decoder of «Attention Is All You Need» (arXiv:1706.03762) with RMSNorm before each
 part, rotary positions inside attention, a gated feed-forward part, and no biases. Its siblings differ little: Mistral
-looks through a sliding window, Qwen 2 adds biases to q, k and v. Parameters are named as in Hugging Face checkpoints
-without the leading `model.`. The letters of the shapes are explained in config.py. reference.py holds the same
-mathematics, short and slow.
+looks through a sliding window, Qwen 2 adds biases to q, k and v, and siblings.py has parts of others. Parameters are
+named as in Hugging Face checkpoints without the leading `model.`. The letters of the shapes are explained in config.py.
+reference.py holds the same mathematics, short and slow.
 
 Try: in `apply_rotary`, pair neighbours (x[..., 0::2], x[..., 1::2]) as Meta's files do; tests/test_model.py
 (test_two_ways_whole_model_equals_reference) fails, while the first words of generated text still look fine.
@@ -140,15 +140,19 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(H * K, D, bias=config.attention_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
-        q = self._heads(self.q_proj(x))                             # (B, H, T, K)
-        k = self._heads(self.k_proj(x))                             # (B, G, T, K)
-        v = self._heads(self.v_proj(x))
+        q, k, v = self.project(x)
         q = apply_rotary(q, cos, sin)
         k = apply_rotary(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v)                               # (B, G, S, K)
         out = self.attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))          # (B, T, D)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = self._heads(self.q_proj(x))                             # (B, H, T, K)
+        k = self._heads(self.k_proj(x))                             # (B, G, T, K)
+        v = self._heads(self.v_proj(x))
+        return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -193,6 +197,9 @@ class Llama(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
+        if not config.is_plain and type(self) is Llama:
+            raise ValueError("this config asks for parts of a sibling of Llama, which llama.checkpoint.PretrainedLlama "
+                             "puts in (see llama/siblings.py); build that")
         self.config = config
         # Not drawn here, since `init_weights` draws: on the meta device that would cost every load a second of imports.
         embedding = torch.empty(config.vocab_size, config.hidden_size)

@@ -28,15 +28,27 @@ def logits(config: LlamaConfig, weight: Weight, tokens: Tensor, *, pairs: Pairs 
     pairs   which features are rotated together: (i, i + K/2), as in Hugging Face's files, or (2i, 2i + 1), as in Meta's
     """
     turns = rotations(config, len(tokens))
-    x = _wide(weight("embed_tokens.weight")[tokens])
+    x = _wide(weight("embed_tokens.weight")[tokens]) * config.embedding_multiplier
     for i in range(config.num_hidden_layers):
         here = f"layers.{i}."
-        x = x + attention(config, weight, here + "self_attn.", turns, pairs,
-                          rms_norm(x, _wide(weight(here + "input_layernorm.weight")), config.rms_norm_eps))
-        x = x + swiglu(weight, here + "mlp.", config.mlp_bias,
-                       rms_norm(x, _wide(weight(here + "post_attention_layernorm.weight")), config.rms_norm_eps))
+
+        def norm(name: str, x: Tensor, here: str = here) -> Tensor:
+            return rms_norm(x, _wide(weight(f"{here}{name}.weight")), config.rms_norm_eps)
+
+        def attend(x: Tensor, here: str = here, still: bool = i in config.no_rope_layers) -> Tensor:
+            return attention(config, weight, here + "self_attn.", None if still else turns, pairs, x)
+
+        def feed_forward(x: Tensor, here: str = here) -> Tensor:
+            return swiglu(weight, here + "mlp.", config.mlp_bias, x)
+
+        if config.norm_after:
+            x = x + config.residual_multiplier * norm("post_attention_layernorm", attend(x))
+            x = x + config.residual_multiplier * norm("post_feedforward_layernorm", feed_forward(x))
+        else:
+            x = x + config.residual_multiplier * attend(norm("input_layernorm", x))
+            x = x + config.residual_multiplier * feed_forward(norm("post_attention_layernorm", x))
     x = rms_norm(x, _wide(weight("norm.weight")), config.rms_norm_eps)
-    return linear(weight, "embed_tokens" if config.tie_word_embeddings else "lm_head", False, x)
+    return linear(weight, "embed_tokens" if config.tie_word_embeddings else "lm_head", False, x) / config.logits_scaling
 
 
 def linear(weight: Weight, name: str, bias: bool, x: Tensor) -> Tensor:
@@ -126,7 +138,7 @@ def temperature(scaling: RopeScaling | None) -> float:
     return 1 / (stretch + 1) ** 2
 
 
-def attention(config: LlamaConfig, weight: Weight, here: str, turns: Tensor, pairs: Pairs, x: Tensor) -> Tensor:
+def attention(config: LlamaConfig, weight: Weight, here: str, turns: Tensor | None, pairs: Pairs, x: Tensor) -> Tensor:
     """One head after the other, one query after the other (arXiv:1706.03762, eq. 1; arXiv:2305.13245).  x (T, D).
 
     With a sliding window of W, query t sees the keys from t - W + 1 on (arXiv:2310.06825, section 2).
@@ -134,12 +146,21 @@ def attention(config: LlamaConfig, weight: Weight, here: str, turns: Tensor, pai
     K, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     q, k, v = (linear(weight, here + name, config.attention_bias or config.qkv_bias, x)
                for name in ("q_proj", "k_proj", "v_proj"))
-    scale = 1 / (temperature(config.rope_scaling) * math.sqrt(K))
+    if config.qk_norm == "all":
+        q, k = (rms_norm(y, _wide(weight(f"{here}{name}.weight")), config.rms_norm_eps)
+                for y, name in ((q, "q_norm"), (k, "k_norm")))
+    scale = config.attention_multiplier or 1 / math.sqrt(K)
+    if turns is not None:
+        scale /= temperature(config.rope_scaling)
     heads = []
     for h in range(config.num_attention_heads):
         g = h // group
-        q_h = rotate(q[:, h * K : (h + 1) * K], turns, pairs)
-        k_h = rotate(k[:, g * K : (g + 1) * K], turns, pairs)
+        q_h, k_h = q[:, h * K : (h + 1) * K], k[:, g * K : (g + 1) * K]
+        if config.qk_norm == "head":
+            q_h, k_h = (rms_norm(y, _wide(weight(f"{here}{name}.weight")), config.rms_norm_eps)
+                        for y, name in ((q_h, "q_norm"), (k_h, "k_norm")))
+        if turns is not None:
+            q_h, k_h = rotate(q_h, turns, pairs), rotate(k_h, turns, pairs)
         v_h = v[:, g * K : (g + 1) * K]
         rows = []
         for t in range(len(x)):

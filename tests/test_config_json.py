@@ -15,6 +15,11 @@ VARIANTS = {
                   RopeScaling("yarn", 4.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0,
                               mscale=1.0, mscale_all_dim=0.5, truncate=False)))],
     "mistral": [{"sliding_window": 16}, {"hidden_size": 34, "head_dim": 8}],
+    "qwen3": [{"qk_norm": "head", "head_dim": 16}, {"qk_norm": "head", "attention_bias": True, "sliding_window": 16}],
+    "smollm3": [{"no_rope_layers": (1,)}, {"no_rope_layers": (0, 1), "mlp_bias": True}],
+    "granite": [{"embedding_multiplier": 12.0, "residual_multiplier": 0.2, "attention_multiplier": 0.1,
+                 "logits_scaling": 8.0, "attention_bias": True}],
+    "olmo2": [{"qk_norm": "all", "norm_after": True}],
     "qwen2": [{"qkv_bias": True}, {"qkv_bias": True, "sliding_window": 16},
               {"qkv_bias": True, "hidden_size": 34, "head_dim": 8}],
 }
@@ -98,10 +103,9 @@ def test_worked_example_the_context_under_each_scaling():
     ({"hidden_size": 6}, "head_dim is 3"),
     ({"vocab_size": 0}, "vocab_size is 0"),
     ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
-    ({"model_type": "mixtral"}, "model_type 'mixtral'; built here are llama, mistral, qwen2"),
+    ({"model_type": "mixtral"}, "model_type 'mixtral'; built here are llama, mistral, qwen2, qwen3"),
     ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-    ({"sliding_window": 4096}, "sliding_window = 4096; with model_type 'llama' only None"),
     ({"model_type": "mistral", "num_key_value_heads": 2, "attention_bias": True}, "attention_bias = True; with"),
     ({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": -1}, "sliding_window is -1"),
     ({"model_type": "qwen2", "num_key_value_heads": 2, "num_hidden_layers": 2, "use_sliding_window": True,
@@ -129,6 +133,7 @@ def test_refusal_names_the_value(fields, words):
 
 @pytest.mark.parametrize("changes, words", [
     ({"attention_bias": True, "qkv_bias": True}, "has attention_bias and qkv_bias, so nobody could open"),
+    ({"qk_norm": "head", "norm_after": True}, "has norm_after and qk_norm=head, so nobody"),
     ({"mlp_bias": True, "sliding_window": 8}, "has mlp_bias and sliding_window"),
     ({"attention_bias": True, "hidden_size": 34, "head_dim": 8}, "hidden_size 34 no multiple"),
 ])
@@ -148,3 +153,27 @@ def test_worked_example_scaling_added_by_hand_to_a_newer_file(caplog):
     config = config_from_dict(values)
     assert config.rope_scaling == RopeScaling("linear", 4.0) and config.rope_theta == 500.0
     assert "rope_scaling by linear and rope_parameters by default; the first is taken" in caplog.text
+
+
+def test_worked_example_a_window_that_a_llama_has_no_use_for(caplog):
+    """transformers' Llama has no window, whatever its file names; that is said where the text could be longer."""
+    config = config_from_dict(_minimal(sliding_window=512, use_sliding_window=True, max_position_embeddings=4096))
+    assert config.sliding_window == 0 and "names a sliding window of 512" in caplog.text
+
+
+def test_worked_example_siblings_as_their_classes_read_a_silent_file():
+    qwen3 = config_from_dict(_minimal(model_type="qwen3", num_key_value_heads=2))
+    assert (qwen3.qk_norm, qwen3.head_dim, qwen3.attention_bias) == ("head", 128, False)
+    smollm3 = config_from_dict(_minimal(model_type="smollm3", num_key_value_heads=2) | {"num_hidden_layers": 9})
+    assert smollm3.no_rope_layers == (3, 7) and smollm3.rope_theta == 2e6 and smollm3.tie_word_embeddings
+    listed = _minimal(model_type="smollm3", num_key_value_heads=2, no_rope_layers=[0, 1, 0]) | {"num_hidden_layers": 3}
+    assert config_from_dict(listed).no_rope_layers == (0, 2)
+    granite = config_from_dict(_minimal(model_type="granite", logits_scaling=4))
+    assert (granite.attention_multiplier, granite.logits_scaling, granite.residual_multiplier) == (1.0, 4.0, 1.0)
+    olmo2 = config_from_dict(_minimal(model_type="olmo2"))
+    assert (olmo2.qk_norm, olmo2.norm_after, olmo2.rms_norm_eps) == ("all", True, 1e-5)
+
+
+def test_refusal_of_a_window_in_some_layers():
+    with pytest.raises(ValueError, match="use_sliding_window: some layers of it would see a window"):
+        config_from_dict(_minimal(model_type="smollm3", num_key_value_heads=2, use_sliding_window=True))

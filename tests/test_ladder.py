@@ -18,7 +18,7 @@ LADDER = """
     llama.config_json  llama.masks  llama.rope_scaling  llama.sampling  llama.stop_strings
     llama.cache
     llama.model
-    llama.reference  llama.heads
+    llama.reference  llama.heads  llama.siblings
     llama.generation
     llama.decoding
     llama.quantization

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama import reference
-from llama.checkpoint import load_model
+from llama.checkpoint import build_on_meta, load_model
 from llama.config import RopeScaling
 from llama.config_json import config_from_dict, config_to_dict
 from llama.model import Llama
@@ -108,7 +108,7 @@ def read_as_user(path: Path, text: Passage, dtype: torch.dtype | None) -> Tensor
 def block_by_block(source: Source, dtype: torch.dtype) -> Llama:
     """The model of the product, with parameters that are read when a block is entered and dropped when it is left."""
     with torch.device("meta"):
-        model = Llama(config_from_dict(source.config)).eval()
+        model = build_on_meta(source.config).eval()
     tied = model.config.tie_word_embeddings
 
     def enter(module: nn.Module, prefix: str) -> None:

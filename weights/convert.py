@@ -146,7 +146,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
 
 def check(config: dict[str, Any], ledger: Ledger, place: Path) -> "LlamaConfig":
     """The config, if the tensors are those of its Llama; heads of tasks may be among them. Raises ValueError if not."""
-    from llama.model import Llama
+    from llama.checkpoint import PretrainedLlama
 
     try:
         shape = config_from_dict(config)
@@ -155,7 +155,7 @@ def check(config: dict[str, Any], ledger: Ledger, place: Path) -> "LlamaConfig":
     found = {name: shape for name, shape, _ in ledger}
     heads = {name for name in found if name.startswith(HEADS)}
     with torch.device("meta"):
-        wanted = {name: tuple(parameter.shape) for name, parameter in Llama(shape).named_parameters()}
+        wanted = {name: tuple(parameter.shape) for name, parameter in PretrainedLlama(shape).named_parameters()}
     if heads - {_HEAD}:
         wanted.pop(_HEAD, None)                                     # another head takes its place
     for name, size in wanted.items():

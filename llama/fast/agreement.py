@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from llama.cache import KVCache
+from llama.checkpoint import PretrainedLlama
 from llama.config import LlamaConfig
 from llama.fast.compiled_step import compile_step
 from llama.fast.custom_autograd import restore_autograd, use_custom_autograd
@@ -138,10 +139,10 @@ def tiny_like(config: LlamaConfig) -> Llama:
     H = G * min(config.num_attention_heads // config.num_key_value_heads, 3)
     small = replace(config, vocab_size=64, hidden_size=32 * H, intermediate_size=96, num_hidden_layers=2,
                     num_attention_heads=H, num_key_value_heads=G, head_dim=32,
-                    sliding_window=6 if config.sliding_window else 0)
+                    sliding_window=6 if config.sliding_window else 0, no_rope_layers=config.no_rope_layers and (1,))
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model = Llama(small)
+        model = PretrainedLlama(small)
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.2, generator=generator)
     return model.eval()

@@ -178,6 +178,9 @@ def _shape(config: LlamaConfig) -> list[str]:
 
 
 def _check_shape(config: LlamaConfig) -> None:
+    if not config.is_plain:
+        raise ValueError("--compile builds a step for plain Llamas, and this model has parts of a sibling (see "
+                         "llama/siblings.py); leave --compile out")
     for name in ("hidden_size", "head_dim", "intermediate_size"):
         if getattr(config, name) % 16:
             raise ValueError(f"--compile works on 16 numbers at a time, and {name} is {getattr(config, name)}; "

@@ -113,7 +113,8 @@ def fuse(model: Llama, exact: dict[str, QuantizedMatrix] | None = None) -> None:
     """
     exact = exact or {}
     for i, layer in enumerate(model.layers):
-        if all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules() if not _has_parts(part)):
+        if type(layer) is Block and all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules()
+                                        if not _has_parts(part)):
             model.layers[i] = FusedBlock(layer, {name: exact.pop(f"layers.{i}.{name}", None) for name in PROJECTIONS})
     if type(model.lm_head) is nn.Linear:
         model.lm_head = FusedLinear(model.lm_head)

@@ -50,7 +50,7 @@ def model(request):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = dict(request["config"])
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config = AutoConfig.for_model(values.pop("model_type"), **values, pad_token_id=None)   # some have one beyond V
     built = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     weights = {name.removeprefix("weight."): tensor for name, tensor in request["tensors"].items()
                if name.startswith("weight.")}

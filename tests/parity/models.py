@@ -24,7 +24,7 @@ SMALL = replace(SHAPE, num_attention_heads=4)
 
 
 def shapes() -> dict[str, LlamaConfig]:
-    """Twelve and one; those with a scaling read 24 tokens and were trained on 8."""
+    """Llamas, and a sibling of each kind; those with a scaling read 24 tokens and were trained on 8."""
     return {
         "grouped queries": SMALL,
         "tied head": replace(SMALL, tie_word_embeddings=True),
@@ -35,6 +35,11 @@ def shapes() -> dict[str, LlamaConfig]:
         "all biases": replace(SMALL, attention_bias=True, mlp_bias=True),
         "biases of q, k, v (Qwen 2)": replace(SMALL, qkv_bias=True),
         "sliding window (Mistral)": replace(SMALL, sliding_window=5),
+        "norms of each head (Qwen 3)": replace(SMALL, qk_norm="head"),
+        "norms of all heads, and behind (OLMo 2)": replace(SMALL, qk_norm="all", norm_after=True),
+        "a block without positions (SmolLM 3)": replace(SMALL, no_rope_layers=(1,)),
+        "four multipliers (Granite)": replace(SMALL, embedding_multiplier=3.0, residual_multiplier=0.5,
+                                              attention_multiplier=0.3, logits_scaling=2.0),
         **{f"scaling {kind}": config for kind, config in scaled(replace(SMALL, head_dim=8), 8).items()},
     }
 
