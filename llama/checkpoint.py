@@ -113,7 +113,7 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{place}: {name} has the shape {tuple(tensor.shape)}, "
                              f"config.json asks for {tuple(expected[name].shape)}")
-        if not isinstance(tensor, QuantizedMatrix) and not tensor.is_floating_point():
+        if not isinstance(tensor, QuantizedMatrix) and not (tensor.is_floating_point() and tensor.itemsize > 1):
             raise ValueError(f"{place}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')} and config.json "
                              "does not say how it was quantised (quantization_config); take the folder anew")
         refuse_non_finite(name, tensor, place)
@@ -212,7 +212,7 @@ def _dtype_fields(dtype: torch.dtype) -> dict[str, str]:
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    if tokenizer is None:                                           # said, or the ids of a class's own models would hold
+    if tokenizer is None:                                           # said, or ids of a class's own models would hold
         return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ends = list(tokenizer.eos_ids)
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None,

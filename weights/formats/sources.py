@@ -25,8 +25,9 @@ from torch import Tensor
 
 from tokenizer import chat, from_vocabulary, load_tokenizer
 from tokenizer.base import Tokenizer, read_json
-from weights.formats import gguf, huggingface, llama2c, meta, single_file
+from weights.formats import gguf, huggingface, llama2c, meta, packed_elsewhere, single_file
 from weights.formats.huggingface import Ledger
+from weights.formats.joined import take_apart
 from weights.formats.quantized_matrix import QuantizedMatrix, dtype_of, from_blocks, open_quantized
 from weights.formats.tensor_files import StoredTensor, stored_tensors
 from weights.formats.torch_file import load_torch_file
@@ -148,7 +149,16 @@ def _open_folder(folder: Path) -> Source:
     if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
         changes["inferred"] = ["rope_theta: config.json names none, so 10,000, as the first Llamas mean it"]
         remarks.append("config.json names no rope_theta: 10,000 is written, as the first Llamas mean it")
-    tensors = stored_tensors(folder)
+    kind, tensors = config.get("model_type"), stored_tensors(folder)
+    if isinstance(packing := config.get("quantization_config"), dict) and "quant_method" in packing:
+        tensors = packed_elsewhere.unpack(packing, tensors, folder)
+        changes["unpacked"] = [f"matrices packed by {packing['quant_method']} are read as the numbers they stand for"]
+        remarks += changes["unpacked"]
+        config = {name: value for name, value in config.items() if name != "quantization_config"}
+    config, tensors = take_apart(config, tensors, folder)
+    if config.get("model_type") != kind:
+        changes["joined"] = [f"matrices of {kind} taken apart: it is read as a {config['model_type']}"]
+        remarks += changes["joined"]
     if config.get("tie_word_embeddings") and _HEAD in tensors:
         config, said = _tied(config, tensors)
         changes["tied"] = [said]
