@@ -133,6 +133,11 @@ def written(tmp_path, config, biased=(), tensors=None):
     ({"rope_scaling": RopeScaling(**YARN)}, ()),
     ({"rope_scaling": RopeScaling(**YARN, attention_factor=1.5)}, ()),
     ({"rope_scaling": RopeScaling("ntk", 4.0)}, ()),
+    ({"qk_norm": "head", "head_dim": 32}, ()),
+    ({"qk_norm": "all", "norm_after": True}, ()),
+    ({"num_hidden_layers": 9, "no_rope_layers": (3, 7)}, ()),
+    ({"embedding_multiplier": 12.0, "residual_multiplier": 0.25, "attention_multiplier": 0.125, "logits_scaling": 8.0,
+      "attention_bias": True}, ("q_proj", "k_proj", "v_proj", "o_proj")),
 ], ids=str)  # fmt: skip
 def test_property_what_is_written_is_read_again(tmp_path, changes, biased):
     before = replace(SHAPE, head_dim=0, **changes) if "head_dim" not in changes else replace(SHAPE, **changes)
@@ -148,6 +153,9 @@ def test_two_ways_mscale_and_the_attention_factor_it_stands_for(tmp_path):
 
 
 @pytest.mark.parametrize("changes, biased, words", [
+    ({"no_rope_layers": (1,)}, (), "no_rope_layers is .*, but llama.cpp's smollm3 knows no positions in every fourth"),
+    ({"qk_norm": "head", "attention_bias": True}, ("q_proj", "k_proj", "v_proj", "o_proj"),
+     "k_proj, o_proj, q_proj, v_proj have biases, for which a GGUF of architecture qwen3 has no place"),
     ({"sliding_window": 32}, (), "sliding_window is 32, but llama.cpp's llama sees all of the context, 256"),
     ({"rope_scaling": RopeScaling("dynamic", 4.0)}, (), "rotary scaling 'dynamic' cannot be said in a GGUF"),
     ({"rope_scaling": RopeScaling("llama3", 8.0), "qkv_bias": True}, ("q_proj", "k_proj", "v_proj"),
@@ -156,7 +164,8 @@ def test_two_ways_mscale_and_the_attention_factor_it_stands_for(tmp_path):
     ({"rope_scaling": RopeScaling(**YARN, beta_fast=16.0)}, (), "beta_fast is 16.0, but llama.cpp's is always 32.0"),
     ({"rope_scaling": RopeScaling(**YARN, truncate=False)}, (), "truncate is False, but llama.cpp's is always True"),
     ({"qkv_bias": True, "head_dim": 32}, ("q_proj", "k_proj", "v_proj"), "head_dim is 32, but heads of llama.cpp's"),
-], ids=["window", "dynamic", "qwen2 llama3", "low_freq_factor", "beta_fast", "truncate", "qwen2 head_dim"])  # fmt: skip
+], ids=["smollm3", "qwen3 biases", "window", "dynamic", "qwen2 llama3", "low_freq_factor", "beta_fast", "truncate",
+        "qwen2 head_dim"])  # fmt: skip
 def test_refusal_to_write_what_llama_cpp_does_not_compute(changes, biased, words):
     with pytest.raises(ValueError, match=words):
         gguf_config.metadata(config_to_dict(replace(SHAPE, **changes)), set(biased))

@@ -245,7 +245,7 @@ def test_worked_example_group_sizes(D, F, size):
     ({"sliding_window": 16}, "sliding_window is 16, and llama2.c's files can hold 0 only"),
     ({"head_dim": 16}, "head_dim is 16, and llama2.c's files can hold 8 only"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    ({"model_type": "qwen2"}, "model_type is 'qwen2', whose biases llama2.c's files cannot hold"),
+    ({"model_type": "qwen2"}, "model_type is 'qwen2', whose biases or norms llama2.c's files cannot hold"),
     ({"tie_word_embeddings": False}, "the tensor lm_head.weight is missing"),
     ({"num_hidden_layers": 1}, "layers.1.input_layernorm.weight has no place in llama2.c's files"),
     ({"num_key_value_heads": 1}, r"k_proj.weight has shape \[16, 32\], but the config asks for \[8, 32\]"),

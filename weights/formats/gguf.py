@@ -5,8 +5,9 @@
     gguf_config.py       what shapes the model
     gguf_vocabulary.py   its tokenizer
 
-Two things differ from a Hugging Face folder: the names, and in files of architecture `llama` the order of the rows of
-attn_q and attn_k, weights and biases, whose rotary pairs are (2i, 2i + 1) as in Meta's code instead of (i, i + K/2).
+Two things differ from a Hugging Face folder: the names, and in files of the architectures REORDERED the order of the
+rows of attn_q and attn_k, weights and biases, whose rotary pairs are (2i, 2i + 1) as in Meta's code instead of
+(i, i + K/2).
 
 Try: in `_heads`, forget attn_k; tests/test_gguf.py (test_two_ways_reordered_rows_give_equal_attention) fails, and a
 real model would write nonsense.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from weights.formats import gguf_config, gguf_vocabulary
 from weights.formats.gguf_blocks import NAMED, Format
-from weights.formats.gguf_config import ROTARY_TABLE, architecture, config
+from weights.formats.gguf_config import REORDERED, ROTARY_TABLE, architecture, config
 from weights.formats.gguf_file import GGUF, blocks, open_gguf, write_file
 from weights.formats.gguf_vocabulary import vocabulary
 from weights.formats.huggingface import Entry, Ledger
@@ -41,12 +42,17 @@ NAMES = {
     "blk.N.attn_k": "layers.N.self_attn.k_proj",
     "blk.N.attn_v": "layers.N.self_attn.v_proj",
     "blk.N.attn_output": "layers.N.self_attn.o_proj",
+    "blk.N.attn_q_norm": "layers.N.self_attn.q_norm",               # of Qwen 3 and OLMo 2
+    "blk.N.attn_k_norm": "layers.N.self_attn.k_norm",
     "blk.N.ffn_norm": "layers.N.post_attention_layernorm",
     "blk.N.ffn_gate": "layers.N.mlp.gate_proj",
     "blk.N.ffn_up": "layers.N.mlp.up_proj",
     "blk.N.ffn_down": "layers.N.mlp.down_proj",
 }
-FILE_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
+NORMS_AFTER = {                         # in the place of attn_norm and ffn_norm: OLMo 2's, which stand behind
+    "blk.N.post_attention_norm": "layers.N.post_attention_layernorm",
+    "blk.N.post_ffw_norm": "layers.N.post_feedforward_layernorm",
+}
 HEAD = "lm_head.weight"
 
 
@@ -75,7 +81,7 @@ def read_tensor(gguf: GGUF, name: str) -> Tensor:
     """
     format, rows = _rows(gguf, name)
     with np.errstate(invalid="ignore"):
-        tensor = format.unpack(rows).reshape(gguf.tensors[_stored_name(name)].shape)
+        tensor = format.unpack(rows).reshape(gguf.tensors[_stored_name(name, architecture(gguf))].shape)
     if not tensor.sum(dtype=torch.float64).isfinite():
         raise ValueError(f"{gguf.path}: {name} holds numbers that are not finite; fetch or copy it again")
     return tensor
@@ -92,7 +98,7 @@ def packed(gguf: GGUF, name: str) -> tuple[Format, Tensor]:
 
 def _rows(gguf: GGUF, name: str) -> tuple[Format, np.ndarray]:
     """Blocks in Hugging Face's order of rows: a row's blocks go where the row goes; a bias has one number a row."""
-    stored = _stored_name(name)
+    stored = _stored_name(name, architecture(gguf))
     rows, format, heads = blocks(gguf, stored), gguf.tensors[stored].format, _heads(gguf, stored)
     if not heads:
         return format, rows
@@ -105,11 +111,19 @@ def _rows(gguf: GGUF, name: str) -> tuple[Format, np.ndarray]:
 
 def _heads(gguf: GGUF, stored: str) -> int:
     """How many heads share the rows of a tensor whose rows are reordered, 0 for others."""
-    if architecture(gguf) != "llama":
+    if architecture(gguf) not in REORDERED:
         return 0
     keys = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     key = keys.get(stored.split(".")[-2])
     return config(gguf)[key] if key else 0
+
+
+def _names(of: str) -> dict[str, str]:
+    """{name in the file: name in memory} of an architecture, without endings and numbers."""
+    if of != "olmo2":
+        return NAMES
+    before = ("blk.N.attn_norm", "blk.N.ffn_norm")
+    return NORMS_AFTER | {theirs: ours for theirs, ours in NAMES.items() if theirs not in before}
 
 
 def _stored_names(gguf: GGUF) -> dict[str, str]:
@@ -120,7 +134,7 @@ def _stored_names(gguf: GGUF) -> dict[str, str]:
 def _memory_name(gguf: GGUF, stored: str) -> str:
     stem, _, kind = stored.rpartition(".")
     number = re.match(r"blk\.(0|[1-9]\d{0,5})\.", stem)
-    name = NAMES.get(stem.replace(number[0], "blk.N.", 1) if number else stem)
+    name = _names(architecture(gguf)).get(stem.replace(number[0], "blk.N.", 1) if number else stem)
     if name is None or kind not in ("weight", "bias") or (kind == "bias" and not _may_be_biased(name)):
         raise ValueError(f"{gguf.path}: tensor {stored} has no place in a Llama; the model is of a kind not built here")
     return name.replace("N", number[1] if number else "") + "." + kind
@@ -155,20 +169,21 @@ def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, A
         raise ValueError(f"GGUF encoding {encoding} is not written here; known are {', '.join(ENCODINGS)}")
     biased = {entry[0].split(".")[-2] for entry in ledger if entry[0].endswith(".bias")}
     values, table = gguf_config.metadata(config, biased)
-    llama = values["general.architecture"] == "llama"
-    heads = {"q_proj": values["llama.attention.head_count"], "k_proj": values["llama.attention.head_count_kv"]} \
-        if llama else {}
+    of = values["general.architecture"]
+    heads = {"q_proj": values[f"{of}.attention.head_count"], "k_proj": values[f"{of}.attention.head_count_kv"]} \
+        if of in REORDERED else {}
     tied = bool(config.get("tie_word_embeddings"))
     kept = {entry[0] for entry in ledger} - ({HEAD} if tied else set())
     if not tied and HEAD not in kept:                              # llama.cpp would take the embedding for it
         raise ValueError(f"there is no {HEAD}, and the config does not tie it to the embedding")
-    infos = [(_stored_name(name), shape, format_of(name, shape, encoding)) for name, shape, _ in ledger if name in kept]
+    infos = [(_stored_name(name, of), shape, format_of(name, shape, encoding)) for name, shape, _ in ledger
+             if name in kept]
     if table is not None:
         infos.insert(0, (ROTARY_TABLE, table.shape, NAMED["F32"]))
     general = {"general.type": "model", "general.file_type": ENCODINGS[encoding]} \
         | ({"general.name": name} if name else {}) \
         | ({"general.quantization_version": 2} if NAMED[encoding].numbers > 1 else {})
-    words = gguf_vocabulary.metadata(vocabulary, values[f"{values['general.architecture']}.vocab_size"])
+    words = gguf_vocabulary.metadata(vocabulary, values[f"{of}.vocab_size"])
 
     def content() -> Iterator[Iterator[np.ndarray]]:
         if table is not None:
@@ -183,7 +198,7 @@ def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, A
             raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
 
     write_file(path, values | general | words, infos, content())
-    return list(_remarks(infos, encoding, reordered=llama, tied=tied,
+    return list(_remarks(infos, encoding, reordered=of in REORDERED, tied=tied,
                          filler=len(words["tokenizer.ggml.tokens"]) - len(vocabulary["tokens"])))
 
 
@@ -196,13 +211,14 @@ def format_of(name: str, shape: tuple[int, ...], encoding: str) -> Format:
     return NAMED["F16"] if shape[-1] % NAMED[encoding].numbers else NAMED[encoding]
 
 
-def _stored_name(name: str) -> str:
+def _stored_name(name: str, of: str) -> str:
     stem, _, kind = name.rpartition(".")
     number = re.match(r"layers\.(\d+)\.", stem)
     pattern = stem.replace(number[0], "layers.N.", 1) if number else stem
-    if pattern not in FILE_NAMES or kind not in ("weight", "bias") or (kind == "bias" and not _may_be_biased(pattern)):
+    file_names = {ours: theirs for theirs, ours in _names(of).items()}
+    if pattern not in file_names or kind not in ("weight", "bias") or (kind == "bias" and not _may_be_biased(pattern)):
         raise ValueError(f"{name} has no place in a GGUF of this architecture; take another format")
-    return FILE_NAMES[pattern].replace("N", number[1] if number else "") + "." + kind
+    return file_names[pattern].replace("N", number[1] if number else "") + "." + kind
 
 
 def _next(tensors: Iterator[tuple[str, Tensor]], expected: Entry) -> Tensor:

@@ -2,6 +2,8 @@
 
     llama   Llamas and Mistrals: rotary pairs are (2i, 2i + 1), so gguf.py reorders rows of q and k; biases if any
     qwen2   Qwen 2: rotary pairs as in Hugging Face's files, q, k and v with biases
+    qwen3, smollm3, granite, olmo2      each as Hugging Face's class of that name; SmolLM 3's every fourth block knows
+            no positions, which llama.cpp does not ask the file about
 
 Which class of Hugging Face's a file is, its biases and its window say, since all of these share one forward pass.
 Rotary scaling is in keys (linear, YaRN), or, for Llama 3.1 and later, in a table of divisors among the tensors.
@@ -21,8 +23,14 @@ from weights.formats.huggingface import for_all_readers
 
 ROTARY_TABLE = "rope_freqs.weight"      # Llama 3.1's scaling: what each frequency is divided by
 FIRST_LLAMAS_THETA = 10_000.0           # where a file names none, as llama.cpp reads it
-ARCHITECTURES = ("llama", "qwen2")
-CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+           "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "granite": "GraniteForCausalLM",
+           "olmo2": "Olmo2ForCausalLM"}
+SIBLINGS = ("qwen3", "smollm3", "granite", "olmo2")                 # whose architecture has the name of their class
+ARCHITECTURES = ("llama", "qwen2", *SIBLINGS)
+REORDERED = ("llama", "smollm3", "granite")                         # whose rotary pairs are (2i, 2i + 1)
+SCALES = {"embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+          "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale"}          # Granite's
 
 
 def config(gguf: GGUF) -> dict[str, Any]:
@@ -44,7 +52,8 @@ def config(gguf: GGUF) -> dict[str, Any]:
                              "heads of two widths and partly rotated ones are not built here")
     context = size(gguf, f"{of}.context_length")
     return {
-        **_class(gguf, get(gguf, f"{of}.attention.sliding_window", int, 0), uneven=D % H > 0),
+        **(_sibling(gguf, of, K) if of in SIBLINGS else
+           _class(gguf, get(gguf, f"{of}.attention.sliding_window", int, 0), uneven=D % H > 0)),
         "vocab_size": _vocabulary_size(gguf),
         "hidden_size": D,
         "intermediate_size": size(gguf, f"{of}.feed_forward_length"),
@@ -68,7 +77,11 @@ def metadata(config: dict[str, Any], biased: set[str]) -> tuple[dict[str, Any], 
 
     Raises ValueError, naming the field, for what a GGUF cannot say or llama.cpp does not compute.
     """
-    of = "qwen2" if biased == {"q_proj", "k_proj", "v_proj"} else "llama"
+    of = config.get("model_type")
+    if of not in SIBLINGS:
+        of = "qwen2" if biased == {"q_proj", "k_proj", "v_proj"} else "llama"
+    elif biased and of != "granite":
+        raise ValueError(f"{', '.join(sorted(biased))} have biases, for which a GGUF of architecture {of} has no place")
     D, H = _needed(config, "hidden_size"), _needed(config, "num_attention_heads")
     K, context = config.get("head_dim") or D // H, _needed(config, "max_position_embeddings")
     if config.get("hidden_act", "silu") != "silu":
@@ -80,6 +93,10 @@ def metadata(config: dict[str, Any], biased: set[str]) -> tuple[dict[str, Any], 
     if window and config.get("use_sliding_window", True) and window < context:
         raise ValueError(f"sliding_window is {window:,}, but llama.cpp's {of} sees all of the context, {context:,}; "
                          f"set max_position_embeddings to {window:,}, up to which both are the same")
+    if of == "smollm3" and config.get("no_rope_layers") not in (None, _every_fourth(config["num_hidden_layers"])):
+        raise ValueError(f"no_rope_layers is {config['no_rope_layers']}, but llama.cpp's smollm3 knows no positions in "
+                         "every fourth block alone; such a model cannot be written as GGUF")
+    scales = {f"{of}.{key}": float(config.get(name) or 1.0) for name, key in SCALES.items()} if of == "granite" else {}
     rope, table = _rope(config, of, K, context)
     return {
         "general.architecture": of,
@@ -95,6 +112,7 @@ def metadata(config: dict[str, Any], biased: set[str]) -> tuple[dict[str, Any], 
         f"{of}.attention.layer_norm_rms_epsilon": float(_needed(config, "rms_norm_eps")),
         f"{of}.rope.dimension_count": K,
         **{f"{of}.rope.{key}": value for key, value in rope.items()},
+        **scales,
     }, table
 
 
@@ -121,6 +139,30 @@ def _class(gguf: GGUF, window: int, *, uneven: bool) -> dict[str, Any]:
            "qwen2": {"use_sliding_window": window > 0, "sliding_window": window or None,
                      "max_window_layers": 0 if window else size(gguf, f"{architecture(gguf)}.block_count")}}
     return {"architectures": [CLASSES[kind]], "model_type": kind, **own[kind]}
+
+
+def _every_fourth(layers: int) -> list[int]:
+    """SmolLM 3's no_rope_layers, in which 0 is a block that knows no positions."""
+    return [int((i + 1) % 4 > 0) for i in range(layers)]
+
+
+def _sibling(gguf: GGUF, of: str, K: int) -> dict[str, Any]:
+    """The fields that such a class has beside a Llama's."""
+    biased = {part for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+              if f"blk.0.{part}.bias" in gguf.tensors}
+    attention, mlp = {part for part in biased if part.startswith("attn")}, {part for part in biased if part[0] == "f"}
+    if len(attention) not in (0, 4) or len(mlp) not in (0, 3):
+        raise ValueError(f"{gguf.path}: only {', '.join(sorted(biased))} have biases; built here are those of all of "
+                         "the attention, or of all of the MLP")
+    own: dict[str, Any] = {"architectures": [CLASSES[of]], "model_type": of, "attention_bias": bool(attention)}
+    if mlp:
+        own["mlp_bias"] = True
+    if of == "smollm3":
+        own["no_rope_layers"] = _every_fourth(size(gguf, f"{of}.block_count"))
+    if of == "granite":
+        own |= {name: shortest(get(gguf, f"{of}.{key}", float, K**-0.5 if name == "attention_multiplier" else 1.0))
+                for name, key in SCALES.items()}
+    return own
 
 
 def _vocabulary_size(gguf: GGUF) -> int:
@@ -181,7 +223,7 @@ def _rope(config: dict[str, Any], of: str, K: int, context: int) -> tuple[dict[s
     if kind == "yarn":
         return {"freq_base": theta, "scaling.type": "yarn", "scaling.factor": factor,
                 "scaling.original_context_length": original, **_yarn_keys(scaling, factor)}, None
-    if kind == "llama3" and of == "llama":
+    if kind == "llama3" and of in REORDERED:
         numbers = {"rope_type": kind, "factor": factor, "low_freq_factor": float(_needed(scaling, "low_freq_factor")),
                    "high_freq_factor": float(_needed(scaling, "high_freq_factor")),
                    "original_max_position_embeddings": original}

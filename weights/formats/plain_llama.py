@@ -100,7 +100,7 @@ def plain_sizes(config: dict[str, Any], ledger: Ledger, form: str) -> Sizes:
         if (config.get(key) or value) != value:
             raise ValueError(f"{key} is {config[key]!r}, and {form} can hold {value!r} only; write another format")
     if (kind := config.get("model_type", "llama")) not in ("llama", "mistral"):
-        raise ValueError(f"model_type is '{kind}', whose biases {form} cannot hold; write another format")
+        raise ValueError(f"model_type is '{kind}', whose biases or norms {form} cannot hold; write another format")
 
     found = {name: shape for name, shape, _ in ledger}
     if (last := f"layers.{L - 1}.input_layernorm.weight") not in found:            # before shapes of a billion layers

@@ -231,7 +231,7 @@ def _special_ids(vocabulary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(path: Path, config: dict[str, Any], form: str) -> tuple[dict[str, list[str]], list[str]]:
-    if config["model_type"] == "qwen2":                            # whose rows no form reorders
+    if config["model_type"] in ("qwen2", "qwen3", "olmo2"):        # whose rows no form reorders
         changes, remark = {}, f"{path.name}: {form}"
     else:
         changes, remark = {"permuted": [PERMUTED]}, f"{path.name}: {form}; {PERMUTED}"
