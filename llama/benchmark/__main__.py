@@ -44,6 +44,7 @@ with quiet_start(__name__):
     from llama.decoding.speculative import DraftStats
     from llama.runtime import cli
     from llama.runtime.progress import Progress
+    from llama.runtime.terminal import say
     from llama.runtime.worker import Engine
     from llama.tasks.instruction import InstructionTask
     from tokenizer.base import Tokenizer
@@ -299,7 +300,7 @@ def speed(answer: Mapping[str, Any]) -> float:
 
 def tell(progress: Progress, line: str) -> None:
     progress.clear()
-    print(line, file=sys.stderr, flush=True)
+    say(line)
 
 
 def brief(figures: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from llama.decoding.chat_session import ChatSession
 from llama.decoding.speculative import draft_stats
 from llama.generation import Completion
+from llama.runtime.terminal import say
 
 HELP = """\
 /reset         forget the conversation
@@ -29,7 +30,7 @@ def chat(conversation: ChatSession, *, read: Callable[[str], str] = input) -> No
         importlib.import_module("readline")
     watched = sys.stdin.isatty()
     if watched:
-        _remark("a chat: /help lists the commands, /quit leaves")
+        say("a chat: /help lists the commands, /quit leaves")
     answers = []
     while (line := _next_line(read, "you> " if watched else "")) is not None:
         command, _, text = line.strip().partition(" ")
@@ -37,18 +38,18 @@ def chat(conversation: ChatSession, *, read: Callable[[str], str] = input) -> No
             break
         if command == "/reset":
             conversation.reset()
-            _remark("the conversation is forgotten")
+            say("the conversation is forgotten")
         elif command == "/system":
             conversation.system = text.strip() or conversation.system
-            _remark(f"system message: {conversation.system or conversation.chat_format.default_system or 'none'}")
+            say(f"system message: {conversation.system or conversation.chat_format.default_system or 'none'}")
         elif command == "/help":
-            _remark(HELP)
+            say(HELP)
         elif command.startswith("/") and command[1:].isalpha():
-            _remark(f"there is no command {command}; /help lists those there are")
+            say(f"there is no command {command}; /help lists those there are")
         elif line.strip():
             answers.append(_answer(conversation, line))
     if guessed := [answer for answer in answers if getattr(answer, "guessed", 0)]:
-        _remark(str(draft_stats(guessed)))
+        say(str(draft_stats(guessed)))
 
 
 def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
@@ -57,15 +58,15 @@ def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
         try:
             return read(prompt)
         except UnicodeDecodeError:
-            _remark("this line is not valid UTF-8; it is left out")
+            say("this line is not valid UTF-8; it is left out")
         except EOFError:
             break
         except KeyboardInterrupt:
             if not _typed():
                 break
-            _remark("")                                             # the line is given up, not the chat
+            say("")                                             # the line is given up, not the chat
     if prompt:
-        _remark("")
+        say("")
     return None
 
 
@@ -83,11 +84,7 @@ def _answer(conversation: ChatSession, question: str) -> Completion | None:
     except KeyboardInterrupt:
         print(" …", end="")
     except ValueError as error:                                     # a question too long for the context, say
-        _remark(str(error))
+        say(str(error))
         return None
     print(flush=True)
     return answer
-
-
-def _remark(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ Try: give a field here another help text; it is at once the flag's line of `--he
 import argparse
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from llama.lora.swap import merge_lora
 from llama.pretrained import get_model
 from llama.quantization.swap import quantize
 from llama.runtime import distributed
+from llama.runtime.terminal import say
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
@@ -165,8 +165,8 @@ def choose_dtype(name: str, device: torch.device, *, purpose: Purpose) -> torch.
     if purpose == "train" and name == "float16":
         raise ValueError("--dtype float16 loses small gradients in training; take bfloat16 or float32")
     if name == "bfloat16" and device.type == "cpu" and not _cpu_multiplies_bfloat16():
-        print("--dtype bfloat16: this processor has no fast products of it, so plain torch makes them; float32 is "
-              "faster here", file=sys.stderr)
+        say("--dtype bfloat16: this processor has no fast products of it, so plain torch makes them; float32 is "
+            "faster here")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -223,7 +223,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     if flags.readable:
         readable(model)
     elif flags.compile:
-        use_compiled_step(model, say=lambda text: print(text, file=sys.stderr))
+        use_compiled_step(model, say=say)
     elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
         use_fused_blocks(model, exact)
     return model
@@ -238,10 +238,9 @@ def base_of(flags: ModelFlags) -> str:
     if not base or own.resolve() == default.resolve():
         return flags.model
     if not own.exists():
-        print(f"the adapter's own base, {base}, is not here: {flags.model} is tried; give --model to name another",
-              file=sys.stderr)
+        say(f"the adapter's own base, {base}, is not here: {flags.model} is tried; give --model to name another")
         return flags.model
-    print(f"the adapter's own base is taken: {base}", file=sys.stderr)
+    say(f"the adapter's own base is taken: {base}")
     return base
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
-from llama.runtime import run_lock
+from llama.runtime import run_lock, terminal
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # where llama/, tokenizer/, weights/ and doors lie
 PACKAGES = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
@@ -54,6 +54,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, *, most: Sequence[str] = (), example: str = ""):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
         self.most, self.example, self.table = most, example, ""
+        self.color = False                                          # from Python 3.14 on, argparse would paint
         self.add_argument("--help-all", action=_HelpAll, nargs=0,
                           help="show every flag" if most else argparse.SUPPRESS)
 
@@ -187,6 +188,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
         if stream:                                                  # None where it was closed
             stream.reconfigure(encoding="utf-8", errors="replace")
+    terminal.guard()
     try:
         main()
         sys.stdout.flush()
@@ -248,6 +250,5 @@ def _said_by_us(error: Exception) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror}"
-    return " ".join(str(error).split())
+    system = isinstance(error, OSError) and error.strerror
+    return " ".join((f"{error.filename or 'a file'}: {error.strerror}" if system else str(error)).split())

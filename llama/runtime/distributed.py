@@ -76,7 +76,9 @@ def init_process_group(device: torch.device) -> torch.device:
     if is_rank0():
         print(f"{size()} processes on {device.type} ({backend}); rank 0 writes and speaks for all", file=sys.stderr)
     else:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")   # noqa: SIM115 (as long as the process)
+        silence = open(os.devnull, "w", encoding="utf-8")           # noqa: SIM115 (as long as the process)
+        silence.voice = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = silence
     return device
 
 
@@ -101,8 +103,7 @@ def complain(text: str) -> None:
 
 def hear() -> None:
     """Give a silent rank its voice back."""
-    if not is_rank0():
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    sys.stdout, sys.stderr = getattr(sys.stderr, "voice", (sys.stdout, sys.stderr))
 
 
 def lost(error: Exception) -> bool:

@@ -8,6 +8,8 @@ import sys
 import time
 import unicodedata
 
+from llama.runtime.terminal import bare, visible
+
 
 class Progress:
     """A live line on stderr: what is done, how fast, and an estimate of what is left. Silent where nobody watches.
@@ -25,7 +27,7 @@ class Progress:
         if self.live:
             left = self.left(done) if left is None else left
             line = f"{self.what} {done}{f'/{self.total}' if self.total else ''} {text} · {duration(left)} left"
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{visible(line)}", end="", file=bare(sys.stderr), flush=True)
 
     def left(self, done: int) -> float:
         """Seconds left, at the speed so far."""
@@ -34,7 +36,7 @@ class Progress:
     def clear(self) -> None:
         """Take the line away, so that something lasting can be printed."""
         if self.live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=bare(sys.stderr), flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
 from llama.runtime.progress import pad_to_width
+from llama.runtime.terminal import bare, visible
 from llama.tasks.task import Sample, Task
 from llama.training.data_checks import Report, examine
 from tokenizer.base import Tokenizer
@@ -40,12 +41,13 @@ def inspect_samples(task: Task, dataset: Any, tokenizer: Tokenizer, *, vocab_siz
     out = sys.stderr if as_json else sys.stdout
     samples = task.samples(dataset, tokenizer)
     for sample in _as_learned(task, samples[:show]):
-        print(show_sample(sample, tokenizer, colour=in_colour(out)), end="\n\n", file=out)
+        print(show_sample(sample, tokenizer, colour=in_colour(out)), end="\n\n", file=bare(out))
     report = examine(task, dataset, samples, tokenizer, vocab_size=vocab_size)
     print(report.table(allow), file=out)
     failed = {found.index for found in report.findings.values() if found.index is not None}
     for index in sorted(index for index in failed if index >= show):
-        print("\n" + show_sample(_as_learned(task, [samples[index]])[0], tokenizer, colour=in_colour(out)), file=out)
+        print("\n" + show_sample(_as_learned(task, [samples[index]])[0], tokenizer, colour=in_colour(out)),
+              file=bare(out))
     if as_json:
         print(json.dumps(_record(report)))
     report.refuse(allow)
@@ -58,7 +60,7 @@ def show_sample(sample: Sample, tokenizer: Tokenizer, *, colour: bool, most: int
     `most` lines, the middle is left out; 0 shows all.
     """
     characters = tokenizer.stream()
-    lines = [f"{sample.place or 'a sample'}, as the model sees it (● is learned, · is only read):"]
+    lines = [visible(f"{sample.place or 'a sample'}, as the model sees it (● is learned, · is only read):")]
     if sample.cut:
         lines.append(f"  … {sample.cut} ids before these are cut off: the sample is too long")
     for position, token in enumerate(sample.ids):
@@ -76,7 +78,7 @@ def show_sample(sample: Sample, tokenizer: Tokenizer, *, colour: bool, most: int
         else:
             line += piece
         if note := sample.note(position):
-            line = f"{pad_to_width(line, NOTE)}  {note}"
+            line = f"{pad_to_width(line, NOTE)}  {visible(note)}"
         lines.append(f"{GREEN}{line}{PLAIN}" if colour and learned else line)
     if sample.lost:
         lines.append(f"  … {sample.lost} ids after these are cut off: the sample is too long")
