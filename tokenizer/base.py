@@ -4,7 +4,7 @@ A vocabulary gives two things: the bytes of each id, and the ids of a stretch of
 else is here, once: special tokens, the ids of beginning and end, decoding id by id, and the files of a model folder.
 
 Special tokens in text are text. Whoever types <|im_end|> into a chat gets the ids of ten characters, unless the caller
-passes allow_special=True; the chat formats never do so for what a person wrote.
+passes allow_special=True; nothing in this project does so (tests/test_text_stays_text.py goes through all ways in).
 
 Try: let StreamDecoder.push decode the bytes of each id by themselves; tests/test_tokenizer.py then finds broken
 characters, since a token may hold a third of a Chinese one.
@@ -68,6 +68,17 @@ class Settings:
     tokenizer_config: dict = field(default_factory=dict)
     generation_config: dict = field(default_factory=dict)
 
+    @property
+    def called_special(self) -> set[str]:
+        """The texts of what tokenizer_config.json calls special tokens, whatever the vocabulary says of them."""
+        config = self.tokenizer_config
+        named = [token for token in (config.get("added_tokens_decoder") or {}).values() if token.get("special")]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = config.get(key) or []
+            named += more.values() if isinstance(more, dict) else more if isinstance(more, list) else []
+        texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+        return {text for text in texts if isinstance(text, str)}
+
     @classmethod
     def of_files(cls, files: dict[str, bytes]) -> "Settings":
         """Gather the settings from a model folder's files, {name: content}; files that are missing say nothing.
@@ -130,7 +141,8 @@ class Tokenizer:
         """
         self._spellings = spellings
         self._settings = settings
-        self._always = dict(always)
+        special = special | {text: id for text, id in always.items() if text in settings.called_special}
+        self._always = {text: id for text, id in always.items() if text not in special}
         self.vocab_size = len(spellings)
         self.special_ids = dict(special)
         self.bos_id = self._id_of(settings.bos)
@@ -145,7 +157,14 @@ class Tokenizer:
         self._find_special = finder(self._always | self.special_ids)
 
     def _id_of(self, token: str | int | None) -> int | None:
-        """The id of a token that the settings name. One named by its text is a control token."""
+        """The id of a token that the settings name. It is a control token if it is named by its text, if it was added,
+        or is written as a mark, </s>; but a line end may be the id at which a model ends, and stay a line end.
+        """
+        if isinstance(token, int) and 0 <= token < self.vocab_size and token not in self.special_ids.values():
+            text = self._spellings[token].decode(errors="replace")
+            if self._always.get(text) == token or re.fullmatch(r"<[^<>\s]+>", text):
+                self._always.pop(text, None)
+                self.special_ids.setdefault(text, token)
         if isinstance(token, str) and token not in self.special_ids:
             id = self._always.pop(token, None)
             if id is None and token.encode() in self._spellings:
@@ -322,10 +341,10 @@ def finder(tokens: Iterable[str]) -> re.Pattern:
 def is_control(token: dict) -> bool:
     """Whether an added token steers the model, rather than being ordinary text, as <think> is.
 
-    So do all that look like <|this|>: some files forget to call them special, and then anybody's text could close a
-    turn of the chat.
+    So do all that look like <|this|>, or as DeepSeek's <｜this｜>: some files forget to call them special, and then
+    anybody's text could close a turn of the chat.
     """
-    return bool(token.get("special")) or (token["content"].startswith("<|") and token["content"].endswith("|>"))
+    return bool(token.get("special")) or re.fullmatch(r"<[|｜].*[|｜]>", token["content"], re.DOTALL) is not None
 
 
 def check_ids(ids: Iterable[int], count: int) -> None:

@@ -98,17 +98,19 @@ class BPETokenizer(Tokenizer):
         control = {token["content"]: token["id"] for token in added if is_control(token)}
         always = {token["content"]: token["id"] for token in added if not is_control(token)}
         bos = bos_of(spec.get("post_processor"))
-        unknown = vocab.get(model.get("unk_token"))
-        self._byte_ids = [vocab.get(char, unknown) for char in ALPHABET]
-        if model.get("ignore_merges"):      # Llama 3: a word that is a token is that token, whatever merges would make
-            self._whole = {unicode_to_bytes(token): id for token, id in vocab.items() if token not in control}
-        else:
-            self._whole = {}
         self._spec = spec
         self._words = WordCache(self._encode_word)
         if settings.adds_bos is None:
             settings = replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
         super().__init__(spellings, special=control, always=always, settings=settings)
+        # No text becomes a control token, though a vocabulary has merges that spell it, or calls missing bytes so.
+        self._ranks = {pair: rank for pair, rank in self._ranks.items() if self._merged[rank] not in self._controls}
+        unknown = vocab.get(model.get("unk_token"))
+        unknown = None if unknown in (self.bos_id, *self.eos_ids) else unknown
+        self._byte_ids = [vocab.get(char, unknown) for char in ALPHABET]
+        # Llama 3: a word that is a token is that token, whatever merges would make.
+        words = vocab.items() if model.get("ignore_merges") else ()
+        self._whole = {unicode_to_bytes(token): id for token, id in words if id not in self._controls}
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
         if self._nfc:

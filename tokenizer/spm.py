@@ -49,8 +49,10 @@ class PieceTokenizer(Tokenizer):
         self._model = model
         self.spells_space_first = model.space_first
         spellings = [_spelling(piece, type) for piece, type in zip(model.pieces, model.types, strict=True)]
+        called = settings.called_special
         special = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
-                   if type in (CONTROL, UNKNOWN)}
+                   if type in (CONTROL, UNKNOWN)
+                   or type in (NORMAL, USER_DEFINED) and (piece in called or is_control({"content": piece}))}
         check_ids(settings.added, len(spellings))
         self._added = {token["content"]: id for id, token in settings.added.items() if id >= len(spellings)}
         spellings += [b""] * (max(self._added.values(), default=-1) + 1 - len(spellings))
@@ -65,6 +67,9 @@ class PieceTokenizer(Tokenizer):
             pad=model.id_of("pad_id") if settings.pad is None else settings.pad,
             adds_bos=settings.adds_bos is not False,        # Llama's habit, where the files do not say
         ))
+        # What is a control token by what the files say is one in the model, too: text never spells it.
+        self._model = replace(model, types=[CONTROL if id in self._controls and type in (NORMAL, USER_DEFINED) else type
+                                            for id, type in enumerate(model.types)])
 
     @property
     def adds_tokens(self) -> bool:
@@ -102,9 +107,11 @@ class SentencePieceTokenizer(PieceTokenizer):
     """A SentencePiece model of any kind. Raises ValueError for bytes that are no such model."""
 
     def __init__(self, file: bytes, settings: Settings | None = None) -> None:
-        self._file = file
+        self._file, model = file, read_model(file)
+        super().__init__(model, settings)
+        if self._model.types != model.types:
+            file = write_model(self._model)
         self._starting, self._continuing = _load(file), _load(without_space_first(file))
-        super().__init__(read_model(file), settings)
         self.spells_space_first = self._starting.encode("a") != self._continuing.encode("a")
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:

@@ -46,7 +46,7 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
         self.restarts = self._prefix != "first"
         self._unused = set()                                # there are none here: ids without a token
         self._pairs = {(left, right): rank for (left, right), rank in self._pairs.items()
-                       if model.types[self._ids[left + right]] in (NORMAL, USER_DEFINED)}
+                       if left + right in self._scores}     # and no merge makes a control token
         self._neighbours = {(left[-1], right[0]) for left, right in self._pairs}
 
     def _spelt(self, text: str, *, starts: bool) -> str:

@@ -32,6 +32,8 @@ class PlainPieceTokenizer(PieceTokenizer):
         if model.kind != BPE or model.normalizes:
             raise ValueError("this SentencePiece model "
                              + (model.normalizes or "is not of kind BPE") + ", which only the library does")
+        super().__init__(model, settings)
+        model = self._model                                 # in which control tokens are what the settings call so
         mergeable = [(piece, score) for piece, score, type in zip(model.pieces, model.scores, model.types, strict=True)
                      if type in (NORMAL, USER_DEFINED, UNUSED)]
         self._scores = dict(mergeable)
@@ -39,11 +41,11 @@ class PlainPieceTokenizer(PieceTokenizer):
         self._whole = finder(piece for piece, type in zip(model.pieces, model.types, strict=True)
                              if type == USER_DEFINED)
         self._unused = {piece for piece, type in zip(model.pieces, model.types, strict=True) if type == UNUSED}
-        self._ids = {piece: id for id, piece in enumerate(model.pieces)}
+        self._ids = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
+                     if type not in (CONTROL, UNKNOWN)}     # of which text spells none, also where one is a single sign
         self._bytes = [self._ids[f"<0x{byte:02X}>"] for byte in range(256)] if model.byte_fallback else None
         self._unknown = model.types.index(UNKNOWN) if UNKNOWN in model.types else None
         self._words = WordCache(self._encode_chunk)
-        super().__init__(model, settings)
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
         ids = []
