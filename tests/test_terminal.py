@@ -18,7 +18,6 @@ from llama.checkpoint import save_model
 from llama.runtime import cli, distributed, terminal
 from llama.runtime.progress import Progress
 from llama.runtime.terminal import visible
-from tokenizer.chat import FORMATS
 from weights import convert, fetch
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b8m\r\b\x7f\u202egpj\u2066"
@@ -187,4 +186,3 @@ def test_property_no_file_writes_around_the_streams(name):
 
 def test_property_the_demo_is_a_door_too():
     assert "cli.run(main)" in (cli.PROJECT_ROOT / "examples" / "demo.py").read_text(encoding="utf-8")
-    assert FORMATS                                                  # formats are named in refusals

@@ -4,6 +4,7 @@ A way in takes two texts and gives rows of ids. Texts that spell the vocabulary'
 other and divided over both, must give the special ids that harmless words give in their places, and no others.
 """
 
+import ast
 import base64
 import csv
 import io
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import sentencepiece
 import torch
+from test_ladder import FILES
 
 import generate
 from llama import generation
@@ -410,3 +412,10 @@ def test_property_prompts_of_the_command_are_text(way, model, tmp_path, monkeypa
         found.append(steering(rows, model.tokenizer))
         rows.clear()
     assert found[0] == found[1] and found[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_property_no_file_asks_for_special_tokens_in_text(name):
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "allow_special"]
+    assert not asked or name == "tokenizer.base"
