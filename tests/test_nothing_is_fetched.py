@@ -20,6 +20,7 @@ STARTS = {
     "llama.benchmark.modes": "the same",
     "llama.cost": "the same",
     "llama.fast.compiled_step": "the C++ compiler",
+    "llama.lora.targets": "a search that may have no end",
     "weights.fetch": "pip and npm",
 }
 # Who calls it, each by a name in its catalogue.
