@@ -205,7 +205,7 @@ def _read_parts(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    theta = (old.get("rope_theta") or new.get("rope_theta") or values.get("rope_theta"))
+    theta = old.get("rope_theta") or new.get("rope_theta") or values.get("rope_theta")
     if theta is None:
         theta = DEFAULT_ROPE_THETA
         log.warning("config.json names no rope_theta; 10,000 is taken, as the first Llamas mean it")

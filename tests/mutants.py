@@ -67,7 +67,7 @@ MUTANTS = [
            "return frequencies * (1 - keep) + frequencies / scaling.factor * keep",
            "tests/test_model.py::test_worked_example_llama3_scaling_keeps_short_waves_and_divides_long_ones"),
     Mutant("θ read with yesterday's key alone", "llama/config_json.py",
-           'theta = new.get("rope_theta", values.get("rope_theta"))',
+           'theta = old.get("rope_theta") or new.get("rope_theta") or values.get("rope_theta")',
            'theta = values.get("rope_theta")',
            "tests/test_config_json.py::test_worked_example_yesterdays_and_todays_rope_keys_are_read_alike"),
     # generation

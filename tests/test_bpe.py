@@ -256,6 +256,53 @@ def test_worked_example_added_tokens_that_are_text_are_found_in_any_text(trained
     assert size + 1 not in tokenizer.encode("<|forgotten|>")        # it looks like a control token, so it is one
 
 
+def test_worked_example_other_spellings_of_what_a_file_does(trained):
+    """An empty Sequence, NFC in one, what does not match thrown away: as nothing, NFC and a plain Split."""
+    def ids(**change):
+        return [bpe.BPETokenizer(changed(trained, **change)).encode(text) for text in OTHERS]
+    none = {"type": "Sequence", "normalizers": []}
+    assert ids(normalizer=none) == ids(normalizer=None)
+    nested = {"type": "Sequence", "normalizers": [none, {"type": "NFC"}]}
+    assert ids(normalizer=nested) == ids(normalizer={"type": "NFC"})
+    split = RULES["llama3"].written_as
+    removed = split | {"pretokenizers": [split["pretokenizers"][0] | {"behavior": "Removed", "invert": True},
+                                         split["pretokenizers"][1]]}
+    assert ids(pre_tokenizer=removed) == ids(pre_tokenizer=split)
+
+
+def test_worked_example_tokens_that_files_beside_the_vocabulary_add(trained):
+    size = trained.vocab_size
+    beside = {"added_tokens.json": json.dumps({"<think>": size}).encode(),
+              "tokenizer_config.json": json.dumps({"added_tokens_decoder": {str(size + 1): {
+                  "content": "<|tool|>", "special": True, "rstrip": True}}}).encode()}
+    tokenizer = load_tokenizer(trained.files() | beside)
+    word = trained.encode("hello")
+    assert tokenizer.encode("<think>hello") == [size, *word]
+    assert tokenizer.encode("<|tool|> \n hello", allow_special=True) == [size + 1, *word]
+    assert size + 1 not in tokenizer.encode("<|tool|>")
+    assert load_tokenizer(tokenizer.files()).encode("<think>hello") == [size, *word]
+
+
+def test_worked_example_the_post_processor_says_whether_texts_begin_with_a_token(trained):
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|im_start|>"}}, {"Sequence": {}}]}
+    for post, says, expected in ((template, False, True), (None, True, True), (None, None, False)):
+        config = {"bos_token": "<|im_start|>"} | ({} if says is None else {"add_bos_token": says})
+        files = {"tokenizer.json": json.dumps(changed(trained, post_processor=post)).encode(),
+                 "tokenizer_config.json": json.dumps(config).encode()}
+        assert load_tokenizer(files).adds_bos == expected
+
+
+def test_worked_example_split_rules_by_other_names_and_by_none(trained, caplog):
+    vocabulary = trained.vocabulary()
+    assert bpe.from_vocabulary(vocabulary | {"pre": "deepseek-r1-qwen"})._rule.name == "qwen2"
+    assert bpe.from_vocabulary(vocabulary | {"pre": "smaug-bpe"})._rule.name == "llama3"
+    assert bpe.from_vocabulary(vocabulary | {"pre": None})._rule.name == "gpt2"
+    marked = [*vocabulary["tokens"], "<|begin_of_text|>"]
+    assert bpe.from_vocabulary(vocabulary | {"pre": None, "tokens": marked, "types": [*vocabulary["types"], 3]}
+                               )._rule.name == "llama3"
+    assert "does not say how text is split (tokenizer.ggml.pre); by its tokens, as gpt2 does" in caplog.text
+
+
 @pytest.mark.parametrize("change, words", [
     ({"model": {"type": "Unigram"}}, "type Unigram; only BPE"),
     ({"model": {"byte_fallback": True}}, "SentencePiece vocabulary .* read it with load_tokenizer"),
@@ -263,9 +310,8 @@ def test_worked_example_added_tokens_that_are_text_are_found_in_any_text(trained
     ({"model": {"merges": ["a"]}}, "merge 0 of the vocabulary is 'a'"),
     ({"model": {"merges": ["a b", "x ab"]}}, "merge .* of the vocabulary is"),
     ({"model": {"vocab": []}}, "tokenizer.json: model.vocab is \\[\\]; it must be an object"),
-    ({"normalizer": {"type": "Lowercase"}}, "normalizer 'Lowercase'"),
+    ({"normalizer": {"type": "Lowercase"}}, "normalizer {'type': 'Lowercase'}"),
     ({"pre_tokenizer": {"type": "Whitespace"}}, '"pre_tokenizer": {"type": "Whitespace"}'),
-    ({"added_tokens": [{"id": 0, "content": "<mask>", "lstrip": True}]}, "lstrip at its token '<mask>'"),
 ])
 def test_refusal_of_what_would_change_ids(trained, change, words):
     with pytest.raises(ValueError, match=words):

@@ -115,14 +115,14 @@ def test_two_ways_agree_saved_and_loaded_with_added_tokens(model, tmp_path):
     size = SentencePieceTokenizer(model).vocab_size
     config = {"added_tokens_decoder": {str(size): {"content": "<|im_start|>", "special": True},
                                        str(size + 1): {"content": "<think>", "special": False},
-                                       "1": {"content": "<s>", "special": True}}}
+                                       "1": {"content": "<s>", "special": True}}, "pad_token": "[PAD]"}
     tokenizer = load_tokenizer({"tokenizer.model": model, "tokenizer_config.json": json.dumps(config).encode(),
                                 "added_tokens.json": json.dumps({"[PAD]": size + 2}).encode()})
     assert tokenizer.vocab_size == size + 3
     assert tokenizer.encode("<|im_start|>", allow_special=True) == [size]
     assert size not in tokenizer.encode("<|im_start|>") and size + 1 in tokenizer.encode("a<think>b")
     assert tokenizer.decode(tokenizer.encode("a<think>b")) == "a<think>b"
-    assert tokenizer.special_ids["[PAD]"] == size + 2
+    assert tokenizer.special_ids["[PAD]"] == tokenizer.pad_id == size + 2
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).files() == tokenizer.files()
     assert load_tokenizer(tmp_path).special_ids == tokenizer.special_ids

@@ -6,6 +6,7 @@ import pytest
 
 from tokenizer import load_tokenizer, tokenizer_file
 from tokenizer.chat import FORMATS
+from tokenizer.spm import SentencePieceTokenizer
 from tokenizer.spm_json import JSONPieceTokenizer
 
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "l", "o", "w", "lo", "▁lo", "low"]
@@ -104,3 +105,34 @@ def test_refusal_of_merges_that_scores_cannot_say():
         without_a_cut.vocabulary()
     with pytest.raises(ValueError, match="unless one is there"):
         JSONPieceTokenizer(spec(normalizer=None, pre_tokenizer=metaspace("first"))).vocabulary()
+
+
+def with_think(scheme, *, normalized):
+    """A vocabulary with <x>, an added token that is text, found before or after the text is normalised."""
+    content = spec() if scheme == "prepend" else spec(normalizer=None, pre_tokenizer=metaspace(scheme))
+    content["added_tokens"].append({"id": len(PIECES), "content": "<x>", "special": False, "normalized": normalized})
+    return JSONPieceTokenizer(content)
+
+
+@pytest.mark.parametrize("scheme, normalized, expected", [
+    ("prepend", False, {"<x>lo": ["<x>", "▁lo"], "<x> lo": ["<x>", "▁", "▁lo"], "lo<x>": ["▁lo", "<x>"],
+                        "lo<x>w": ["▁lo", "<x>", "▁", "w"]}),
+    ("prepend", True, {"<x>lo": ["<x>", "lo"], "<x> lo": ["<x>", "▁lo"], "lo <x>w": ["▁lo", "<x>", "w"]}),
+    ("first", True, {"<x>lo": ["<x>", "lo"], "<x> lo": ["<x>", "▁lo"], "lo<x>w": ["▁lo", "<x>", "w"]}),
+    ("always", True, {"<x>lo": ["<x>", "▁lo"], "<x> lo": ["<x>", "▁lo"], "lo<x>w": ["▁lo", "<x>", "▁", "w"]})])
+def test_worked_example_spaces_around_an_added_token(scheme, normalized, expected):
+    """A token that is looked for in normalised text is itself normalised there: ▁<x>, which takes its space along."""
+    tokenizer = with_think(scheme, normalized=normalized)
+    assert {text: pieces(tokenizer, text) for text in expected} == expected
+
+
+def test_property_a_model_file_of_an_earlier_model_gives_way(caplog):
+    content = spec()
+    old = load_tokenizer({"tokenizer.json": json.dumps(content).encode()}).model_file()
+    content["added_tokens"].append({"id": len(PIECES), "content": "<x>", "special": False})
+    folder = {"tokenizer.json": json.dumps(content).encode(), "tokenizer.model": old}
+    tokenizer = load_tokenizer(folder)
+    assert type(tokenizer) is JSONPieceTokenizer and len(PIECES) in tokenizer.encode("<x>")
+    assert "tokenizer.json has other tokens than tokenizer.model, and is taken" in caplog.text
+    told = {"added_tokens.json": json.dumps({"<x>": len(PIECES)}).encode()}
+    assert type(load_tokenizer(folder | told)) is SentencePieceTokenizer               # the same, said elsewhere

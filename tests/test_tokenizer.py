@@ -173,10 +173,35 @@ def test_worked_example_a_token_with_a_role_is_a_control_token(byte_level):
     assert tokenizer.decode([id], skip_special=True) == ""
 
 
+def test_worked_example_roles_that_no_token_of_the_vocabulary_has(byte_level, caplog):
+    """The empty text and -1 are how the first converted Llamas say none; what is not there is passed over, and said."""
+    def load(**files):
+        return load_tokenizer(byte_level.files() | {f"{name}.json": json.dumps(content).encode()
+                                                    for name, content in files.items()})
+    plain = load(tokenizer_config={"bos_token": "", "eos_token": "<|im_end|>"}, generation_config={"pad_token_id": -1})
+    assert (plain.bos_id, plain.eos_ids, plain.pad_id) == (None, (2,), None) and not caplog.records
+    odd = load(tokenizer_config={"eos_token": "<|im_end|>", "pad_token": "[PAD]"},
+               generation_config={"eos_token_id": [128001, 0]})
+    assert (odd.eos_ids, odd.pad_id) == ((2, 0), None)
+    assert "the token '[PAD]' for the padding of texts, but it is not in the vocabulary of 330" in caplog.text
+    assert "the token 128001 for the end of texts" in caplog.text
+
+
+def test_worked_example_config_json_speaks_where_the_vocabularys_own_files_do_not(byte_level):
+    bare = {"tokenizer.json": byte_level.files()["tokenizer.json"]}
+    numbers = {"bos_token_id": 1, "eos_token_id": [0, 5], "pad_token_id": 0}
+    tokenizer = load_tokenizer(bare | {"config.json": json.dumps(numbers).encode()})
+    assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id) == (1, (0, 5), 0)
+    model = sentencepiece_model()                                   # which names 1 and 2 itself
+    wrong = {"bos_token_id": 0, "eos_token_id": 1}
+    tokenizer = load_tokenizer({"tokenizer.model": model, "config.json": json.dumps(wrong).encode()})
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
+    llama3 = {"tokenizer_config.json": b'{"eos_token": "<|im_end|>"}', "config.json": b'{"eos_token_id": [0, 2]}'}
+    assert load_tokenizer(bare | llama3).eos_ids == (2, 0)          # its own end is among them: one model
+
+
 def test_refusal_of_settings_that_do_not_fit(byte_level):
     for file, content, words in (
-        ("tokenizer_config.json", {"pad_token": "[PAD]"}, r"give the token '\[PAD\]' a role"),
-        ("generation_config.json", {"eos_token_id": 128001}, "the token 128001 a role"),
         ("tokenizer_config.json", {"eos_token": 5}, "tokenizer_config.json: eos_token is 5; it must be a text"),
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template is 5; it must be a text"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}, "decoder key is 'x'; it must be an id"),

@@ -14,11 +14,16 @@ Try: let `_kind` go by the name of the file; tests/test_tokenizer.py then fails 
 ranks, as in Meta's folders of Llama 3.
 """
 
+import logging
 import re
 from pathlib import Path
 
 from tokenizer import bpe, llama2c_vocabulary, spm, spm_json, spm_pure, tiktoken_ranks
 from tokenizer.base import Settings, StreamDecoder, Tokenizer, read_json
+from tokenizer.checked_json import check_value
+from tokenizer.spm_model import read_model
+
+log = logging.getLogger(__name__)
 
 __all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer", "tokenizer_file"]
 
@@ -89,6 +94,11 @@ def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
     name = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))
     try:
         settings = Settings.of_files(files)
+        newer = next((other for other, kind in kinds.items() if kind == "JSON"), "")
+        if kinds[name] == "SentencePiece" and newer and _says_more(read_json(files, newer), files[name], settings):
+            log.warning("%s: %s has other tokens than %s, and is taken: the other is of an earlier model", place, newer,
+                        name)
+            name = newer
         if kinds[name] == "SentencePiece":
             return spm.SentencePieceTokenizer(files[name], settings)
         if kinds[name] == "JSON":
@@ -99,6 +109,18 @@ def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
     except ValueError as error:
         says_which = str(error).startswith((name, *_BESIDE))
         raise ValueError(f"{place}{'/' if says_which else f'/{name}: '}{error}") from None
+
+
+def _says_more(spec: dict, model: bytes, settings: Settings) -> bool:
+    """Whether a tokenizer.json holds other pieces than the model file beside it, or tokens that no file there adds."""
+    if not spm_json.is_of_pieces(spec):
+        return False
+    check_value(spec, bpe.SPEC, "tokenizer.json")
+    added = {token["id"]: token["content"] for token in spec.get("added_tokens") or []}
+    words = {id: piece for piece, id in spec["model"]["vocab"].items()} | added
+    pieces = read_model(model).pieces
+    return any(words.get(id) != piece for id, piece in enumerate(pieces)) or \
+        any(id >= len(pieces) and id not in settings.added for id in words)
 
 
 def _kind(data: bytes, place: str) -> str:

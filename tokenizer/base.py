@@ -12,6 +12,7 @@ characters, since a token may hold a third of a Chinese one.
 
 import codecs
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizer.added_tokens import AddedToken, Finder
 from tokenizer.chat import detect_format
 from tokenizer.checked_json import (
     FLAG,
@@ -33,14 +35,17 @@ from tokenizer.checked_json import (
     whole,
 )
 
+log = logging.getLogger(__name__)
+
 # Texts by which published vocabularies mark an end, for files that do not say which of their tokens do. The ends of a
 # document come first, since encode(eos=True) writes the first.
 WELL_KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>")
 
 # What the files beside a vocabulary may say, of what is read here.
-ADDED_TOKEN = record({"content": TEXT}, {"special": FLAG})
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+ADDED_TOKEN = record({"content": TEXT}, {"special": FLAG, **dict.fromkeys(FLAGS, FLAG)})
 ROLES = dict.fromkeys(("bos_token", "eos_token", "pad_token"), either(TEXT, record({"content": TEXT})))
-ROLE_IDS = {"bos_token_id": whole(-1), "eos_token_id": either(whole(-1), listed(whole(-1))), "pad_token_id": whole(-1)}
+ROLE_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), either(whole(-1), listed(whole(-1))))
 TOKENIZER_CONFIG = ROLES | {
     "add_bos_token": FLAG,
     "chat_template": either(TEXT, listed(record({"name": TEXT, "template": TEXT}))),
@@ -53,7 +58,8 @@ TOKENIZER_CONFIG = ROLES | {
 class Settings:
     """What the files of a model say about its vocabulary. Tokens are named by their text or by their id.
 
-    eos         every end that the files name, the tokenizer's own first; empty where they name none
+    eos         every end that the tokenizer's files and generation_config.json name; empty where they name none
+    of_config   what config.json says of beginning, ends and padding, for vocabularies whose own files do not
     adds_bos    whether the model expects text to begin with the token `bos`; None where the files do not say
     added       id -> {"content", "special"} of the tokens that the folder adds to a SentencePiece model
     tokenizer_config, generation_config     those files as read, so that fields we do not know are kept
@@ -63,6 +69,7 @@ class Settings:
     eos: Sequence[str | int] = ()
     pad: str | int | None = None
     adds_bos: bool | None = None
+    of_config: dict[str, list[int]] = field(default_factory=dict)
     chat_template: str | None = None
     added: dict[int, dict] = field(default_factory=dict)
     tokenizer_config: dict = field(default_factory=dict)
@@ -83,25 +90,27 @@ class Settings:
     def of_files(cls, files: dict[str, bytes]) -> "Settings":
         """Gather the settings from a model folder's files, {name: content}; files that are missing say nothing.
 
-        Ends are the tokenizer's own and, after them, those of generation_config.json, or of config.json where that
-        file is missing. (Llama 3's tokenizer names <|eot_id|> alone; its generation_config adds <|end_of_text|>.)
+        Ends are the tokenizer's own and, after them, those of generation_config.json. (Llama 3's tokenizer names
+        <|eot_id|> alone; its generation_config adds <|end_of_text|>.)
         """
         tokenizer = read_json(files, "tokenizer_config.json")
         generation = read_json(files, "generation_config.json")
-        numbers = generation or read_json(files, "config.json")
+        config = read_json(files, "config.json")
         others = read_json(files, "special_tokens_map.json")
         check_fields(tokenizer, TOKENIZER_CONFIG, "tokenizer_config.json")
         check_fields(others, ROLES, "special_tokens_map.json")
-        check_fields(numbers, ROLE_IDS, "generation_config.json" if generation else "config.json")
+        check_fields(generation, ROLE_IDS, "generation_config.json")
+        check_fields(config, ROLE_IDS, "config.json")
         names = others | tokenizer
-        names = {role: _content(names[role]) for role in ("bos_token", "eos_token", "pad_token") if role in names}
-        ends = numbers.get("eos_token_id")
-        ends = ends if isinstance(ends, list) else [ends]
-        pad = numbers.get("pad_token_id")
+        # The first converted Llamas give roles to the empty text, and -1 for none.
+        names = {role: text for role in ("bos_token", "eos_token", "pad_token") if (text := _content(names.get(role)))}
+        ids = {role: _listed(generation.get(f"{role}_token_id")) for role in ("bos", "eos", "pad")}
+        of_config = {role: _listed(config.get(f"{role}_token_id")) for role in ids}
         return cls(
-            bos=names.get("bos_token") if names else numbers.get("bos_token_id"),
-            eos=[end for end in (names.get("eos_token"), *ends) if end is not None],
-            pad=names.get("pad_token") or (None if pad == -1 else pad),     # the first Llamas write -1 for none
+            bos=names.get("bos_token"),
+            eos=[*([names["eos_token"]] if "eos_token" in names else []), *ids["eos"]],
+            pad=names.get("pad_token", next(iter(ids["pad"]), None)),
+            of_config=of_config | {"bos": [*ids["bos"], *of_config["bos"]]},
             adds_bos=tokenizer.get("add_bos_token"),
             chat_template=_template_of(files, tokenizer),
             added=_added_tokens(files, tokenizer),
@@ -133,11 +142,12 @@ class Tokenizer:
     huggingface_class: str          # the class of transformers that reads our files
 
     def __init__(self, spellings: Sequence[bytes], *, special: dict[str, int], always: dict[str, int],
-                 settings: Settings) -> None:
+                 settings: Settings, flags: Iterable[dict] = ()) -> None:
         """
         spellings  the bytes of each id
         special    control tokens: recognised in text only where the caller allows it
         always     added tokens that are ordinary text, such as <think>: recognised wherever they stand
+        flags      how they are found in text, where a file says so: see added_tokens.py
         """
         self._spellings = spellings
         self._settings = settings
@@ -145,20 +155,41 @@ class Tokenizer:
         self._always = {text: id for text, id in always.items() if text not in special}
         self.vocab_size = len(spellings)
         self.special_ids = dict(special)
-        self.bos_id = self._id_of(settings.bos)
-        self.eos_ids = tuple(dict.fromkeys(self._id_of(end) for end in settings.eos))
-        self.pad_id = self._id_of(settings.pad)
+        of_config = settings.of_config
+        self.bos_id = self._first_of([settings.bos, *of_config.get("bos", [])], "beginning")
+        ends = [self._id_of(end, "end") for end in settings.eos]
+        others = [self._id_of(end, "end") for end in of_config.get("eos", [])]
+        if not any(id is not None for id in ends) or set(ends) & set(others):           # else of another vocabulary
+            ends += others
+        self.eos_ids = tuple(dict.fromkeys(id for id in ends if id is not None))
+        self.pad_id = self._first_of([settings.pad, *of_config.get("pad", [])], "padding")
         if not self.eos_ids:
             self.eos_ids = tuple(special[end] for end in WELL_KNOWN_ENDS if end in special)
         self.adds_bos = bool(settings.adds_bos) and self.bos_id is not None
         self.chat_template = settings.chat_template
         self._controls = frozenset(self.special_ids.values())
-        self._find_always = finder(self._always)
-        self._find_special = finder(self._always | self.special_ids)
+        found = {flag["content"]: flag for flag in flags}
+        self._added_tokens = {id: self._added_token(text, id, found.get(text, {}))
+                              for text, id in (self._always | self.special_ids).items()}
+        ordinary = [token for token in self._added_tokens.values() if token.id not in self._controls]
+        self._finders = {allowed: (Finder(token for token in some if not token.normalized),
+                                   Finder(token for token in some if token.normalized))
+                         for allowed, some in ((False, ordinary), (True, list(self._added_tokens.values())))}
 
-    def _id_of(self, token: str | int | None) -> int | None:
+    def _added_token(self, text: str, id: int, flags: dict) -> AddedToken:
+        """As it is looked for: one that is `normalized` is so itself."""
+        token = AddedToken(text, id, **{name: bool(flags.get(name)) for name in FLAGS})
+        return token._replace(content=self.normalize(text, starts=True)) if token.normalized else token
+
+    def _first_of(self, named: Sequence[str | int | None], role: str) -> int | None:
+        """The first that is in the vocabulary, of those by which files name a role."""
+        return next((id for token in named if (id := self._id_of(token, role)) is not None), None)
+
+    def _id_of(self, token: str | int | None, role: str) -> int | None:
         """The id of a token that the settings name. It is a control token if it is named by its text, if it was added,
         or is written as a mark, </s>; but a line end may be the id at which a model ends, and stay a line end.
+
+        One that is not in the vocabulary has no role, which is said.
         """
         if isinstance(token, int) and 0 <= token < self.vocab_size and token not in self.special_ids.values():
             text = self._spellings[token].decode(errors="replace")
@@ -172,16 +203,26 @@ class Tokenizer:
             if id is not None:
                 self.special_ids[token] = id
         id = self.special_ids.get(token) if isinstance(token, str) else token
-        if token is not None and (id is None or not 0 <= id < self.vocab_size):
-            raise ValueError(f"the model's files give the token {token!r} a role (beginning, end or padding), "
-                             f"but it is not in the vocabulary of {self.vocab_size} tokens")
-        return id
+        if token is None or token == -1 or id is not None and 0 <= id < self.vocab_size:
+            return None if token == -1 else id
+        log.warning("the model's files name the token %r for the %s of texts, but it is not in the vocabulary of %d "
+                    "tokens; it is passed over", token, role, self.vocab_size)
+        return None
 
     # What a subclass knows
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
-        """Ids of text without special tokens. `starts`: nothing precedes it, or a control token does."""
+        """Ids of normalised text without added tokens. `starts`: nothing precedes it, or a token after which text
+        starts anew does."""
         raise NotImplementedError
+
+    def normalize(self, text: str, *, starts: bool) -> str:
+        """The text as the vocabulary's normaliser leaves it, before tokens that are `normalized` are looked for."""
+        return text
+
+    def starts_after(self, token: AddedToken) -> bool:
+        """Whether text behind an added token starts anew, as at the beginning."""
+        return self.restarts and token.id in self._controls
 
     def vocabulary_files(self) -> dict[str, bytes]:
         """The files that hold the vocabulary itself."""
@@ -223,15 +264,17 @@ class Tokenizer:
 
     def _encode(self, text: str, *, starts: bool, allow_special: bool) -> list[int]:
         utf8(text)
-        find = self._find_special if allow_special else self._find_always
+        first, then = self._finders[allow_special]
         ids = []
-        for i, part in enumerate(find.split(text)):         # text, token, text, token, ..., text
-            if i % 2:
-                ids.append(self.special_ids.get(part, self._always.get(part)))
-                starts = self.restarts and ids[-1] in self._controls
-            elif part:
-                ids += self.encode_words(part, starts=starts)
-                starts = False
+        for part in first.split(text):
+            normal = [part] if isinstance(part, AddedToken) else then.split(self.normalize(part, starts=starts))
+            for piece in normal:
+                if isinstance(piece, AddedToken):
+                    ids.append(piece.id)
+                    starts = self.starts_after(piece)
+                else:
+                    ids += self.encode_words(piece, starts=starts)
+                    starts = False
         return ids
 
     def _required(self, id: int | None, what: str) -> int:
@@ -319,9 +362,10 @@ class StreamDecoder:
     def push(self, id: int) -> str:
         """The text that `id` completes, which may be empty."""
         spelling = self._tokenizer.token_bytes(id)
-        if id in self._tokenizer._controls:
-            self._starts = self._tokenizer.spells_space_first and self._tokenizer.restarts
-            return "" if self._skip_special else self._utf8.decode(spelling)
+        if (token := self._tokenizer._added_tokens.get(id)) is not None:
+            self._starts = self._tokenizer.spells_space_first and self._tokenizer.starts_after(token)
+            hidden = self._skip_special and id in self._tokenizer._controls
+            return "" if hidden else self._utf8.decode(spelling)
         if self._starts and spelling:
             spelling = spelling.removeprefix(b" ")
             self._starts = False
@@ -330,12 +374,6 @@ class StreamDecoder:
     def flush(self) -> str:
         """What was held back, at the end of the stream: U+FFFD for a character that was never completed."""
         return self._utf8.decode(b"", final=True)
-
-
-def finder(tokens: Iterable[str]) -> re.Pattern:
-    """What finds these tokens in text, the longest where one begins with another; without tokens, nothing."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def is_control(token: dict) -> bool:
@@ -361,6 +399,10 @@ def _without_none(fields: dict) -> dict:
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def _listed(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
 def _content(token: str | dict | None) -> str | None:
     """The text of a token in tokenizer_config.json, which may stand in an object with flags."""
     return token["content"] if isinstance(token, dict) else token
@@ -380,7 +422,7 @@ def _added_tokens(files: dict[str, bytes], tokenizer_config: dict) -> dict[int, 
     """id -> {"content", "special"}. Older folders list them in a file of their own, which knows no flags."""
     alone = check_value(read_json(files, "added_tokens.json"), mapped(whole()), "added_tokens.json")
     flagged = tokenizer_config.get("added_tokens_decoder") or {}
-    return {id: {"content": content, "special": True} for content, id in alone.items()} | \
+    return {id: {"content": content} for content, id in alone.items()} | \
         {int(id): token for id, token in flagged.items()}
 
 

@@ -17,6 +17,7 @@ Try: let `_merge` give every known pair the rank 0, so that the leftmost goes fi
 (test_worked_example_the_merge_learned_first_goes_first) then fails at "lower".
 """
 
+import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from tokenizer.base import Settings, Tokenizer, check_ids, is_control, utf8, write_json
+from tokenizer.base import FLAGS, Settings, Tokenizer, check_ids, is_control, utf8, write_json
 from tokenizer.bpe_merge import WordCache, merge
 from tokenizer.bpe_train import learn_merges
 from tokenizer.checked_json import (
@@ -41,6 +42,8 @@ from tokenizer.checked_json import (
     whole,
 )
 from tokenizer.pretokenize import RULES, SplitRule, rule_of_gguf, rule_of_json
+
+log = logging.getLogger(__name__)
 
 # GGUF's types of token
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -83,13 +86,14 @@ class BPETokenizer(Tokenizer):
     def __init__(self, spec: dict, settings: Settings | None = None) -> None:
         settings = settings or Settings()
         check_value(spec, SPEC, "tokenizer.json")
+        spec = with_added(spec, settings)
         model = spec["model"]
         vocab: dict[str, int] = model["vocab"]
         added: list[dict] = spec.get("added_tokens") or []
         refuse_other_modes(spec)
         _refuse_what_is_not_of_bytes(spec)
         self._rule = rule_of_json(spec.get("pre_tokenizer"))
-        self._nfc = spec.get("normalizer") is not None
+        self._nfc = _normalizers(spec.get("normalizer")) == ["NFC"]
         self._ranks, self._merged = _read_merges(model["merges"], vocab)
         spellings = {id: unicode_to_bytes(token) for token, id in vocab.items()}
         spellings |= {token["id"]: token["content"].encode() for token in added}
@@ -100,9 +104,7 @@ class BPETokenizer(Tokenizer):
         bos = bos_of(spec.get("post_processor"))
         self._spec = spec
         self._words = WordCache(self._encode_word)
-        if settings.adds_bos is None:
-            settings = replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
-        super().__init__(spellings, special=control, always=always, settings=settings)
+        super().__init__(spellings, special=control, always=always, settings=with_bos(settings, bos, spec), flags=added)
         # No text becomes a control token, though a vocabulary has merges that spell it, or calls missing bytes so.
         self._ranks = {pair: rank for pair, rank in self._ranks.items() if self._merged[rank] not in self._controls}
         unknown = vocab.get(model.get("unk_token"))
@@ -112,9 +114,10 @@ class BPETokenizer(Tokenizer):
         words = vocab.items() if model.get("ignore_merges") else ()
         self._whole = {unicode_to_bytes(token): id for token, id in words if id not in self._controls}
 
+    def normalize(self, text: str, *, starts: bool) -> str:
+        return unicodedata.normalize("NFC", text) if self._nfc else text
+
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
-        if self._nfc:
-            text = unicodedata.normalize("NFC", text)
         return list(chain.from_iterable(map(self._words.__getitem__, self._rule.split(text))))
 
     def _encode_word(self, word: str) -> list[int]:
@@ -187,19 +190,41 @@ def refuse_other_modes(spec: dict) -> None:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(f"tokenizer.json asks for {key} {model[key]!r} in its model, which is not done here")
-    for token in spec.get("added_tokens") or []:
-        for key in ("lstrip", "rstrip", "single_word"):
-            if token.get(key):
-                raise ValueError(f"tokenizer.json asks for {key} at its token {token['content']!r}, "
-                                 "which is not done here")
+
+
+def with_added(spec: dict, settings: Settings) -> dict:
+    """A tokenizer.json with the tokens that the files beside it add under ids of their own."""
+    there = {*spec["model"]["vocab"].values(), *(token["id"] for token in spec.get("added_tokens") or [])}
+    more = [{"id": id, **dict.fromkeys(FLAGS, False), "special": False, **token}
+            for id, token in sorted(settings.added.items()) if id not in there]
+    return spec | {"added_tokens": [*(spec.get("added_tokens") or []), *more]} if more else spec
+
+
+def with_bos(settings: Settings, bos: str | None, spec: dict) -> Settings:
+    """The post-processor of a tokenizer.json says whether texts begin with a token; add_bos_token where it has none."""
+    own = bos if settings.bos is None else settings.bos
+    says = spec.get("post_processor") is not None or settings.adds_bos is None
+    return replace(settings, bos=own, adds_bos=bos is not None if says else settings.adds_bos)
 
 
 def _refuse_what_is_not_of_bytes(spec: dict) -> None:
     if spec["model"].get("byte_fallback"):
         raise ValueError("tokenizer.json holds a SentencePiece vocabulary (byte_fallback); read it with load_tokenizer")
-    if spec.get("normalizer") not in (None, {"type": "NFC"}):
-        raise ValueError(f"tokenizer.json asks for the normalizer {spec['normalizer'].get('type')!r}; "
-                         "only NFC, or none, is known here")
+    if _normalizers(spec.get("normalizer")) not in ([], ["NFC"]):
+        raise ValueError(f"tokenizer.json asks for the normalizer {str(spec['normalizer'])[:200]}; only NFC, or none, "
+                         "is known here")
+
+
+def _normalizers(normalizer: Any) -> list[Any]:
+    """The types of all steps, of which a Sequence may have any number."""
+    match normalizer:
+        case None:
+            return []
+        case {"type": "Sequence", "normalizers": [*steps]}:
+            return [kind for step in steps for kind in _normalizers(step)]
+        case {"type": "NFC"}:
+            return ["NFC"]
+    return [normalizer]
 
 
 def _read_merges(merges: list, vocab: dict[str, int]) -> tuple[dict[tuple[int, int], int], list[int]]:
@@ -278,10 +303,19 @@ def from_vocabulary(vocabulary: dict) -> BPETokenizer:
     added = {token: id for id, (token, kind) in enumerate(zip(tokens, types, strict=True))
              if kind in (CONTROL, USER_DEFINED)}
     bos = tokens[vocabulary["bos_id"]] if vocabulary["add_bos"] and vocabulary["bos_id"] is not None else None
-    rule = rule_of_gguf(vocabulary["pre"])
+    rule = rule_of_gguf(vocabulary["pre"]) if vocabulary["pre"] else _rule_by_marks(tokens)
     spec = tokenizer_json({token: id for id, token in enumerate(tokens)}, vocabulary["merges"], rule,
                           added=added, control=control, bos=bos, ignore_merges=_ignores_merges(rule))
     return BPETokenizer(spec, Settings.of_vocabulary(vocabulary))
+
+
+def _rule_by_marks(tokens: Sequence[str]) -> SplitRule:
+    """The split rule of a GGUF file that names none: whose marks it has, its family splits like."""
+    marks = set(tokens)
+    known = {"<|begin_of_text|>": "llama3", "<|object_ref_start|>": "qwen2"}
+    name = next((rule for mark, rule in known.items() if mark in marks), "gpt2")
+    log.warning("the GGUF file does not say how text is split (tokenizer.ggml.pre); by its tokens, as %s does", name)
+    return RULES[name]
 
 
 # Learning a vocabulary

@@ -108,8 +108,8 @@ _SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s
 
 RULES = {rule.name: rule for rule in (
     SplitRule("gpt2", ("gpt-2", "mpt"), _GPT2, _byte_level(splits=True)),
-    SplitRule("llama3", ("llama-bpe", "llama3", "llama-v3"), _LLAMA3, _split(_LLAMA3)),
-    SplitRule("qwen2", ("qwen2",), _QWEN2, _split(_QWEN2)),
+    SplitRule("llama3", ("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), _LLAMA3, _split(_LLAMA3)),
+    SplitRule("qwen2", ("qwen2", "deepseek-r1-qwen"), _QWEN2, _split(_QWEN2)),
     SplitRule("smollm", ("smollm", "starcoder", "refact", "command-r"), _SMOLLM,
               _sequence({"type": "Digits", "individual_digits": True}, splits=True)),
 )}
@@ -145,7 +145,9 @@ def _essence(pre_tokenizer: object) -> list[tuple] | None:
             return None if None in parts else [step for part in parts for step in part]
         case {"type": "Digits", "individual_digits": True}:
             return [("digits",)]
-        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
+        # What matches is a word of its own; or what does not is thrown away, which with these rules is nothing.
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False} | \
+                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
             return [("split", pattern)]
         case {"type": "ByteLevel", "add_prefix_space": False}:
             splits = pre_tokenizer.get("use_regex", True)

@@ -13,11 +13,14 @@ Try: let `encode_words` ignore `starts`; tests/test_spm.py (test_property_a_text
 space inside a word written in two parts.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import sentencepiece
 
+from tokenizer.added_tokens import AddedToken
 from tokenizer.base import Settings, Tokenizer, check_ids, is_control, write_json
 from tokenizer.spm_model import (
     BPE,
@@ -44,9 +47,15 @@ class PieceTokenizer(Tokenizer):
 
     huggingface_class = "LlamaTokenizer"
 
-    def __init__(self, model: PieceModel, settings: Settings | None = None) -> None:
+    def __init__(self, model: PieceModel, settings: Settings | None = None, *, apart: bool = False,
+                 flags: Iterable[dict] = ()) -> None:
+        """
+        apart  user-defined pieces are added tokens, behind which text starts anew; within a SentencePiece model they
+               are pieces like others that are never cut
+        flags  see Tokenizer
+        """
         settings = settings or Settings()
-        self._model = model
+        self._model, self._apart = model, apart
         self.spells_space_first = model.space_first
         spellings = [_spelling(piece, type) for piece, type in zip(model.pieces, model.types, strict=True)]
         called = settings.called_special
@@ -60,7 +69,10 @@ class PieceTokenizer(Tokenizer):
             spellings[id] = text.encode()
         always = {text: id for text, id in self._added.items() if not is_control(settings.added[id])}
         special |= {text: id for text, id in self._added.items() if text not in always}
-        super().__init__(spellings, special=special, always=always, settings=replace(
+        if apart:
+            always |= {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
+                       if type == USER_DEFINED and piece not in special}
+        super().__init__(spellings, special=special, always=always, flags=flags, settings=replace(
             settings,
             bos=model.id_of("bos_id") if settings.bos is None else settings.bos,
             eos=settings.eos or [id for id in [model.id_of("eos_id")] if id is not None],
@@ -70,6 +82,9 @@ class PieceTokenizer(Tokenizer):
         # What is a control token by what the files say is one in the model, too: text never spells it.
         self._model = replace(model, types=[CONTROL if id in self._controls and type in (NORMAL, USER_DEFINED) else type
                                             for id, type in enumerate(model.types)])
+
+    def starts_after(self, token: AddedToken) -> bool:
+        return self.restarts and (self._apart or token.id in self._controls)
 
     @property
     def adds_tokens(self) -> bool:
@@ -132,7 +147,9 @@ def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:
 
 def _spelling(piece: str, type: int) -> bytes:
     if type == BYTE:
-        return bytes([int(piece[1:-1], 16)])                # <0x0A>
+        if not re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):
+            raise ValueError(f"the piece {piece!r:.40} is called a byte, and is none such as <0x0A>; fetch it again")
+        return bytes([int(piece[1:-1], 16)])
     if type in (NORMAL, USER_DEFINED, UNUSED):
         return piece.replace("▁", " ").encode()
     return piece.encode()

@@ -6,18 +6,21 @@ does; the model file beside it, where there is one, is preferred (__init__.py).
 
 Where a space is put before a word differs between generations of these files:
 
-    normalizer Prepend              before every stretch of text: at the beginning, and after each control token
-    pre_tokenizer Metaspace, always the same, except where the text begins with a space already
-    pre_tokenizer Metaspace, first  the same, and only at the beginning
+    normalizer Prepend              before every stretch of text: at the beginning, and after each added token but those
+                                    that are looked for in normalised text
+    pre_tokenizer Metaspace, always the same after every token, except where the text begins with a space already
+    pre_tokenizer Metaspace, first  only at the beginning, except there
 
-Try: drop `restarts` from "first"; tests/test_spm_json.py (test_worked_example_where_the_first_word_gets_a_space) fails.
+Try: let `starts_after` be true for "first"; tests/test_spm_json.py
+(test_worked_example_where_the_first_word_gets_a_space) fails.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from tokenizer.added_tokens import AddedToken
 from tokenizer.base import Settings, check_ids, is_control, write_json
-from tokenizer.bpe import SPEC, bos_of, refuse_other_modes
+from tokenizer.bpe import SPEC, bos_of, refuse_other_modes, with_added, with_bos
 from tokenizer.checked_json import check_value
 from tokenizer.spm_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
 from tokenizer.spm_pure import PlainPieceTokenizer
@@ -34,24 +37,34 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
     def __init__(self, spec: dict, settings: Settings | None = None) -> None:
         settings = settings or Settings()
         check_value(spec, SPEC, "tokenizer.json")
+        spec = with_added(spec, settings)
         refuse_other_modes(spec)
         self._prefix = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
         self._pairs = _pairs_of(spec["model"])
         bos = bos_of(spec.get("post_processor"))
         model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix != "never")
-        if settings.adds_bos is None:
-            settings = replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
-        super().__init__(model, replace(settings, added={}))
-        self._spec = spec
         self.restarts = self._prefix != "first"
+        super().__init__(model, replace(with_bos(settings, bos, spec), added={}), apart=True,
+                         flags=spec.get("added_tokens") or [])
+        self._spec = spec
         self._unused = set()                                # there are none here: ids without a token
         self._pairs = {(left, right): rank for (left, right), rank in self._pairs.items()
                        if left + right in self._scores}     # and no merge makes a control token
         self._neighbours = {(left[-1], right[0]) for left, right in self._pairs}
 
+    def normalize(self, text: str, *, starts: bool) -> str:
+        if self._prefix in ("always", "first"):
+            return text
+        return ("▁" if starts and self._prefix == "prepend" and text else "") + text.replace(" ", "▁")
+
+    def starts_after(self, token: AddedToken) -> bool:
+        """A normaliser works on what lies between the tokens that it does not see, Metaspace on what all leave."""
+        return self._prefix == "always" or self._prefix == "prepend" and not token.normalized
+
     def _spelt(self, text: str, *, starts: bool) -> str:
-        there = self._prefix in ("always", "first") and text[:1] in (" ", "▁")
-        return super()._spelt(text, starts=starts and not there)
+        if self._prefix in ("prepend", "never"):                    # `normalize` has done it
+            return text
+        return super()._spelt(text, starts=starts and text[:1] not in (" ", "▁"))
 
     def _rank(self, left: str, right: str, cuts: dict) -> float | None:
         return self._pairs.get((left, right))

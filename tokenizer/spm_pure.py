@@ -14,9 +14,10 @@ Try: let `_chunks` cut everywhere; tests/test_spm_pure.py (test_two_ways_agree_w
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from tokenizer.base import Settings, finder
+from tokenizer.added_tokens import AddedToken, Finder
+from tokenizer.base import Settings
 from tokenizer.bpe_merge import WordCache, merge
 from tokenizer.spm import PieceTokenizer
 from tokenizer.spm_model import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
@@ -28,18 +29,19 @@ class PlainPieceTokenizer(PieceTokenizer):
     Raises ValueError for a model of another kind.
     """
 
-    def __init__(self, model: PieceModel, settings: Settings | None = None) -> None:
+    def __init__(self, model: PieceModel, settings: Settings | None = None, *, apart: bool = False,
+                 flags: Iterable[dict] = ()) -> None:
         if model.kind != BPE or model.normalizes:
             raise ValueError("this SentencePiece model "
                              + (model.normalizes or "is not of kind BPE") + ", which only the library does")
-        super().__init__(model, settings)
+        super().__init__(model, settings, apart=apart, flags=flags)
         model = self._model                                 # in which control tokens are what the settings call so
         mergeable = [(piece, score) for piece, score, type in zip(model.pieces, model.scores, model.types, strict=True)
                      if type in (NORMAL, USER_DEFINED, UNUSED)]
         self._scores = dict(mergeable)
         self._neighbours = {pair for piece, _ in mergeable for pair in zip(piece, piece[1:], strict=False)}
-        self._whole = finder(piece for piece, type in zip(model.pieces, model.types, strict=True)
-                             if type == USER_DEFINED)
+        self._whole = Finder(AddedToken(piece, id) for id, (piece, type) in enumerate(
+            zip(model.pieces, model.types, strict=True)) if type == USER_DEFINED and not apart)
         self._unused = {piece for piece, type in zip(model.pieces, model.types, strict=True) if type == UNUSED}
         self._ids = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
                      if type not in (CONTROL, UNKNOWN)}     # of which text spells none, also where one is a single sign
@@ -49,9 +51,9 @@ class PlainPieceTokenizer(PieceTokenizer):
 
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
         ids = []
-        for i, part in enumerate(self._whole.split(self._spelt(text, starts=starts))):
-            if i % 2:
-                ids.append(self._ids[part])
+        for part in self._whole.split(self._spelt(text, starts=starts)):
+            if isinstance(part, AddedToken):
+                ids.append(part.id)
             else:
                 for chunk in self._chunks(part):
                     ids += self._words[chunk]
@@ -128,4 +130,4 @@ def from_vocabulary(vocabulary: dict) -> PlainPieceTokenizer:
         names["eos_id"] = tokens[vocabulary["eos_ids"][0]]
     model = build_model(tokens, vocabulary["scores"], types, names=names,
                         space_first=vocabulary["add_space_prefix"] is not False)
-    return PlainPieceTokenizer(model, Settings.of_vocabulary(vocabulary))
+    return PlainPieceTokenizer(model, Settings.of_vocabulary(vocabulary), apart=True)

@@ -8,13 +8,14 @@ or two of them only, and a chat model that is not stopped by the others talks on
 Try: leave `known` out of eos_ids; tests/test_gguf_vocabulary.py (test_worked_example_vocabulary) fails.
 """
 
+import re
 from typing import Any
 
 import numpy as np
 
 from weights.formats.gguf_file import GGUF, get
 
-NORMAL, CONTROL, UNUSED = 1, 3, 5       # types of tokens; control: a sign between programs, no text
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6    # of tokens; control: a sign, no text
 CLOSING = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
 STARTS_WITH_BOS = ("llama-bpe", "llama3", "llama-v3")              # split rules whose files may leave add_bos_token out
 ENDS = ("eos", "eot", "eom")            # the keys for them: end of text, of turn, of message
@@ -30,7 +31,7 @@ def vocabulary(gguf: GGUF) -> dict[str, Any]:
         raise ValueError(f"{gguf.path}: its vocabulary is of kind '{model}'; known are 'gpt2' and 'llama'")
     pre = get(gguf, "tokenizer.ggml.pre", str, None)
     tokens = get(gguf, "tokenizer.ggml.tokens", list)
-    types = _per_token(gguf, "tokenizer.ggml.token_type", len(tokens)) or [NORMAL] * len(tokens)
+    types = _per_token(gguf, "tokenizer.ggml.token_type", len(tokens)) or _guessed_types(model, tokens)
     ids = {name: _id(gguf, name, len(tokens)) for name in ("bos", *ENDS, "padding", "unknown")}
     return {
         "model": model,
@@ -83,8 +84,17 @@ def metadata(vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def _guessed_types(model: str, tokens: list[str]) -> list[int]:
+    """Of files without types, as llama.cpp's first converters wrote them: the usual marks, and pieces for bytes."""
+    if model != "llama":
+        return [CONTROL if re.fullmatch(r"<\|.*\|>", token) else NORMAL for token in tokens]
+    marks = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL}
+    return [marks.get(token, BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else NORMAL) for token in tokens]
+
+
 def _ends(named: list[int | None], tokens: list[str], types: list[int]) -> list[int]:
-    known = [i for text in CLOSING for i, token in enumerate(tokens) if token == text and types[i] == CONTROL]
+    known = [i for text in CLOSING for i, token in enumerate(tokens)
+             if token == text and types[i] in (CONTROL, USER_DEFINED)]         # files of 2023 have them user-defined
     return list(dict.fromkeys([id for id in named if id is not None] + known))
 
 
