@@ -134,19 +134,21 @@ def llama2c():
 
 
 def sloppy_bytes():
-    """A tokenizer.json whose merges spell its marks, one of them an end by its id alone, one called special elsewhere,
-    one in DeepSeek's manner, and one that stands for missing bytes."""
+    """A tokenizer.json whose merges spell its marks, one of them a word, one an end by its id alone, one called special
+    elsewhere, one in DeepSeek's manner, and one that stands for missing bytes."""
     spec = json.loads(bpe.train([" </s> <end> </s> <end> "] * 9, 330, special=("<|im_start|>", "<|im_end|>"))
                       .files()["tokenizer.json"])
     vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
-    for left, right in (("<", "/"), ("</", "s"), ("</s", ">"), ("<", "e"), ("<e", "n"), ("<en", "d"), ("<end", ">")):
+    for left, right in (("<", "/"), ("</", "s"), ("</s", ">"), ("<", "e"), ("<e", "n"), ("<en", "d"), ("<end", ">"),
+                        ("E", "N"), ("EN", "D")):
         if left + right not in vocab:
             vocab[left + right] = len(vocab)
             merges.append(f"{left} {right}")
     size = len(vocab)
     del vocab["Ā"]                                                  # the byte 0, which becomes the unknown token
     spec["model"] |= {"unk_token": "</s>", "ignore_merges": True}
-    spec["added_tokens"] += [{"id": size, "content": "<｜User｜>", "special": False},
+    spec["added_tokens"] += [{"id": vocab["END"], "content": "END", "special": True},
+                             {"id": size, "content": "<｜User｜>", "special": False},
                              {"id": size + 1, "content": "<turn>", "special": False},
                              {"id": size + 2, "content": "[INST]", "special": False}]
     config = {"eos_token": "</s>", "bos_token": "<|im_start|>", "add_bos_token": True,
