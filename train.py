@@ -38,6 +38,7 @@ with quiet_start(__name__):
     from tokenizer import bpe, load_tokenizer
     from tokenizer.base import Tokenizer
     from weights.fetch import fetch
+    from weights.formats.atomic_write import atomic_folder
     from weights.formats.paths import home, resolve
 
 CORPUS = "peoples-daily"
@@ -126,8 +127,9 @@ def main() -> None:
         else:
             print(f"training a tokenizer of {vocab_size} ids on {len(documents):,} documents", file=sys.stderr)
             tokenizer = bpe.train(documents, vocab_size)
-        if writes and distributed.is_rank0():
-            tokenizer.save(run / "tokenizer")
+        if writes and distributed.is_rank0() and not arguments.resume:
+            with atomic_folder(run / "tokenizer") as partial:
+                tokenizer.save(partial)
     task = TextGenerationTask()
     dtype = flags.choose_dtype(arguments.dtype, device, purpose="train")
     shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
@@ -158,8 +160,9 @@ def main() -> None:
     print(f"{parameters:,} parameters, {len(train_data):,} tokens of text, computing in {dtype}", file=sys.stderr)
 
     # train, save, prove that what was saved is the model
+    settings = {"vocabulary": "--tokenizer" if arguments.tokenizer else f"--vocab-size {vocab_size}"}
     trainer = Trainer(model, task, train_data, eval_data, arguments.optimizer, config, dtype=dtype, output=output,
-                      resume=arguments.resume, allow=arguments.allow, readable=arguments.readable)
+                      resume=arguments.resume, settings=settings, allow=arguments.allow, readable=arguments.readable)
     print(trainer.report.summary(), file=sys.stderr)
     result = trainer.train() | {"data": dataclasses.asdict(trainer.report.counts)}
     prompt = documents[0][:12]

@@ -3,8 +3,9 @@
 Where it stands is a single number, the step: which samples a step sees follows from it and the seed, so that a
 resumed run goes on with the batches that an uninterrupted one would have seen.
 
-Beside the result, OUTPUT, lies OUTPUT.training: metrics.jsonl (a line a step), last.pt and best.pt. A result counts
-only once it was loaded again from the disk and found to be the model in memory (llama/training/verify_saved.py).
+Beside the result, OUTPUT, lies OUTPUT.training: metrics.jsonl (a line a step) and states (llama/training/run_state.py).
+A result counts only once it was loaded again from the disk and found to be the model in memory
+(llama/training/verify_saved.py).
 
 Try: divide the loss by the number of micro-batches instead of by targets; tests/test_trainer.py
 (test_two_ways_accumulated_micro_batches_equal_one_batch) fails on ragged lengths.
@@ -14,7 +15,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +44,7 @@ from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, 
 from llama.training.packing import micro_batches, pack_or_pad, should_pack
 from llama.training.verify_saved import verify_saved
 from llama.training.word_dropout import word_dropout
+from weights.formats.atomic_write import WriteError
 
 
 class Trainer:
@@ -50,7 +53,8 @@ class Trainer:
     dtype   to compute in, with float32 masters of what is learned; None: the parameters' own
     output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes none, but with
             `save_epochs` that of each epoch, as ./models/NAME_epoch1 …
-    resume  go on from OUTPUT.training/last.pt
+    resume  go on from the newest state in OUTPUT.training
+    settings  what else makes the run what it is, by name: resumed with another value it is refused
     allow   names in llama/training/data_checks.py of what need not hold of the training data
     readable  run the definitions as they stand, and no fast version, not even one that agrees with them
 
@@ -59,8 +63,8 @@ class Trainer:
 
     def __init__(self, model: Llama, task: Task, train_dataset: Any, eval_dataset: Any = None,
                  optimizer: str = "adamw", config: TrainConfig | None = None, *, dtype: torch.dtype | None = None,
-                 output: str | Path | None = None, resume: bool = False, allow: Sequence[str] = (),
-                 readable: bool = False):
+                 output: str | Path | None = None, resume: bool = False, settings: Mapping[str, Any] | None = None,
+                 allow: Sequence[str] = (), readable: bool = False):
         self.model, self.task, self.config = model, task, config or TrainConfig()
         if getattr(model, "tokenizer", None) is None:               # a bare Llama carries none
             raise ValueError("the model has no tokenizer; take llama.get_model(…), or llama.checkpoint.PretrainedLlama("
@@ -79,7 +83,9 @@ class Trainer:
             run_lock.take(self.output)                              # until `train` ends
         self.objective = Plain(model, task, readable=readable)
         self.folder = run_state.RunFolder(self.output)
-        self.settings = run_state.settings_of(model, self.samples, self.config, optimizer=optimizer, dtype=dtype)
+        self.settings = run_state.settings_of(model, task, self.samples, self.eval_samples, self.config,
+                                              optimizer=optimizer, dtype=dtype,
+                                              more=settings or {}) if self.output else {}
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
             self.outline = meta_copy(model)
@@ -108,10 +114,11 @@ class Trainer:
         self.best, self.best_step, self.evals_since_best = math.inf, 0, 0
         self.best_weights: dict[str, Any] = {}                      # as best.pt, where there is no folder for it
         self.loss, self.scores = math.nan, {}
+        self.saved_step = 0                                         # of the newest state
         if resume:
             self._load_state()
         if self.output:
-            self.folder.forget_after(self.step)
+            self.folder.begin_after(self.step)
 
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
@@ -166,7 +173,7 @@ class Trainer:
         kept = ""
         if self.output and self.step:
             self._save_state()
-            kept = f" (the state after step {self.step} is kept in {self.folder.path('last.pt')})"
+            kept = f" (the state after step {self.step} is kept in {self.folder.last(self.step)})"
         places = ", ".join(self.samples[i].place or str(i) for i in indices)
         raise RuntimeError(f"{what}, on samples {places}{kept}; look at them with --inspect, or start anew with a "
                            "lower --lr")
@@ -243,13 +250,16 @@ class Trainer:
         progress.clear()
         self.scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer,
                                batch_size=self.config.batch_size)
-        self.folder.log({"step": self.step, "eval": self.scores})
+        with self._saying_what_is_kept():
+            self.folder.log({"step": self.step, "eval": self.scores})
         print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()), file=sys.stderr)
         if self.scores["loss"] < self.best:
             self.best, self.best_step, self.evals_since_best = self.scores["loss"], self.step, 0
             if self.output:
-                run_state.write_state(self.folder.path("best.pt"), {"step": self.step, "scores": self.scores},
-                                      self._learned(), self.objective)
+                with self._saying_what_is_kept():
+                    run_state.write_state(self.folder.best(self.step), {"step": self.step, "scores": self.scores},
+                                          self._learned(), self.objective)
+                    self.folder.prune()
             else:
                 learned = {name: parameter.clone() for name, parameter in self._learned().items()}
                 self.best_weights = {"scores": self.scores, "learned": learned}
@@ -258,8 +268,9 @@ class Trainer:
 
     def _report(self, progress: Progress, rate: float, norm: float) -> None:
         speed = self.tokens / self.seconds
-        self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm, "tokens": self.tokens,
-                         "seconds": round(self.seconds, 3)})
+        with self._saying_what_is_kept():
+            self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm,
+                             "tokens": self.tokens, "seconds": round(self.seconds, 3)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
         if progress.live:
             done = self._fraction_done()
@@ -275,7 +286,10 @@ class Trainer:
         if 0 < self.best_step < self.step:
             best = self.best_weights
             if self.output:
-                best = run_state.read_state(self.folder.path("best.pt"), self._learned(), self.objective)
+                with self._saying_what_is_kept():
+                    best = run_state.read_state(self.folder.best(self.best_step),
+                                                in_shards=run_state.in_shards(self._learned()))
+                run_state.restore(best, self._learned(), self.objective)
             else:
                 for name, parameter in self._learned().items():
                     parameter.copy_(best["learned"][name])
@@ -302,8 +316,9 @@ class Trainer:
         self.masters.restore_fp32()                                 # saved as they are, not as they compute
         if (model := self.whole_model()) is not None and distributed.is_rank0():
             save = save_adapter if has_lora(model) else save_model
-            save(model, folder)
-            verify_saved(model, folder)
+            with self._saying_what_is_kept():
+                save(model, folder)
+                verify_saved(model, folder)
         self.masters.cast_down()
         distributed.barrier()
 
@@ -316,25 +331,46 @@ class Trainer:
         return gather_full_state(self.model, self.outline) if self.outline else self.model
 
     def _save_state(self) -> None:
-        run_state.write_state(self.folder.path("last.pt"), {
-            "settings": self.settings,
-            "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-            "best": (self.best, self.best_step, self.evals_since_best), "scores": self.scores, "loss": self.loss,
-            "random": distributed.all_gather(run_state.random_state(self.model.device)),
-        }, self._learned(), self.objective, self.optimizer)
+        if self.saved_step == self.step:                            # at an epoch's end, before a signal ends the run
+            return
+        with self._saying_what_is_kept():
+            run_state.write_state(self.folder.last(self.step), {
+                "settings": self.settings,
+                "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+                "best": (self.best, self.best_step, self.evals_since_best), "scores": self.scores, "loss": self.loss,
+                "random": distributed.all_gather(run_state.random_state(self.model.device)),
+            }, self._learned(), self.objective, self.optimizer)
+            self.saved_step = self.step
+            self.folder.prune()
 
     def _load_state(self) -> None:
-        path = self.folder.path("last.pt")
-        if not path.exists():
-            raise ValueError(f"{path}: there is nothing to resume here; start without --resume")
-        state = run_state.read_state(path, self._learned(), self.objective, self.optimizer,
-                                     check=lambda before: run_state.check_settings(path, before, self.settings))
+        learned = self._learned()
+        state = self.folder.newest(lambda path, before: run_state.check_settings(path, before, self.settings),
+                                   in_shards=run_state.in_shards(learned))
+        run_state.restore(state, learned, self.objective, self.optimizer)
         self.masters.copy_to_model()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best, self.best_step, self.evals_since_best = state["best"]
-        self.scores, self.loss = state["scores"], state["loss"]
+        self.scores, self.loss, self.saved_step = state["scores"], state["loss"], state["step"]
+        if self.best_step and not distributed.broadcast(self.folder.best(self.best_step).exists()):
+            print(f"{self.folder.best(self.best_step)} is not there; what evaluates best from here on counts",
+                  file=sys.stderr)
+            self.best, self.best_step, self.evals_since_best = math.inf, 0, 0
         run_state.set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
+
+    @contextmanager
+    def _saying_what_is_kept(self) -> Iterator[None]:
+        """A disk that fails midway takes nothing that is safe: say what is, and how to go on."""
+        try:
+            yield
+        except BrokenPipeError:                                     # of what is printed
+            raise
+        except (OSError, WriteError, run_state.Damaged) as error:
+            what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+            kept = f"the state after step {self.saved_step} is kept, and the same command with --resume goes on " \
+                f"from it" if self.saved_step else "no state was kept yet"
+            raise RuntimeError(f"{what}; {kept}") from None
 
     def _learned(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach() for name, parameter in self.masters.learned.items()}

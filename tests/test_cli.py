@@ -138,7 +138,7 @@ def test_refusal_an_output_that_exists(tmp_path):
     def check(name, *, overwrite=False, resume=False):
         cli.check_output(tmp_path / name, marker="config.json", overwrite=overwrite, resume=resume)
 
-    for folder, file in (("model", "config.json"), ("adapter", "adapter_config.json"), ("run.training", "last.pt")):
+    for folder, file in (("model", "config.json"), ("adapter", "adapter_config.json"), ("run.training", "last-7.pt")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).touch()
     check("new")

@@ -102,14 +102,19 @@ def test_two_ways_what_rank_0_wrote_is_what_was_trained(folder, two):
 
 def test_property_all_stop_after_the_same_step_when_one_is_interrupted(folder, two):
     assert {rank["interrupted"]["stopped"] for rank in two} == {"KeyboardInterrupt after step 3: "}
-    assert torch.load(folder / "interrupted.training" / "last.pt")["step"] == 3
+    assert torch.load(folder / "interrupted.training" / "last-3.pt")["step"] == 3
+
+
+def test_property_a_shard_that_is_damaged_on_one_rank_sets_all_back_to_the_state_before(two):
+    assert {len(rank["full fsdp, resumed"]["norms"]) for rank in two} == {7}
+    assert {len(rank["lora ddp, resumed"]["norms"]) for rank in two} == {5}
 
 
 def test_refusal_a_loss_that_is_not_finite_on_one_rank_stops_all(folder, two):
     for rank in two:
         assert rank["burst"]["stopped"].startswith("RuntimeError after step 3: step 4: the loss is nan")
-    state = torch.load(folder / "burst.training" / "last.pt")
-    assert state["step"] == 3 and (folder / "burst.training" / state["shards"]).is_dir()
+    state = torch.load(folder / "burst.training" / "last-3.pt")
+    assert state["step"] == 3 and len(list((folder / "burst.training" / "last-3").iterdir())) == 2
 
 
 def test_refusal_a_failing_rank_ends_all_with_its_own_sentence(ended):

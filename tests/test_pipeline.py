@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import TEXT
 
+from tokenizer import bpe
+
 HOME = Path(__file__).resolve().parent.parent
 SIZES = ["--preset", "test", "--max-position-embeddings", "256", "--vocab-size", "300", "--block-size", "32"]
 
@@ -65,6 +67,17 @@ def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
     assert set(line) == {"prompt", "text", "token_ids", "finish_reason", "prompt_tokens", "tokens_per_second"}
 
 
+def test_refusal_resume_with_another_tokenizer_leaves_the_one_of_the_run(trained, tmp_path):
+    folder, _, _ = trained
+    bpe.train(TEXT, 290).save(tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in (folder / "model.training" / "tokenizer").iterdir()}
+    done = run(HOME / "train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES[:4], *SIZES[6:], "--max-steps",
+               "20", "--lr", "0.01", "--output", "model", "--resume", "--tokenizer", tmp_path / "other", cwd=folder,
+               code=2)
+    assert "tokenizer" in done.stderr
+    assert before == {path.name: path.read_bytes() for path in (folder / "model.training" / "tokenizer").iterdir()}
+
+
 def test_two_ways_an_interrupted_and_resumed_script_ends_where_a_whole_run_does(trained, tmp_path):
     folder, _, _ = trained
     (tmp_path / "model").symlink_to(folder / "model")
@@ -100,6 +113,9 @@ BAD = [
     (["finetune.py", "--model", "model", "--data", "good.jsonl", "--patience", "4"], "need --eval-data"),
     (["finetune.py", "--model", "tiny-1m", "--data", "good.jsonl"], "has no tokenizer"),
     (["train.py", "--data", "text.txt", "--resume", "--output", "nowhere"], "nothing to resume"),
+    (["train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES, "--vocab-size", "299", "--max-steps", "20", "--lr",
+      "0.01", "--output", "model", "--resume"],
+     "another vocabulary; resume with vocabulary = --vocab-size 300, or start anew"),
     (["finetune.py", "--model", "model", "--data", "text.txt"], "text.txt:1"),
     (["finetune.py", "--model", "gpt3", "--data", "good.jsonl"], "not a Llama"),
     (["finetune.py", "--model", "model", "--data", "good.jsonl"], "give --max-length 256"),

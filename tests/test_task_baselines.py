@@ -90,7 +90,7 @@ def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "run", fake)
     monkeypatch.setattr(programs, "texts_of", lambda *a: ["a text"])
     monkeypatch.setitem(programs.WAYS, "poets", programs.Way(10, 0.5, ("--preset", "test"), ("--lr", "1e-3")))
-    state = tmp_path / "poets" / "small-tuned.training" / "last.pt"
+    state = tmp_path / "poets" / "small-tuned.training" / "last-7.pt"
     state.parent.mkdir(parents=True)
     state.touch()
     files = {part: tmp_path / f"{part}.jsonl" for part in ("train", "dev", "test")}

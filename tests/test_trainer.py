@@ -1,7 +1,9 @@
+import errno
 import json
 import math
 import os
 import signal
+import unittest.mock
 
 import pytest
 import torch
@@ -13,12 +15,16 @@ from llama.config import preset
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.lora import LoRAConfig, add_lora, remove_lora
 from llama.model import Llama
+from llama.quantization.swap import quantize
+from llama.runtime import cli, run_lock
 from llama.runtime.interrupt import ENDINGS
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
 from llama.trainer import Trainer
+from llama.training import run_state
 from llama.training.objective import Plain
 from llama.training.optimizer import TrainConfig
+from weights.formats import atomic_write
 from weights.formats.torch_file import load_torch_file
 
 TURNS = [("Hi", "Hello!"), ("你是谁？", "我是小驼。"), ("Count", "one two three four five six"), ("Bye", "Bye."),
@@ -189,41 +195,191 @@ def test_property_what_was_learned_before_a_loss_that_is_not_finite_is_kept(tiny
         return update(indices)
 
     monkeypatch.setattr(trainer, "_update", update_until_it_bursts)
-    with pytest.raises(RuntimeError, match=r"step 3: .* \(the state after step 2 is kept in .*last.pt\); look at them"):
+    with pytest.raises(RuntimeError, match=r"step 3: .* \(the state after step 2 is kept in .*last-2.pt\); look"):
         trainer.train()
-    state = load_torch_file(tmp_path / "x.training" / "last.pt", "state")
+    state = load_torch_file(tmp_path / "x.training" / "last-2.pt", "state")
     assert state["step"] == 2 and all(torch.equal(kept[name], tensor) for name, tensor in state["learned"].items())
 
 
-def test_refusal_resume_with_other_data_other_batches_or_nothing(tiny_model, tmp_path):
+@pytest.mark.parametrize("harm", ["last", "best"])
+def test_two_ways_a_run_resumed_from_the_state_before_ends_where_an_uninterrupted_one_does(
+        harm, tiny_model, tmp_path, capsys):
+    """A bit of what was learned flips while nobody looks; with dropout, so that random numbers matter."""
+    def run(output, steps, *, resume=False):
+        torch.manual_seed(5)
+        add_lora(tiny_model, LoRAConfig(rank=2, dropout=0.2))
+        config = TrainConfig(epochs=4, max_steps=steps, batch_size=2, save_every=2, eval_every=1, schedule="constant",
+                             lr=0.01)
+        result = Trainer(tiny_model, _task(), EXAMPLES, EXAMPLES[:3], config=config, output=output, resume=resume)
+        scores = result.train()["eval"]
+        remove_lora(tiny_model, "default")
+        return scores
+
+    expected = run(tmp_path / "whole", 12)
+    run(tmp_path / "parts", 8)
+    states = tmp_path / "parts.training"
+    assert sorted(path.name for path in states.glob("*.pt")) == ["best-6.pt", "best-8.pt", "last-6.pt", "last-8.pt"]
+    damaged = states / f"{harm}-8.pt"
+    learned = next(iter(load_torch_file(damaged, "state")["learned"].values())).numpy().tobytes()
+    content = bytearray(damaged.read_bytes())
+    content[content.index(learned) + 5] ^= 4
+    damaged.write_bytes(content)
+    capsys.readouterr()
+    assert run(tmp_path / "parts", 12, resume=True) == expected
+    said = capsys.readouterr().err
+    assert f"{damaged} is damaged; so the run goes on from the state after step 6\nresuming after step 6 of 12" in said
+    whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    lines = [json.loads(line) for line in (states / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+
+
+class Failing:
+    """The system's calls that put something on the disk, of which the n-th fails."""
+
+    def __init__(self, monkeypatch, nth, error):
+        self.nth, self.error, self.made = nth, error, 0
+        for name in ("fsync", "replace"):
+            monkeypatch.setattr(os, name, self.counting(getattr(os, name)))
+        for module in (atomic_write, run_state):
+            monkeypatch.setattr(module, "open", self.open, raising=False)
+
+    def counting(self, call):
+        def counted(*given):
+            self.made += 1
+            if self.made == self.nth:
+                raise self.error
+            return call(*given)
+        return counted
+
+    def open(self, *given, **more):
+        file = open(*given, **more)
+        failing = unittest.mock.MagicMock(wraps=file)
+        failing.__enter__.return_value, failing.__exit__ = failing, lambda *raised: file.close()
+        failing.write = self.counting(file.write)
+        return failing
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+READ_ONLY = OSError(errno.EROFS, "Read-only file system", "x")
+DENIED = PermissionError(errno.EACCES, "Permission denied", "x")
+
+
+@pytest.mark.parametrize("part", range(16))
+def test_property_a_write_that_fails_takes_nothing_that_is_safe(part, tiny_model, tmp_path, monkeypatch, capsys):
+    """The n-th write, fsync or rename of a run: one sentence, 1, the last good state whole, to go on from."""
+    before = _weights(tiny_model)
+    config = TrainConfig(epochs=2, batch_size=2, save_every=1, eval_every=2)
+
+    def run(output, *, resume=False):
+        for name, parameter in tiny_model.named_parameters():
+            parameter.data.copy_(before[name])
+        Trainer(tiny_model, _task(), EXAMPLES, EXAMPLES[:2], config=config, output=output, resume=resume).train()
+
+    with monkeypatch.context() as watched:
+        calls = Failing(watched, 0, FULL)
+        run(tmp_path / "whole")
+    whole, output = _weights(tiny_model), tmp_path / "parts"
+    with monkeypatch.context() as broken, pytest.raises(SystemExit) as ended:
+        Failing(broken, 1 + part * (calls.made - 1) // 15, [FULL, READ_ONLY, DENIED][part % 3])
+        capsys.readouterr()
+        cli.run(lambda: run(output))
+    run_lock.release(output)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" not in said
+    folder = run_state.RunFolder(output)
+    step = max(folder.steps("last"), default=0)
+    kept = f"the state after step {step} is kept, and the same command with --resume" if step else "no state was kept"
+    assert FULL.strerror in said or READ_ONLY.strerror in said or DENIED.strerror in said
+    assert kept in said.splitlines()[-1]
+    assert not [path for path in [*tmp_path.iterdir(), *folder.path("").iterdir()] if path.name.startswith(".")]
+    run(output, resume=bool(step))
+    assert all(torch.equal(weight, whole[name]) for name, weight in _weights(tiny_model).items())
+
+
+def test_refusal_resume_under_other_conditions_names_each(tiny_model, tmp_path):
+    def trainer(*, task=None, data=EXAMPLES, evaluated=EXAMPLES[:3], vocabulary="--vocab-size 400", **more):
+        given = {"config": TrainConfig(epochs=2, batch_size=2), "resume": True} | more
+        return Trainer(tiny_model, task or _task(), data, evaluated, output=tmp_path / "x",
+                       settings={"vocabulary": vocabulary}, **given)
+
     with pytest.raises(ValueError, match="nothing to resume"):
-        _train(tiny_model, output=tmp_path / "x", resume=True)
-    _train(tiny_model, output=tmp_path / "x").train()
-    with pytest.raises(ValueError, match="another number of samples, data; resume with number of samples = 6"):
-        Trainer(tiny_model, _task(), EXAMPLES[:5], config=TrainConfig(batch_size=2), output=tmp_path / "x", resume=True)
-    with pytest.raises(ValueError, match="another data; resume with the same"):
-        Trainer(tiny_model, _task(), EXAMPLES[:5] + EXAMPLES[:1], config=TrainConfig(batch_size=2),
-                output=tmp_path / "x", resume=True)
-    with pytest.raises(ValueError, match="another batch_size, lr; resume with batch_size = 2, lr = 0.0002"):
-        _train(tiny_model, TrainConfig(batch_size=3, lr=1.0), output=tmp_path / "x", resume=True)
-    with pytest.raises(ValueError, match="another optimizer; resume with optimizer = adamw"):
-        _train(tiny_model, TrainConfig(batch_size=2), optimizer="sgd", output=tmp_path / "x", resume=True)
-    longer = _train(tiny_model, TrainConfig(epochs=5, batch_size=2, save_every=1), output=tmp_path / "x", resume=True)
-    assert longer.step == 6 and longer.total_steps == 15
+        trainer()
+    trainer(config=TrainConfig(max_steps=1, batch_size=2), resume=False).train()
+    conditions = {
+        "number of samples, data; resume with number of samples = 6, the same data": {"data": EXAMPLES[:5]},
+        "data; resume with the same data": {"data": EXAMPLES[:5] + EXAMPLES[:1]},
+        "batch_size, lr; resume with batch_size = 2, lr = 0.0002":
+            {"config": TrainConfig(batch_size=3, lr=1.0)},
+        "optimizer; resume with optimizer = adamw": {"optimizer": "sgd"},
+        "evaluation data; resume with the same evaluation data": {"evaluated": EXAMPLES[1:4]},
+        "number of evaluation samples, evaluation data; resume with number of evaluation samples = 3":
+            {"evaluated": None},
+        "max_length; resume with max_length = 512": {"task": InstructionTask("chatml", max_length=400)},
+        "vocabulary; resume with vocabulary = --vocab-size 400": {"vocabulary": "--vocab-size 300"},
+    }
+    for words, other in conditions.items():
+        with pytest.raises(ValueError, match=f"last-1.pt is of a run with another {words}"):
+            trainer(**other)
+    longer = trainer(config=TrainConfig(epochs=5, batch_size=2, save_every=1, eval_every=2, patience=3))
+    assert longer.step == 1 and longer.total_steps == 15
+    with pytest.raises(ValueError, match="last-1.pt is of a run with another dtype; resume with dtype = float32"):
+        trainer(dtype=torch.bfloat16)
+
+
+def test_refusal_resume_where_one_of_many_samples_is_another(tiny_model, tmp_path):
+    data, config = EXAMPLES * 400, TrainConfig(max_steps=1, batch_size=2)
+    Trainer(tiny_model, _task(), data, config=config, output=tmp_path / "x").train()
+    with pytest.raises(ValueError, match="another data; resume with the same data"):
+        Trainer(tiny_model, _task(), data[:1001] + [EXAMPLES[0]] + data[1002:], config=config, output=tmp_path / "x",
+                resume=True)
 
 
 def test_refusal_resume_on_another_base_or_with_another_adapter(tiny_model, tmp_path):
+    config = TrainConfig(batch_size=6)
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    _train(tiny_model, config, output=tmp_path / "x").train()
+    remove_lora(tiny_model, "default")
+    add_lora(tiny_model, LoRAConfig(rank=2, alpha=3.0))
+    with pytest.raises(ValueError, match="is of a run with another adapter; resume with the same adapter"):
+        _train(tiny_model, config, output=tmp_path / "x", resume=True)
+    remove_lora(tiny_model, "default")
+    last = tiny_model.layers[1].mlp.down_proj.weight.data[-1]
+    last[-1] *= 1 + 2**-23                                          # the very last number, by its last bit
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match="another frozen part of the model; resume with the same frozen part"):
+        _train(tiny_model, config, output=tmp_path / "x", resume=True)
+    remove_lora(tiny_model, "default")
+    add_lora(tiny_model.bfloat16(), LoRAConfig(rank=2))             # as --dtype bfloat16 loads a base
+    with pytest.raises(ValueError, match="another dtype, frozen part of the model; resume with dtype = float32"):
+        _train(tiny_model, config, output=tmp_path / "x", resume=True)
+
+
+def test_refusal_resume_on_another_base_in_few_bits(tiny_model, tmp_path):
+    quantize(tiny_model, bits=8, report=False)
     add_lora(tiny_model, LoRAConfig(rank=2))
     _train(tiny_model, TrainConfig(batch_size=6), output=tmp_path / "x").train()
     remove_lora(tiny_model, "default")
-    add_lora(tiny_model, LoRAConfig(rank=2, alpha=3.0))
-    with pytest.raises(ValueError, match="is of a run with another adapter"):
-        _train(tiny_model, TrainConfig(batch_size=6), output=tmp_path / "x", resume=True)
-    remove_lora(tiny_model, "default")
-    tiny_model.norm.weight.data[0] += 1
+    numbers = tiny_model.layers[1].mlp.down_proj.weight.data
+    numbers.view(-1)[-1] ^= 1
     add_lora(tiny_model, LoRAConfig(rank=2))
-    with pytest.raises(ValueError, match="is of a run with another frozen part of the model"):
+    with pytest.raises(ValueError, match="another frozen part of the model"):
         _train(tiny_model, TrainConfig(batch_size=6), output=tmp_path / "x", resume=True)
+
+
+def test_worked_example_a_run_whose_best_was_deleted_goes_on_without_it(tiny_model, tmp_path, capsys):
+    def trainer(steps, *, resume=False):
+        config = TrainConfig(epochs=9, max_steps=steps, batch_size=6, lr=0.3, schedule="constant", warmup=0.0)
+        return Trainer(tiny_model, _task(), EXAMPLES, EXAMPLES, config=config, output=tmp_path / "x", resume=resume)
+
+    first = trainer(3)
+    first.train()
+    best = tmp_path / "x.training" / f"best-{first.best_step}.pt"
+    best.unlink()
+    again = trainer(6, resume=True)
+    assert f"{best} is not there; what evaluates best from here on counts" in capsys.readouterr().err
+    again.train()
+    assert again.best_step > 3
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("lr", 0.0), ("lr", math.nan), ("warmup", 2.0),

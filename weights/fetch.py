@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ with quiet_start(__name__):
 
     from weights import corpora
     from weights.convert import convert
-    from weights.formats.atomic_write import atomic_file
+    from weights.formats.atomic_write import atomic_file, scratch_folder
     from weights.formats.paths import home, shown
 
 # ---- what becomes of the files that were taken out -------------------------------------------------------------------
@@ -217,8 +216,8 @@ def _right(member: Member) -> bool:
 def _take_out(entry: Entry, wanted: list[Member]) -> None:
     cache = home() / CACHE
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as temporary:
-        archive = _download(entry, wanted, Path(temporary))
+    with scratch_folder(cache, "download") as temporary:
+        archive = _download(entry, wanted, temporary)
         for member in wanted:
             path = home() / member.path
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from llama.datasets.language_modeling import check_blocks
 from tokenizer.base import Tokenizer
+from weights.formats.atomic_write import atomic_file
 
 FORMAT = "llama tokens, version 1"
 _FIELDS = {"dtype", "tokens", "documents", "bytes", "tokenizer", "how", "sources"}
@@ -70,27 +71,20 @@ def write_tokens(path: str | Path, documents: Iterable[str], tokenizer: Tokenize
               "tokenizer": tokenizer_sha256(tokenizer), "how": how, "sources": [_describe(file) for file in sources]}
     room = -(-(len(json.dumps(header)) + 3 * _DIGITS) // 64) * 64   # counts are known only at the end
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(bytes(room))
-            for text in documents:
-                ids = document_ids(text, tokenizer)
-                file.write(np.asarray(ids, dtype).tobytes())
-                header["tokens"] += len(ids)
-                header["documents"] += 1
-                header["bytes"] += len(text.encode())
-                if progress:
-                    progress(header["documents"])
-            if not header["documents"]:
-                raise ValueError(f"{path}: there is no document to write; give text")
-            file.seek(0)
-            file.write(json.dumps(header).encode().ljust(room - 1) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(bytes(room))
+        for text in documents:
+            ids = document_ids(text, tokenizer)
+            file.write(np.asarray(ids, dtype).tobytes())
+            header["tokens"] += len(ids)
+            header["documents"] += 1
+            header["bytes"] += len(text.encode())
+            if progress:
+                progress(header["documents"])
+        if not header["documents"]:
+            raise ValueError(f"{path}: there is no document to write; give text")
+        file.seek(0)
+        file.write(json.dumps(header).encode().ljust(room - 1) + b"\n")
 
 
 def is_current(path: str | Path, tokenizer: Tokenizer, *, sources: Sequence[str | Path], how: str = "") -> bool:

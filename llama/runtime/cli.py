@@ -163,17 +163,18 @@ def check_output(output: Path, *, marker: str, overwrite: bool, resume: bool) ->
 
     marker  the file by which a result of this kind is known; a folder of another kind is never replaced
     """
-    run = Path(f"{output}.training", "last.pt")
+    run = Path(f"{output}.training")
+    interrupted = any(run.glob("last-*.pt"))                        # states: llama/training/run_state.py
     if Path(f"{output}.training", "lock").exists():
         run_lock.take(output)                                       # or say who has it
     if overwrite and resume:
         raise ValueError("--overwrite starts anew and --resume goes on; give one of them")
-    if resume and not run.exists():
+    if resume and not interrupted:
         raise ValueError(f"{run}: there is nothing to resume here; start without --resume")
     if not (overwrite or resume):
         if output.exists():
             raise ValueError(f"{output} exists already; give --overwrite to replace it, or another --output")
-        if run.exists():
+        if interrupted:
             raise ValueError(f"{output} is an interrupted run; give --resume to go on, --overwrite to start anew, "
                              "or another --output")
     if output.exists() and not (output / marker).exists() and not (output.is_dir() and not any(output.iterdir())):

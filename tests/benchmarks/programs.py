@@ -131,8 +131,8 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
 
 def going_on(output: Path, *, again: bool) -> list[str]:
     """The flag for a run that may have been interrupted."""
-    return ["--resume"] if Path(f"{output}.training", "last.pt").exists() and not (output.exists() or again) else [
-        "--overwrite"]
+    interrupted = any(Path(f"{output}.training").glob("last-*.pt"))
+    return ["--resume"] if interrupted and not (output.exists() or again) else ["--overwrite"]
 
 
 def shown(command: Sequence[str]) -> str:

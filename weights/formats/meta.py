@@ -23,7 +23,7 @@ from weights.formats.atomic_write import atomic_file, atomic_folder
 from weights.formats.huggingface import Ledger, checked_bytes
 from weights.formats.meta_params import PARAMS, check, inferred, read_params, unsaid, write_params
 from weights.formats.plain_llama import HEAD, Sizes, plain_sizes, to_half_split, to_interleaved
-from weights.formats.torch_file import load_torch_file, spooled
+from weights.formats.torch_file import load_torch_file, spooled, torch_save
 
 NAMES = {                               # Hugging Face's parts, Meta's, and the axis along which Meta splits them
     "embed_tokens": ("tok_embeddings", 0),                         # 1 for the first Llamas, see `_axis`
@@ -295,7 +295,7 @@ def _write_shards(folder: Path, params: dict[str, Any], sizes: Sizes, ledger: Le
         raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
     for number, (content, spool) in enumerate(zip(contents, spools, strict=True)):
         with atomic_file(folder / f"consolidated.{number:02d}.pth") as file:
-            torch.save(content, file)
+            torch_save(content, file)
         content.clear()                                            # Windows deletes no file that is still mapped
         spool.unlink()
 

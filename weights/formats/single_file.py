@@ -8,7 +8,6 @@ Try: leave `check_value` out of `open_single`; tests/test_checkpoint.py
 (test_refusal_of_content_of_another_type) fails.
 """
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizer.checked_json import ANYTHING, Field, check_value, mapped, record
+from weights.formats.atomic_write import scratch_folder
 from weights.formats.huggingface import Ledger, checked_bytes
 from weights.formats.torch_file import load_torch_file, save_torch_file, spooled
 
@@ -38,9 +38,9 @@ def write_single(path: str | Path, config: dict[str, Any], ledger: Ledger, tenso
     """Write a single file, whole or not at all, from tensors that come one at a time; needs its size on disk twice."""
     path, tensors = Path(path), iter(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    with scratch_folder(path.parent, path.name) as scratch:
         mapped = {}
-        with open(Path(scratch, "tensors"), "wb") as file:
+        with open(scratch / "tensors", "wb") as file:
             for name, shape, dtype in ledger:
                 mapped[name] = spooled(file, checked_bytes(tensors, (name, shape, dtype)), dtype).reshape(shape)
         save_torch_file(path, {"format": SINGLE_FILE, "config": config, "tensors": mapped, "tokenizer": files})

@@ -25,7 +25,31 @@ def save_torch_file(path: Path, content: dict[str, Any]) -> None:
     """torch.save that replaces `path` only when every byte is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        torch.save(content, file)
+        torch_save(content, file)
+
+
+def torch_save(content: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save that fails as the file did, say of a full disk, and not in words about its own insides."""
+    failures = []
+
+    class Witness:
+        def write(self, numbers: memoryview) -> int:
+            try:
+                return file.write(numbers)
+            except OSError as error:
+                failures.append(error)
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    try:
+        torch.save(content, Witness())
+    except (RuntimeError, OSError):
+        if not failures:
+            raise
+    if failures:
+        raise failures[0]
 
 
 def load_torch_file(path: Path, what: str) -> dict[str, Any]:
