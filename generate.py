@@ -4,15 +4,17 @@
     python generate.py --prompt "The capital of France is" --max-new-tokens 32 --temperature 0
     python generate.py --adapter adapters/identity --chat --prompt "你是谁？"
     python generate.py --chat --prompt-file examples/repeat.jsonl --lookup --temperature 0
+    python generate.py --prompt-file many.jsonl --output texts.jsonl         # killed? the same with --resume
 
-Several prompts, of any lengths, run in one batch. What is written goes to stdout, remarks go to stderr.
+Several prompts, of any lengths, run in batches. What is written goes to stdout, remarks go to stderr.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from llama.runtime.interrupt import quiet_start
@@ -22,16 +24,15 @@ with quiet_start(__name__):
 
     from llama.checkpoint import PretrainedLlama
     from llama.commands import chat_loop, flags
-    from llama.datasets.lines import json_records, numbered_lines, text_field
+    from llama.commands.generate_records import RecordFile, run_job, settings_of
+    from llama.commands.prompts import BadPrompts, encode_prompts, read_prompts
     from llama.decoding.beam_search import BeamConfig, beam_search
     from llama.decoding.chat_session import ChatSession
     from llama.decoding.speculative import (
         DraftModel,
         PromptLookup,
         SpeculationConfig,
-        SpeculativeCompletion,
         check_draft,
-        draft_stats,
         generate_speculatively,
     )
     from llama.generation import Completion, clamp_max_new_tokens, encode_prompt, generate
@@ -45,12 +46,21 @@ QUESTION = "What is the capital of France, and what is it known for?"
 def main() -> None:
     parser = cli.Parser(
         "generate.py", __doc__.splitlines()[0],
-        most=("prompt", "prompt-file", "chat", "system", "max-new-tokens", "temperature", "top-p", "seed", "model",
-              "adapter", "quantize", "compile", "json"),
+        most=("prompt", "prompt-file", "output", "resume", "chat", "system", "max-new-tokens", "temperature", "seed",
+              "model", "adapter", "quantize", "json"),
         example='python generate.py --prompt "The capital of France is" --max-new-tokens 20 --temperature 0')
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="the raw text to continue; may be repeated")
     parser.add_argument("--prompt-file", metavar="FILE",
                         help="a prompt as a text file, or several as .jsonl with the field 'prompt'")
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="leave out prompts that cannot be used, and count them, instead of refusing all")
+    parser.add_argument("--output", metavar="FILE",
+                        help="write an object of JSON a line, as --json prints them, to FILE, each as soon as it is "
+                             "there")
+    parser.add_argument("--resume", action="store_true", help="go on where the FILE of --output ends")
+    parser.add_argument("--overwrite", action="store_true", help="replace the FILE of --output")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N",
+                        help="texts to write at once; keys and values of each take memory")
     parser.add_argument("--chat", action="store_true", help="prompts are questions; without any, chat on the terminal")
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat (default: the chat format's own)")
     parser.add_argument("--chat-format", metavar="NAME",
@@ -67,18 +77,21 @@ def main() -> None:
     cli.add_flags(parser, flags.ModelFlags)
     arguments = parser.parse_args()
 
-    prompts = (arguments.prompt or []) + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
+    given = bool(arguments.prompt or arguments.prompt_file)
     watched = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
-    interactive = not prompts and (arguments.chat or watched)
-    check(arguments, given=bool(prompts), interactive=interactive)
-    sample_answer = not prompts and not interactive
-    if sample_answer:
-        prompts = [QUESTION]
-    chat = arguments.chat or interactive or sample_answer
+    interactive = not given and (arguments.chat or watched)
+    check(arguments, given=given, interactive=interactive)
+    bad = BadPrompts(skip=arguments.skip_bad)
+    texts = read_prompts(arguments.prompt or [], arguments.prompt_file, bad) if given else [("", QUESTION)]
+    chat = arguments.chat or not given
     sampling, beams = cli.from_flags(SamplingConfig, arguments), cli.from_flags(BeamConfig, arguments)
     speculation = cli.from_flags(SpeculationConfig, arguments)
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task = InstructionTask(arguments.chat_format)
+    records = None
+    if arguments.output:
+        records = RecordFile(Path(arguments.output), resume=arguments.resume, overwrite=arguments.overwrite,
+                             prompt_file=arguments.prompt_file)
 
     model = flags.load(model_flags, purpose="generate")
     tokenizer = model.tokenizer
@@ -91,69 +104,69 @@ def main() -> None:
     cache_dtype = None if arguments.cache_dtype == "auto" else getattr(torch, arguments.cache_dtype)
     options = {"max_new_tokens": arguments.max_new_tokens, "stop": arguments.stop or [],
                "ignore_eos": arguments.ignore_eos, "cache_dtype": cache_dtype}
-    drawing = {"sampling": sampling, "seed": model_flags.seed}
-    guessing = {}
-    if speculation.wanted:
-        guessing = {"guesser": guesser(speculation, model_flags, model), "draft_tokens": speculation.draft_tokens}
+    draft = load_draft(speculation.draft, model_flags, model) if speculation.draft else None
+    guesser = partial(DraftModel, draft, vocab_size=tokenizer.vocab_size) if draft else PromptLookup
     if interactive:
-        chat_loop.chat(ChatSession(model, tokenizer, chat_format, system=arguments.system, **options, **drawing,
-                                   **guessing))
+        guessing = {"guesser": guesser(), "draft_tokens": speculation.draft_tokens} if speculation.wanted else {}
+        chat_loop.chat(ChatSession(model, tokenizer, chat_format, system=arguments.system, sampling=sampling,
+                                   seed=model_flags.seed, **options, **guessing))
         return
 
-    system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-    ids = [chat_format.encode([*system, {"role": "user", "content": text}], tokenizer, reply=True)[0] if chat
-           else encode_prompt(tokenizer, text) for text in prompts]
-    for prompt in ids:
-        clamp_max_new_tokens(model, len(prompt), arguments.max_new_tokens)  # or refuse, before a word is printed
-    alone = len(prompts) * arguments.num_samples == 1
-    openings = [f"you> {text}\n" if chat else text for text in prompts]
-    on_text = None
-    if alone and not arguments.json:
-        print("" if arguments.chat else openings[0], end="", flush=True)
-        on_text = print_piece
-    started = time.perf_counter()
-    options |= {"tokenizer": tokenizer, "chat_format": chat_format, "on_text": on_text}
-    if beams.beams:
-        completions = beam_search(model, ids, beams, **options)
-    else:
-        write = generate_speculatively if guessing else generate
-        completions = write(model, ids, **options, **drawing, **guessing, num_samples=arguments.num_samples)
-    seconds = time.perf_counter() - started
+    def encode(text: str) -> list[int]:
+        turns = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+        turns.append({"role": "user", "content": text})
+        ids = chat_format.encode(turns, tokenizer, reply=True)[0] if chat else encode_prompt(tokenizer, text)
+        clamp_max_new_tokens(model, len(ids), arguments.max_new_tokens)         # or refuse, before a word is written
+        return ids
 
-    for row, completion in enumerate(completions):
-        i = row // arguments.num_samples
-        if arguments.json:
-            record = dataclasses.replace(completion, prompt=prompts[i])
-            print(json.dumps(dataclasses.asdict(record), ensure_ascii=False))
-        elif alone:
-            print()
+    prompts = encode_prompts(texts, encode, bad)
+    total = len(prompts) * arguments.num_samples
+    if records:
+        records.open(prompts, settings_of(arguments, model, draft, chat_format), num_samples=arguments.num_samples)
+    alone = total == 1 and not (arguments.json or records)
+    options |= {"tokenizer": tokenizer, "chat_format": chat_format, "on_text": print_piece if alone else None}
+
+    def write(ids: Sequence[Sequence[int]], *, seed: int, on_end: Callable[[int, Completion], None]) -> None:
+        if beams.beams:
+            beam_search(model, ids, beams, on_end=on_end, **options)
+        elif speculation.wanted:
+            generate_speculatively(model, ids, guesser(), draft_tokens=speculation.draft_tokens, sampling=sampling,
+                                   seed=seed, on_end=on_end, **options)
         else:
-            print(f"--- {row + 1} of {len(completions)} ---\n{openings[i]}{completion.text}\n")
-    sys.stdout.flush()
-    print(summary(completions, seconds), file=sys.stderr)
+            generate(model, ids, sampling=sampling, seed=seed, batch_size=len(ids), on_end=on_end, **options)
+
+    def show(number: int, completion: Completion) -> None:
+        if arguments.json:
+            print(json.dumps(dataclasses.asdict(completion), ensure_ascii=False), flush=True)
+        elif alone:
+            print(flush=True)
+        else:
+            text = opening(completion.prompt, chat) + completion.text
+            print(f"--- {number + 1} of {total} ---\n{text}\n", flush=True)
+
+    if alone and not arguments.chat:
+        print(opening(prompts[0].text, chat), end="", flush=True)
+    summary = run_job(write, prompts, show, records=records, num_samples=arguments.num_samples,
+                      batch_size=1 if beams.beams else arguments.batch_size, seed=model_flags.seed)
+    print(summary, file=sys.stderr)
 
 
-def guesser(speculation: SpeculationConfig, model_flags: flags.ModelFlags,
-            model: PretrainedLlama) -> DraftModel | PromptLookup:
-    """What guesses tokens. Raises ValueError for a draft model of another vocabulary."""
-    if speculation.lookup:
-        return PromptLookup()
-    draft = flags.load(dataclasses.replace(model_flags, model=speculation.draft, adapter=""), purpose="generate")
-    check_draft(model, draft, speculation.draft)
-    return DraftModel(draft, vocab_size=model.tokenizer.vocab_size)
+def load_draft(name: str, model_flags: flags.ModelFlags, model: PretrainedLlama) -> PretrainedLlama:
+    """The smaller model that guesses. Raises ValueError if its vocabulary is another."""
+    draft = flags.load(dataclasses.replace(model_flags, model=name, adapter=""), purpose="generate")
+    check_draft(model, draft, name)
+    return draft
 
 
-def read_prompts(name: str) -> list[str]:
-    """The text of a file, without the line end that editors close it with, or the prompts of a .jsonl file."""
-    path = Path(name)
-    if path.suffix in (".jsonl", ".json"):
-        return [text_field(record, "prompt", place) for place, record in json_records(path)]
-    return ["\n".join(line for _, line in numbered_lines(path))]
+def opening(text: str, chat: bool) -> str:
+    """What stands before an answer, or a text that goes on."""
+    return f"you> {text}\n" if chat else text
 
 
 def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> None:
     """Refuse what cannot be meant, before a model is loaded. `given`: there are prompts."""
-    for flag, value in (("--max-new-tokens", arguments.max_new_tokens), ("--num-samples", arguments.num_samples)):
+    for flag, value in (("--max-new-tokens", arguments.max_new_tokens), ("--num-samples", arguments.num_samples),
+                        ("--batch-size", arguments.batch_size)):
         if value < 1:
             raise ValueError(f"{flag} {value}: it must be at least 1")
     if "" in (arguments.stop or []):
@@ -163,6 +176,13 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
             raise ValueError(f"{flag} means nothing to a raw prompt; add --chat, which makes a question of it")
     if interactive and arguments.json:
         raise ValueError("--json does not go with an interactive chat; give a --prompt")
+    if interactive and arguments.output:
+        raise ValueError(f"--output {arguments.output} does not go with an interactive chat; give a --prompt-file")
+    for flag, value in (("--resume", arguments.resume), ("--overwrite", arguments.overwrite)):
+        if value and not arguments.output:
+            raise ValueError(f"{flag} is about the file of records; name it with --output FILE")
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--overwrite starts anew and --resume goes on; give one of them")
     if interactive and arguments.num_samples > 1:
         raise ValueError(f"--num-samples {arguments.num_samples} does not go with an interactive chat; give a --prompt")
     if arguments.beams:
@@ -185,15 +205,6 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
 
 def print_piece(row: int, text: str) -> None:
     print(text, end="", flush=True)
-
-
-def summary(completions: list[Completion], seconds: float) -> str:
-    tokens = sum(len(completion.token_ids) for completion in completions)
-    cut = sum(completion.finish_reason == "length" for completion in completions)
-    line = f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} a second)"
-    if guessed := [completion for completion in completions if isinstance(completion, SpeculativeCompletion)]:
-        line += f"; {draft_stats(guessed)}"
-    return line + (f"; {cut} of {len(completions)} texts cut off, see --max-new-tokens" if cut else "")
 
 
 if __name__ == "__main__":

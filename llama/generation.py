@@ -56,8 +56,8 @@ class TextRow:
 
     def __init__(self, prompt: Sequence[int], *, tokenizer: Tokenizer, chat_format: ChatFormat | None, limit: int,
                  stop: Sequence[str], ignore_eos: bool, generator: torch.Generator | None = None,
-                 on_text: Callable[[str], None] | None = None):
-        self.prompt, self.limit, self.generator = prompt, limit, generator
+                 on_text: Callable[[str], None] | None = None, on_end: Callable[["TextRow"], None] | None = None):
+        self.prompt, self.tokenizer, self.limit, self.generator = prompt, tokenizer, limit, generator
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
@@ -67,7 +67,7 @@ class TextRow:
         if not chat_format:
             self._characters.push(prompt[-1])
         self._stops = StopStrings(stop)
-        self._on_text = on_text
+        self._on_text, self._on_end = on_text, on_end
 
     def push(self, token: int) -> None:
         """Take one more id; afterwards `finish_reason` says whether it was the last."""
@@ -87,8 +87,9 @@ class TextRow:
     def stopped_by_text(self) -> bool:
         return self._stops.found
 
-    def completion(self, prompt: str, *, first: int = 1) -> Completion:
+    def completion(self, prompt: str | None = None, *, first: int = 1) -> Completion:
         """What has come of it; `first` of its ids came of reading the prompt, and tell nothing of decoding."""
+        prompt = self.tokenizer.decode(self.prompt, skip_special=True) if prompt is None else prompt
         seconds = self.times[-1] - self.times[first - 1]
         speed = (len(self.times) - first) / seconds if seconds else 0.0
         return Completion(prompt, self.text, self.token_ids, self.finish_reason, len(self.prompt), round(speed, 2))
@@ -97,6 +98,8 @@ class TextRow:
         if not self._stops.found:
             self._show(self._stops.flush())
         self.finish_reason = "stop" if self._stops.found else reason
+        if self._on_end:
+            self._on_end(self)
 
     def _show(self, text: str) -> None:
         self.text += text
@@ -173,10 +176,6 @@ class BatchDecoder:
         other._pad(torch.cat([each.padding + (other.cache.length - each.cache.length) for each in (self, *others)]))
         return other
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` slots in all, keeping what is stored."""
-        self.cache.reserve(length)
-
     def _pad(self, padding: Tensor) -> None:
         self.padding = padding                                      # (B,)
         self._padded = bool(padding.any())                          # asked once: a GPU would have to be waited for
@@ -228,7 +227,8 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
              sampling: SamplingConfig, chat_format: ChatFormat | None = None, max_new_tokens: int = 256,
              stop: Sequence[str] = (), ignore_eos: bool = False, seed: int = 0, num_samples: int = 1,
              batch_size: int = 16, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
-             on_text: Callable[[int, str], None] | None = None) -> list[Completion]:
+             on_text: Callable[[int, str], None] | None = None,
+             on_end: Callable[[int, Completion], None] | None = None) -> list[Completion]:
     """Continue every prompt `num_samples` times. What all prompts begin with, every one of them, is run once.
 
     prompts      ids, of any lengths; none may be empty
@@ -240,6 +240,7 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
     batch_size   rows run at once; memory grows with it, results do not change
     cache_dtype  of keys and values; None takes the model's
     on_text      called with (row, new text) as the text grows; what it gets adds up to the row's `text`
+    on_end       called with (row, completion) as soon as that row has ended
     ->           prompt after prompt, the samples of each together: row = prompt index * num_samples + sample index
 
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
@@ -249,9 +250,10 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
     rows = []
     for i in range(len(prompts) * num_samples):
         show = None if on_text is None else lambda text, i=i: on_text(i, text)
+        end = None if on_end is None else lambda row, i=i: on_end(i, row.completion())
         rows.append(TextRow(prompts[i // num_samples], tokenizer=tokenizer, chat_format=chat_format,
                         limit=limits[i // num_samples], stop=stop, ignore_eos=ignore_eos,
-                        generator=torch.Generator().manual_seed(seed + i), on_text=show))
+                        generator=torch.Generator().manual_seed(seed + i), on_text=show, on_end=end))
     with eval_mode(model):
         common = _common_start(model, prompts)
         first = BatchDecoder(model, [0], common, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
@@ -259,7 +261,7 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
             first.prefill(torch.tensor([list(prompts[0][:common])], device=model.device), prefill_chunk)
         for start in range(0, len(rows), batch_size):
             _complete(first, rows[start : start + batch_size], sampling, prefill_chunk=prefill_chunk)
-    return [row.completion(tokenizer.decode(row.prompt, skip_special=True)) for row in rows]
+    return [row.completion() for row in rows]
 
 
 def complete_text(model: Llama, tokenizer: Tokenizer, prompt: str, **options: Any) -> str:

@@ -166,6 +166,12 @@ def test_worked_example_the_format_of_the_cache(door):
     (["--chat", "--num-samples", "2"], "--num-samples 2 does not go with an interactive chat"),
     (["--prompt", "x", "--num-samples", "2", "--temperature", "0"], "same text 2 times; raise the temperature"),
     (["--prompt", "x", "--num-samples", "0"], "--num-samples 0: it must be at least 1"),
+    (["--prompt", "x", "--batch-size", "0"], "--batch-size 0: it must be at least 1"),
+    (["--prompt", "x", "--resume"], "--resume is about the file of records; name it with --output FILE"),
+    (["--prompt", "x", "--overwrite"], "--overwrite is about the file of records; name it with --output FILE"),
+    (["--prompt", "x", "--output", "y", "--resume", "--overwrite"], "give one of them"),
+    (["--prompt", "x", "--output", "."], "--output . is no file that can be resumed"),
+    (["--chat", "--output", "y"], "--output y does not go with an interactive chat; give a --prompt-file"),
     (["--prompt", "x", "--max-new-tokens", "-1"], "--max-new-tokens -1: it must be at least 1"),
     (["--prompt", "x", "--stop", ""], "give at least one character"),
     (["--prompt", "x", "--top-p", "3"], "top_p is 3.0; it must be between 0 and 1"),
@@ -175,7 +181,8 @@ def test_worked_example_the_format_of_the_cache(door):
     (["--prompt", "x", "--draft", "nowhere/model"], "no such model file or folder"),
     (["--prompt", "x", "--draft", "test"], "the draft model test has no tokenizer"),
     (["--prompt", "x", "--temperature", "warm"], "invalid float value: 'warm'"),
-    (["--prompt", ""], "the prompt is empty"),
+    (["--prompt", ""], "--prompt: the prompt is empty"),
+    (["--prompt", "x", "--prompt", ""], "--prompt, number 2: the prompt is empty"),
     (["--prompt", "broken \udcff"], "half of a surrogate pair"),
     (["--prompt", "x y " * 200], "model's context is 256"),
     (["--prompt", "x", "--adapter", "nowhere"], "nowhere"),
@@ -210,13 +217,15 @@ def test_worked_example_a_reader_that_leaves_ends_it_quietly(folder):
     assert (process.wait(60), process.stderr.read()) == (0, "")
 
 
-def test_worked_example_ctrl_c_ends_it_quietly(folder):
-    process = start(folder, "--chat", "--prompt", "Who?", "--ignore-eos", "--num-samples", "5000",
+def test_worked_example_ctrl_c_ends_it_with_one_line(folder):
+    process = start(folder, "--chat", "--prompt", "Who?", "--ignore-eos", "--num-samples", "5000", "--batch-size", "1",
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert "'alpaca' is used" in process.stderr.readline()          # now it is at work
+    assert "'alpaca' is used" in process.stderr.readline()
+    assert process.stdout.readline() == "--- 1 of 5000 ---\n"       # now it is at work
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=300)
-    assert (process.returncode, out, error.strip()) == (130, "", "")
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 130 and error.strip().count("\n") == 0
+    assert error.startswith("interrupted after ") and " of 5000 texts; a job with --output FILE" in error
 
 
 def test_worked_example_a_chat_on_a_terminal(folder):

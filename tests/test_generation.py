@@ -188,7 +188,7 @@ def test_two_ways_a_cache_that_grew_equals_one_made_large(tiny_model):
     small, large = BatchDecoder(tiny_model, [0], 3, vocab_size=400), BatchDecoder(tiny_model, [0], 8, vocab_size=400)
     for decoder in (small, large):
         decoder.step(torch.tensor([[1, 2, 3]]))
-    small.reserve(8)
+    small.cache.reserve(8)
     assert torch.equal(small.step(torch.tensor([[4, 5]])), large.step(torch.tensor([[4, 5]])))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama.runtime.interrupt import quiet_start
+from llama.runtime.interrupt import Stopped, quiet_start, signals_raise
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -30,3 +30,17 @@ def test_property_only_a_program_takes_ctrl_c_and_gives_it_back():
     with quiet_start("__main__"):
         assert signal.getsignal(signal.SIGINT) is not usual
     assert signal.getsignal(signal.SIGINT) is usual
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_property_signals_raise_within_and_do_as_before_behind_and_what_was_ignored_stays_so():
+    before = signal.getsignal(signal.SIGTERM)
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)            # as nohup leaves it
+    try:
+        with pytest.raises(Stopped) as stopped, signals_raise():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.signal == signal.SIGTERM
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == (before, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGHUP, usual)

@@ -13,6 +13,8 @@ def test_worked_example_time_left(monkeypatch):
     now = iter([0.0, 10.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     assert Progress(100, "step").left(20) == 40.0
+    now = iter([0.0, 10.0])
+    assert Progress(100, "step", before=10).left(20) == 80.0        # ten in ten seconds
 
 
 def test_property_a_log_gets_no_live_line(capsys):
@@ -28,6 +30,8 @@ def test_worked_example_the_live_line(monkeypatch, capsys):
     progress.show(10, "loss 1.2")
     progress.clear()
     assert capsys.readouterr() == ("", "\r\x1b[Kstep 10/10 loss 1.2 · 0 s left\r\x1b[K")
+    progress.clear()                                                # there is none: the line belongs to someone else
+    assert capsys.readouterr() == ("", "")
 
 
 def test_worked_example_columns_of_a_terminal():

@@ -56,3 +56,10 @@ def test_property_a_run_that_was_killed_blocks_nobody(another_run, tmp_path):
     run_lock.take(output)                                           # its own a second time
     run_lock.release(output)
     assert not (tmp_path / "mine.training").exists()
+
+
+def test_property_runs_of_two_kinds_have_locks_of_their_own(another_run, tmp_path):
+    run_lock.take(another_run[0], "job")
+    assert (tmp_path / "mine.job" / "lock").exists()
+    run_lock.release(another_run[0], "job")
+    assert not (tmp_path / "mine.job").exists() and (tmp_path / "mine.training").exists()

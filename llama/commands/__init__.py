@@ -1,1 +1,1 @@
-"""What commands share that know models: flags that load one, and the chat in a terminal."""
+"""What commands share that know models: flags that load one, jobs of many prompts, the chat in a terminal."""

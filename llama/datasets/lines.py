@@ -4,9 +4,10 @@ Try: let `numbered_lines` split the whole text with str.splitlines(); tests/test
 (test_property_only_a_line_feed_ends_a_line) fails, for that also splits at U+2028, which JSON strings may hold.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")                            # JSON's
 _EMPTY_LIST = re.compile(r"\s*\[\s*]\s*")
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def refuse(error: ValueError) -> None:
+    raise error
+
+
+def numbered_lines(path: Path, bad: Callable[[ValueError], None] = refuse) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file without their ends (LF or CR LF), counted from 1; a byte order mark is left out.
+
+    bad  gets what is wrong with a line; where it does not raise that, the line is left out
 
     Raises FileNotFoundError for a missing file, ValueError for a folder, an empty file, or a line that is not UTF-8.
     """
@@ -31,29 +38,33 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: byte {error.start + 1} of this line is not UTF-8; "
-                                 "save the file as UTF-8 text") from None
+                bad(ValueError(f"{path}:{number}: byte {error.start + 1} of this line is not UTF-8; "
+                               "save the file as UTF-8 text"))
     if number == 0:
         raise ValueError(f"{path}: the file is empty; give one that holds data")
 
 
-def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_records(path: Path, bad: Callable[[ValueError], None] = refuse) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) for each object of a file that holds one a line, or a JSON list of them: its first sign tells.
 
-    Raises ValueError, naming file and line, for what is not JSON and for what is no object.
+    bad  gets what is wrong with a line or an item; where it does not raise that, the line or item is left out
+
+    Raises ValueError, naming file and line, for what is not JSON and for what is no object. Behind what is not JSON in
+    a list nothing can be found, so that is refused in any case.
     """
-    lines = ((number, line) for number, line in numbered_lines(path) if line.strip())
+    lines = ((number, line) for number, line in numbered_lines(path, bad) if line.strip())
     first = next(lines, None)
     if first is None:
         raise ValueError(f"{path}: the file holds nothing but blank lines; give one that holds data")
     if first[1].lstrip().startswith("["):
         values = _list_items(path, "\n".join(line for _, line in numbered_lines(path)))
     else:
-        values = ((number, _parse(path, number, line)) for number, line in (first, *lines))
+        values = _parsed_lines(path, itertools.chain([first], lines), bad)
     for number, value in values:
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}:{number}: this is a JSON {type(value).__name__}; an object, {{…}}, is expected")
-        yield f"{path}:{number}", value
+        if isinstance(value, dict):
+            yield f"{path}:{number}", value
+        else:
+            bad(ValueError(f"{path}:{number}: this is a JSON {type(value).__name__}; an object, {{…}}, is expected"))
 
 
 def text_field(record: dict[str, Any], name: str, place: str) -> str:
@@ -71,11 +82,15 @@ def text_field(record: dict[str, Any], name: str, place: str) -> str:
     return text
 
 
-def _parse(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(_not_json(path, number, error)) from None
+def _parsed_lines(path: Path, lines: Iterable[tuple[int, str]], bad: Callable[[ValueError], None]
+                  ) -> Iterator[tuple[int, Any]]:
+    for number, line in lines:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            bad(ValueError(_not_json(path, number, error)))
+        else:
+            yield number, value
 
 
 def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:

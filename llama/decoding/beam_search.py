@@ -51,7 +51,8 @@ class BeamConfig:
 def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConfig, *, tokenizer: Tokenizer,
                 chat_format: ChatFormat | None = None, max_new_tokens: int = 256, stop: Sequence[str] = (),
                 ignore_eos: bool = False, prefill_chunk: int = 512, cache_dtype: torch.dtype | None = None,
-                on_text: Callable[[int, str], None] | None = None) -> list[Completion]:
+                on_text: Callable[[int, str], None] | None = None,
+                on_end: Callable[[int, Completion], None] | None = None) -> list[Completion]:
     """The best continuation of every prompt, one prompt after the other; options are those of generation.generate.
 
     Costs `beams` rows of the model and of its cache. on_text is called once a text is found: nothing is certain sooner.
@@ -83,7 +84,9 @@ def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConf
             for token in ids:
                 row.push(token)
             row.times = times                                       # of the search: pushing took none
-            completions.append(row.completion(tokenizer.decode(prompt, skip_special=True)))
+            completions.append(row.completion())
+            if on_end:
+                on_end(i, completions[-1])
     return completions
 
 

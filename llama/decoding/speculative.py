@@ -254,7 +254,8 @@ def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guess
                            max_new_tokens: int = 256, stop: Sequence[str] = (), ignore_eos: bool = False,
                            seed: int = 0, num_samples: int = 1, prefill_chunk: int = 512,
                            cache_dtype: torch.dtype | None = None,
-                           on_text: Callable[[int, str], None] | None = None) -> list[SpeculativeCompletion]:
+                           on_text: Callable[[int, str], None] | None = None,
+                           on_end: Callable[[int, Completion], None] | None = None) -> list[SpeculativeCompletion]:
     """Continue every prompt `num_samples` times, one text after the other; options are those of generation.generate.
 
     One after the other, since rows of a batch would keep different numbers of guesses, and a batch reads the weights
@@ -273,12 +274,13 @@ def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guess
             row = TextRow(prompt, tokenizer=tokenizer, chat_format=chat_format, limit=limit, stop=stop,
                       ignore_eos=ignore_eos, generator=torch.Generator().manual_seed(seed + i), on_text=show)
             tally = write(row, reader, guesser, sampling, draft_tokens=draft_tokens)
-            text = tokenizer.decode(prompt, skip_special=True)
-            completions.append(make_completion(row, text, tally, reader, sampling))
+            completions.append(make_completion(row, None, tally, reader, sampling))
+            if on_end:
+                on_end(i, completions[-1])
     return completions
 
 
-def make_completion(row: TextRow, prompt: str, tally: Tally, reader: PrefixCache,
+def make_completion(row: TextRow, prompt: str | None, tally: Tally, reader: PrefixCache,
                     sampling: SamplingConfig) -> SpeculativeCompletion:
     """What came of a prompt and of guessing, with the speed without guesses measured behind it."""
     plain = row.completion(prompt, first=tally.first)

@@ -73,3 +73,25 @@ def signals_wait(*, second_raises: bool) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body by an exception, as Ctrl-C does, so that it can say what it leaves.
+
+    What was ignored before stays so.
+    """
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():       # signals reach it alone
+        before = {number: signal.getsignal(number) for number in ENDINGS if number != signal.SIGINT}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

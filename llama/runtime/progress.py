@@ -14,13 +14,14 @@ from llama.runtime.terminal import bare, visible
 class Progress:
     """A live line on stderr: what is done, how fast, and an estimate of what is left. Silent where nobody watches.
 
-    total  0 where the clock ends the work, and no count is known
+    total   0 where the clock ends the work, and no count is known
+    before  how many were done when this run began, and tell nothing of its speed
     """
 
-    def __init__(self, total: int, what: str):
-        self.total, self.what = total, what
+    def __init__(self, total: int, what: str, *, before: int = 0):
+        self.total, self.what, self.before = total, what, before
         self.started = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.live, self.shown = sys.stderr.isatty(), False
 
     def show(self, done: int, text: str = "", *, left: float | None = None) -> None:
         """`done` of `total`, a few words about it, and seconds left, where the caller knows better than `left`."""
@@ -28,15 +29,17 @@ class Progress:
             left = self.left(done) if left is None else left
             line = f"{self.what} {done}{f'/{self.total}' if self.total else ''} {text} · {duration(left)} left"
             print(f"\r\x1b[K{visible(line)}", end="", file=bare(sys.stderr), flush=True)
+            self.shown = True
 
     def left(self, done: int) -> float:
         """Seconds left, at the speed so far."""
-        return (time.monotonic() - self.started) * (self.total - done) / max(done, 1)
+        return (time.monotonic() - self.started) * (self.total - done) / max(done - self.before, 1)
 
     def clear(self) -> None:
         """Take the line away, so that something lasting can be printed."""
-        if self.live:
+        if self.shown:
             print("\r\x1b[K", end="", file=bare(sys.stderr), flush=True)
+            self.shown = False
 
 
 def duration(seconds: float) -> str:

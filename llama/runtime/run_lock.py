@@ -1,7 +1,7 @@
 """One run at a time for each output: OUTPUT.training/lock is held from when a name is chosen until the process ends.
 
-The system lets go of it when its holder dies, by whatever death, so no lock is ever left behind that blocks a run; the
-file says who holds it, for the sentence that refuses a second run.
+(Of a job of generate.py it is OUTPUT.job/lock.) The system lets go of it when its holder dies, by whatever death, so no
+lock is ever left behind that blocks a run; the file says who holds it, for the sentence that refuses a second run.
 
 Try: leave the lock out of `unique_path`; tests/test_run_lock.py (test_property_names_are_taken_when_they_are_chosen)
 fails: two runs side by side would write one result.
@@ -18,12 +18,12 @@ from typing import BinaryIO
 _held: dict[Path, BinaryIO] = {}
 
 
-def take(output: Path) -> None:
-    """Hold `output` for this process; nothing where it holds it already.
+def take(output: Path, kind: str = "training") -> None:
+    """Hold `output` for this process, by a file in OUTPUT.KIND; nothing where it holds it already.
 
     Raises ValueError, naming the process and its machine, where another run holds it.
     """
-    folder = Path(os.path.abspath(f"{output}.training"))
+    folder = _folder(output, kind)
     while folder not in _held:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -45,9 +45,16 @@ def take(output: Path) -> None:
             file.close()                                            # of a run that ended between the two
 
 
-def release(output: Path) -> None:
+def release(output: Path, kind: str = "training") -> None:
     """Let go of it; a folder in which nothing else lies goes with it."""
-    folder = Path(os.path.abspath(f"{output}.training"))
+    _release(_folder(output, kind))
+
+
+def _folder(output: Path, kind: str) -> Path:
+    return Path(os.path.abspath(f"{output}.{kind}"))
+
+
+def _release(folder: Path) -> None:
     if (file := _held.pop(folder, None)) is not None:
         with contextlib.suppress(OSError):
             (folder / "lock").unlink()
@@ -58,7 +65,7 @@ def release(output: Path) -> None:
 @atexit.register
 def _release_all() -> None:
     for folder in list(_held):
-        release(Path(str(folder).removesuffix(".training")))
+        _release(folder)
 
 
 def _lock(file: BinaryIO) -> bool:
