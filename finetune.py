@@ -25,17 +25,21 @@ with quiet_start(__name__):
     from llama.lora.swap import add_lora, merge_lora
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
-    from llama.pretrained import get_model
+    from llama.pretrained import get_model, stored_bytes
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli, distributed, run_lock
+    from llama.runtime.destinations import folder_to_write
+    from llama.runtime.ranges import Range
+    from llama.runtime.room import ELSEWHERE, check_disk
     from llama.runtime.terminal import bare
     from llama.tasks.instruction import InstructionTask
     from llama.trainer import Trainer
     from llama.training import recipes
     from llama.training.evaluation import evaluate_dataset
     from llama.training.inspect_samples import in_colour, inspect_samples, show_sample
-    from llama.training.memory_estimate import dry_run, resident_set_size
+    from llama.training.memory_estimate import resident_set_size
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
+    from llama.training.what_fits import disk_of, dry_run
     from weights.formats.paths import home, resolve
 
 DATA = "identity.jsonl"
@@ -49,7 +53,7 @@ def main() -> None:
         example="python finetune.py --lora --data examples/identity.jsonl --output adapters/mine")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--lora", action="store_true", help="learn a LoRA adapter, leave the model as it is")
-    how.add_argument("--freeze-layers", type=int, default=0, metavar="N",
+    how.add_argument("--freeze-layers", type=Range(0, 10**6), default=0, metavar="N",
                      help="keep the embeddings and the first N blocks as they are")
     how.add_argument("--freeze", default="", metavar="PATTERN",
                      help="keep what fits these names as it is, with commas between: embeddings, norms, blocks, head, "
@@ -57,7 +61,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"examples to learn (default: examples/{DATA})")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="evaluate on these during training")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")
-    parser.add_argument("--output", metavar="FOLDER",
+    parser.add_argument("--output", type=folder_to_write, metavar="FOLDER",
                         help="where the result goes (default: the next free name under adapters/ or weights/)")
     parser.add_argument("--merge", action="store_true",
                         help="after --lora, also write the model with the adapter in it, as OUTPUT-merged")
@@ -155,8 +159,12 @@ def main() -> None:
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
                       readable=model_flags.readable)
     if arguments.dry_run:
-        dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, as_json=model_flags.json)
+        dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
+                as_json=model_flags.json)
         return
+    if arguments.merge:
+        check_disk(merged, sum(disk_of(trainer).values()) + stored_bytes(model_flags.model),
+                   "this run with its merged model", ELSEWHERE)
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
     print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100),

@@ -25,6 +25,7 @@ with quiet_start(__name__):
     from llama.checkpoint import PretrainedLlama
     from llama.commands import chat_loop, flags
     from llama.commands.generate_records import RecordFile, run_job, settings_of
+    from llama.commands.memory_to_write import memory_to_write
     from llama.commands.prompts import BadPrompts, encode_prompts, read_prompts
     from llama.decoding.beam_search import BeamConfig, beam_search
     from llama.decoding.chat_session import ChatSession
@@ -37,6 +38,8 @@ with quiet_start(__name__):
     )
     from llama.generation import Completion, clamp_max_new_tokens, encode_prompt, generate
     from llama.runtime import cli
+    from llama.runtime.destinations import file_to_write
+    from llama.runtime.ranges import MOST_TOKENS, Range
     from llama.sampling import SamplingConfig
     from llama.tasks.instruction import InstructionTask
 
@@ -54,20 +57,22 @@ def main() -> None:
                         help="a prompt as a text file, or several as .jsonl with the field 'prompt'")
     parser.add_argument("--skip-bad", action="store_true",
                         help="leave out prompts that cannot be used, and count them, instead of refusing all")
-    parser.add_argument("--output", metavar="FILE",
+    parser.add_argument("--output", type=file_to_write, metavar="FILE",
                         help="write an object of JSON a line, as --json prints them, to FILE, each as soon as it is "
                              "there")
     parser.add_argument("--resume", action="store_true", help="go on where the FILE of --output ends")
     parser.add_argument("--overwrite", action="store_true", help="replace the FILE of --output")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N",
+    parser.add_argument("--batch-size", type=Range(1, 65_536), default=16, metavar="N",
                         help="texts to write at once; keys and values of each take memory")
     parser.add_argument("--chat", action="store_true", help="prompts are questions; without any, chat on the terminal")
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat (default: the chat format's own)")
     parser.add_argument("--chat-format", metavar="NAME",
                         help="chatml, alpaca, llama-2 or llama-3 (default: the model's own)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="end a text after N tokens")
+    parser.add_argument("--max-new-tokens", type=Range(1, MOST_TOKENS), default=256, metavar="N",
+                        help="end a text after N tokens")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end a text before TEXT; may be repeated")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts to write for each prompt")
+    parser.add_argument("--num-samples", type=Range(1, 65_536), default=1, metavar="N",
+                        help="texts to write for each prompt")
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the model would end")
     parser.add_argument("--cache-dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16", "int8"),
                         help="number format of keys and values that are remembered; auto is that of the computation")
@@ -127,13 +132,15 @@ def main() -> None:
     options |= {"tokenizer": tokenizer, "chat_format": chat_format, "on_text": print_piece if alone else None}
 
     def write(ids: Sequence[Sequence[int]], *, seed: int, on_end: Callable[[int, Completion], None]) -> None:
-        if beams.beams:
-            beam_search(model, ids, beams, on_end=on_end, **options)
-        elif speculation.wanted:
-            generate_speculatively(model, ids, guesser(), draft_tokens=speculation.draft_tokens, sampling=sampling,
-                                   seed=seed, on_end=on_end, **options)
-        else:
-            generate(model, ids, sampling=sampling, seed=seed, batch_size=len(ids), on_end=on_end, **options)
+        with memory_to_write(model, rows=beams.beams or len(ids), longest=max(map(len, ids)),
+                             new=arguments.max_new_tokens, dtype=cache_dtype):
+            if beams.beams:
+                beam_search(model, ids, beams, on_end=on_end, **options)
+            elif speculation.wanted:
+                generate_speculatively(model, ids, guesser(), draft_tokens=speculation.draft_tokens, sampling=sampling,
+                                       seed=seed, on_end=on_end, **options)
+            else:
+                generate(model, ids, sampling=sampling, seed=seed, batch_size=len(ids), on_end=on_end, **options)
 
     def show(number: int, completion: Completion) -> None:
         if arguments.json:
@@ -165,10 +172,6 @@ def opening(text: str, chat: bool) -> str:
 
 def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> None:
     """Refuse what cannot be meant, before a model is loaded. `given`: there are prompts."""
-    for flag, value in (("--max-new-tokens", arguments.max_new_tokens), ("--num-samples", arguments.num_samples),
-                        ("--batch-size", arguments.batch_size)):
-        if value < 1:
-            raise ValueError(f"{flag} {value}: it must be at least 1")
     if "" in (arguments.stop or []):
         raise ValueError("--stop '': an empty text stands everywhere; give at least one character")
     for flag, value in (("--system", arguments.system), ("--chat-format", arguments.chat_format)):

@@ -27,14 +27,17 @@ with quiet_start(__name__):
     from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
     from llama.runtime import cli, distributed, run_lock
+    from llama.runtime.destinations import folder_to_write
     from llama.runtime.progress import Progress
+    from llama.runtime.ranges import MOST_TOKENS, Range
     from llama.tasks.generation import TextGenerationTask
     from llama.trainer import Trainer
     from llama.training.evaluation import evaluate
     from llama.training.inspect_samples import inspect_samples
-    from llama.training.memory_estimate import dry_run, resident_set_size
+    from llama.training.memory_estimate import resident_set_size
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
     from llama.training.results import table
+    from llama.training.what_fits import dry_run
     from tokenizer import bpe, load_tokenizer
     from tokenizer.base import Tokenizer
     from weights.fetch import fetch
@@ -58,15 +61,19 @@ def main() -> None:
     parser.add_argument("--documents", choices=("blank-line", "line"), default="blank-line",
                         help="what separates the documents of a .txt file")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="text to evaluate on")
-    parser.add_argument("--hold-out", type=float, metavar="X", help="part of the documents, the last, to evaluate on")
+    parser.add_argument("--hold-out", type=Range(0.0, 1 - 1e-6), metavar="X",
+                        help="part of the documents, the last, to evaluate on")
     parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
-    parser.add_argument("--vocab-size", type=int, metavar="N",
+    parser.add_argument("--vocab-size", type=Range(256, 2**22), metavar="N",
                         help=f"size of a tokenizer trained here (default: {VOCAB_SIZE})")
     parser.add_argument("--preset", default="tiny-3m", metavar="NAME", help="shape of the model: " + ", ".join(PRESETS))
     for name in SIZES:
-        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="instead of the preset's")
-    parser.add_argument("--block-size", type=int, default=128, metavar="N", help="tokens of a training sample")
-    parser.add_argument("--output", metavar="FOLDER", help="where the model goes (default: next free in weights/)")
+        parser.add_argument("--" + name.replace("_", "-"), type=Range(1, MOST_TOKENS), metavar="N",
+                            help="instead of the preset's")
+    parser.add_argument("--block-size", type=Range(1, MOST_TOKENS), default=128, metavar="N",
+                        help="tokens of a training sample")
+    parser.add_argument("--output", type=folder_to_write, metavar="FOLDER",
+                        help="where the model goes (default: next free in weights/)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
@@ -82,10 +89,8 @@ def main() -> None:
     if arguments.tokenizer and arguments.vocab_size is not None:
         raise ValueError("--vocab-size is for a tokenizer trained here, not for the one given with --tokenizer")
     vocab_size = arguments.vocab_size or VOCAB_SIZE
-    if arguments.block_size < 1:
-        raise ValueError(f"--block-size is {arguments.block_size}; a block predicts at least 1 token")
-    if arguments.hold_out is not None and (arguments.eval_data or not 0 <= arguments.hold_out < 1):
-        raise ValueError(f"--hold-out {arguments.hold_out}: give a part between 0 and 1, and no --eval-data beside it")
+    if arguments.hold_out is not None and arguments.eval_data:
+        raise ValueError(f"--hold-out {arguments.hold_out} and --eval-data both say what to evaluate on; give one")
     config = cli.from_flags(TrainConfig, arguments)
     changes = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
     shape = preset(arguments.preset, **changes)
@@ -141,9 +146,13 @@ def main() -> None:
                       allow=arguments.allow, as_json=arguments.json)
                 return
             program = resident_set_size()
-            trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, None, arguments.optimizer,
-                              config, dtype=dtype, allow=arguments.allow, readable=arguments.readable)
-            dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, as_json=arguments.json)
+            eval_data = _tokens(Path(folder, "held-out"), held_out, eval_files or files, "", tokenizer,
+                                arguments.block_size) if held_out else None
+            trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, eval_data,
+                              arguments.optimizer, config, dtype=dtype, allow=arguments.allow,
+                              readable=arguments.readable)
+            dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, output=output,
+                    as_json=arguments.json)
         return
     parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
     train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)

@@ -19,6 +19,8 @@ with quiet_start(__name__):
 
     from llama.commands import flags
     from llama.runtime import cli
+    from llama.runtime.destinations import file_to_write
+    from llama.runtime.ranges import MANY, MOST_TOKENS, Range
     from llama.tasks.generation import TextGenerationTask
     from llama.tasks.instruction import ANSWER
     from llama.training.evaluation import evaluate_dataset
@@ -36,15 +38,20 @@ def main() -> None:
               "predictions", "show-errors", "json"),
         example="python -m llama.evaluate --task sentiment --adapter adapters/mine --data test.tsv")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="what to score on")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="N examples, drawn by --seed; 0: all")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples at a time")
-    parser.add_argument("--max-new-tokens", type=int, default=ANSWER, metavar="N", help="of an answer that is written")
-    parser.add_argument("--predictions", metavar="FILE", help="write what was found in each example, as lines of JSON")
-    parser.add_argument("--show-errors", type=int, default=0, metavar="N", help="print N examples that came out wrong")
+    parser.add_argument("--limit", type=Range(0, MANY), default=0, metavar="N",
+                        help="N examples, drawn by --seed; 0: all")
+    parser.add_argument("--batch-size", type=Range(1, 65_536), default=8, metavar="N", help="samples at a time")
+    parser.add_argument("--max-new-tokens", type=Range(1, MOST_TOKENS), default=ANSWER, metavar="N",
+                        help="of an answer that is written")
+    parser.add_argument("--predictions", type=file_to_write, metavar="FILE",
+                        help="write what was found in each example, as lines of JSON")
+    parser.add_argument("--show-errors", type=Range(0, MANY), default=0, metavar="N",
+                        help="print N examples that came out wrong")
     untrained = parser.add_argument_group("Without training")
     untrained.add_argument("--zero-shot", action="store_true", help="ask a language model that was not tuned for the "
                            "task: labels by their likelihood, answers and entities copied from the text")
-    untrained.add_argument("--few-shot", type=int, default=0, metavar="K", help="the same, with K examples in front")
+    untrained.add_argument("--few-shot", type=Range(0, 10_000), default=0, metavar="K",
+                           help="the same, with K examples in front")
     untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by --seed")
     cli.add_flags(parser, flags.TaskFlags)
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
@@ -91,8 +98,6 @@ def main() -> None:
 
 def some(dataset: Any, most: int, seed: int) -> Any:
     """At most so many examples, drawn at random, in their order; 0 for all."""
-    if most < 0:
-        raise ValueError(f"--limit is {most}; it must be 0 (all) or more")
     if not 0 < most < len(dataset):
         return dataset
     return dataset.part(sorted(random.Random(seed).sample(range(len(dataset)), most)))

@@ -26,8 +26,10 @@ from llama.lora.files import load_adapter
 from llama.lora.layers import LoRALinear
 from llama.lora.swap import check_mergeable, merge_lora, wrappers
 from llama.model import Llama
-from llama.pretrained import get_model
+from llama.pretrained import get_model, stored_bytes
 from llama.runtime import cli
+from llama.runtime.destinations import folder_to_write
+from llama.runtime.room import ELSEWHERE, check_disk
 from llama.training.verify_saved import probe_outputs, verify_saved
 from weights.formats.paths import resolve
 
@@ -123,7 +125,8 @@ def _merged_linear(layer: LoRALinear, x: Tensor) -> Tensor:
 
 def main() -> None:
     parser = cli.Parser("python -m llama.merge", "Fold an adapter into its model and write a plain model folder.")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the merged model goes")
+    parser.add_argument("--output", type=folder_to_write, required=True, metavar="FOLDER",
+                        help="where the merged model goes")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     cli.add_flags(parser, flags.ModelFlags, skip=("compile", "quantize"))
     arguments = parser.parse_args()
@@ -132,6 +135,7 @@ def main() -> None:
         raise ValueError("--adapter is missing: the folder of the adapter to merge")
     cli.check_output(Path(arguments.output), marker="config.json", overwrite=arguments.overwrite, resume=False)
     dtype = None if model_flags.dtype == "auto" else getattr(torch, model_flags.dtype)  # auto: as the base is stored
+    check_disk(arguments.output, stored_bytes(model_flags.model, dtype=dtype), "the merged model", ELSEWHERE)
     model = get_model(model_flags.model, device=flags.choose_device(model_flags.device), dtype=dtype,
                       seed=model_flags.seed)
     load_adapter(model, resolve(model_flags.adapter, "adapters"))

@@ -4,16 +4,21 @@ Try: ask for a name that is almost right; tests/test_checkpoint.py shows the sen
 """
 
 import logging
+import math
 from pathlib import Path
 
 import torch
 
 from llama.checkpoint import PretrainedLlama, load_model
 from llama.config import PRESETS, preset, unknown_name
-from llama.quantization.swap import quantize
+from llama.model import Llama
+from llama.quantization.swap import BYTES, EMBEDDING_AND_HEAD, quantize
+from llama.runtime.room import SURE, free_memory, memory_for, size
 from weights.fetch import MODELS, fetch
+from weights.formats.huggingface import Ledger
 from weights.formats.paths import home, resolve
 from weights.formats.quantized_matrix import QuantizedMatrix
+from weights.formats.sources import open_source
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +35,55 @@ def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu",
     Raises ValueError, with the nearest names, for anything else.
     """
     name = str(name_or_folder)
-    if (path := resolve(name, "weights")).exists():
-        return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
-    if name in MODELS:
-        log.warning("%s is not here yet: fetching it once", name)
-        return load_model(fetch(name), device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
-    if name in PRESETS:
-        log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
-        torch.manual_seed(seed)
-        with torch.device(device):
-            model = PretrainedLlama(preset(name)).to(dtype)
-        if bits:
-            (errors if errors is not None else {}).update(quantize(model, bits=bits, fine=fine))
-        return model
+    free = free_memory(torch.device(device))
+    with memory_for(f"loading {name}", lambda: _lighter(name, dtype, bits, free)):
+        if (path := resolve(name, "weights")).exists():
+            return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
+        if name in MODELS:
+            log.warning("%s is not here yet: fetching it once", name)
+            return load_model(fetch(name), device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
+        if name in PRESETS:
+            log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
+            torch.manual_seed(seed)
+            with torch.device(device):
+                model = PretrainedLlama(preset(name)).to(dtype)
+            if bits:
+                (errors if errors is not None else {}).update(quantize(model, bits=bits, fine=fine))
+            return model
     if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".pth", ".gguf", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such model file or folder")
     there = [folder.name for folder in (home() / "weights").glob("*/") if (folder / "config.json").exists()]
     raise ValueError(unknown_name(name, sorted({*PRESETS, *MODELS, *there})))
+
+
+def stored_bytes(name: str | Path, *, dtype: torch.dtype | None = None, bits: int = 0) -> float:
+    """What a model takes on the disk, and about as much in memory: as it is stored, or in another dtype or in bits.
+
+    Nothing for one that is still to be fetched.
+    """
+    def each(name: str, shape: tuple[int, ...], stored: torch.dtype) -> float:
+        if bits and len(shape) == 2:
+            return BYTES[8 if name.startswith(EMBEDDING_AND_HEAD) else bits]
+        return (dtype or stored).itemsize
+
+    return sum(math.prod(shape) * each(name, shape, stored) for name, shape, stored in _ledger(str(name)))
+
+
+def _ledger(name: str) -> Ledger:
+    if (path := resolve(name, "weights")).exists():
+        return open_source(path).ledger
+    if name not in PRESETS:
+        return []
+    with torch.device("meta"):
+        return [(each, tuple(parameter.shape), parameter.dtype) for each, parameter in
+                Llama(preset(name)).named_parameters()]
+
+
+def _lighter(name: str, dtype: torch.dtype | None, bits: int, free: float) -> str:
+    """Which flags would let a model fit that did not, of those with which it takes less."""
+    taken = stored_bytes(name, dtype=dtype, bits=bits)
+    ways = {"--dtype bfloat16": stored_bytes(name, dtype=torch.bfloat16), "--quantize int8": stored_bytes(name, bits=8),
+            "--quantize int4": stored_bytes(name, bits=4)}
+    fit = [f"{flag} ({size(less)})" for flag, less in ways.items() if less < 0.9 * taken and less * SURE < free]
+    takes = f"it takes {size(taken)}, and {size(free)} were free"
+    return f"{takes}; these would fit: {', '.join(fit)}" if fit else f"{takes}; take a smaller model, or more memory"

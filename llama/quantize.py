@@ -18,11 +18,14 @@ with quiet_start(__name__):
     from llama.checkpoint import PretrainedLlama, save_model
     from llama.commands import flags
     from llama.datasets.language_modeling import LanguageModelingDataset
-    from llama.pretrained import get_model
+    from llama.pretrained import get_model, stored_bytes
     from llama.quantization.gptq import TOKENS, quantize_by_gptq
     from llama.quantization.layers import Int4Linear, Int8Linear
     from llama.quantization.swap import dequantize, is_quantized, quantize
     from llama.runtime import cli
+    from llama.runtime.destinations import folder_to_write
+    from llama.runtime.ranges import MOST_TOKENS, Range
+    from llama.runtime.room import ELSEWHERE, check_disk
     from llama.training.verify_saved import verify_saved
 
 __all__ = ["Int4Linear", "Int8Linear", "dequantize", "is_quantized", "quantize"]
@@ -37,9 +40,10 @@ def main() -> None:
                         help="8 bits with a scale for each 32 columns: more exact, and as fast with --compile")
     parser.add_argument("--data", nargs="+", metavar="FILE",
                         help="text, for 4 bits: round so that what the model makes of it changes least")
-    parser.add_argument("--block-size", type=int, default=0, metavar="N",
+    parser.add_argument("--block-size", type=Range(0, MOST_TOKENS), default=0, metavar="N",
                         help="tokens of --data that see each other, best as in training (default: 512)")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the quantised model goes")
+    parser.add_argument("--output", type=folder_to_write, required=True, metavar="FOLDER",
+                        help="where the quantised model goes")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--json", action="store_true", help="print the error of every layer as JSON on stdout")
     arguments = parser.parse_args()
@@ -50,8 +54,9 @@ def main() -> None:
         raise ValueError("--data is for --bits 4; with 8 there is too little to lose for a text to matter")
     if arguments.fine and arguments.bits == 4:
         raise ValueError("--fine is for --bits 8; 4 bits always are in groups of 32")
-    if arguments.block_size < 0 or (arguments.block_size and not arguments.data):
-        raise ValueError(f"--block-size {arguments.block_size} divides a text: it is above 0, and beside --data")
+    if arguments.block_size and not arguments.data:
+        raise ValueError(f"--block-size {arguments.block_size} divides a text; give one with --data, or leave it out")
+    check_disk(output, stored_bytes(arguments.model, bits=arguments.bits), "the quantised model", ELSEWHERE)
     errors: dict[str, float] = {}
     if arguments.data:
         model = get_model(arguments.model)

@@ -18,25 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama.runtime.ranges import FACTORS, MANY, Range, check_ranges
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next token is chosen."""
 
-    temperature: Annotated[float, "divides the logits; 0 always takes the likeliest token"] = 0.7
-    top_k: Annotated[int, "only the N likeliest tokens; 0 is off"] = 0
-    top_p: Annotated[float, "only the fewest likeliest tokens that together reach this mass; 0 and 1 are off"] = 0.9
-    min_p: Annotated[float, "only tokens at least this fraction as likely as the likeliest; 0 is off"] = 0.0
-    repetition_penalty: Annotated[float, "makes tokens already in the text less likely; 0 and 1 are off"] = 1.0
+    temperature: Annotated[float, "divides the logits; 0 always takes the likeliest token", FACTORS] = 0.7
+    top_k: Annotated[int, "only the N likeliest tokens; 0 is off", Range(0, MANY)] = 0
+    top_p: Annotated[float, "only the fewest likeliest tokens that together reach this mass; 0 and 1 are off",
+                     Range(1e-6, 1.0, off=True)] = 0.9
+    min_p: Annotated[float, "only tokens at least this fraction as likely as the likeliest; 0 is off",
+                     Range(0.0, 1.0)] = 0.0
+    repetition_penalty: Annotated[float, "makes tokens already in the text less likely; 0 and 1 are off",
+                                  FACTORS] = 1.0
 
     def __post_init__(self) -> None:
-        for name, most in (("temperature", math.inf), ("top_p", 1.0), ("min_p", 1.0), ("repetition_penalty", math.inf)):
-            value = getattr(self, name)
-            if not (0 <= value <= most and math.isfinite(value)):
-                bounds = "between 0 and 1" if most == 1 else "0 or more"
-                raise ValueError(f"{name} is {value}; it must be {bounds}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+        check_ranges(self)
 
 
 def pop_config(options: dict[str, Any]) -> SamplingConfig:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from llama.checkpoint import save_model
 from llama.fast.agreement import readable as use_definitions
@@ -34,7 +35,7 @@ from llama.runtime import distributed, run_lock, worker
 from llama.runtime.interrupt import Stopped, signals_wait
 from llama.runtime.progress import Progress
 from llama.tasks.task import Batch, Task, to_device
-from llama.training import run_state
+from llama.training import nonfinite, run_state, what_fits
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
 from llama.training.data_checks import examine
 from llama.training.evaluation import evaluate
@@ -108,7 +109,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * self.config.epochs
         if self.config.max_steps:
             self.total_steps = min(self.total_steps, self.config.max_steps)
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.step, self.tokens, self.seconds, self.skipped = 0, 0, 0.0, 0
         self.epoch, self.order = -1, torch.empty(0)                 # the order of the epoch that is under way
         self.prefetched: dict[tuple[int, ...], tuple[list[Batch], int]] = {}  # by the samples of a step
         self.best, self.best_step, self.evals_since_best = math.inf, 0, 0
@@ -119,16 +120,19 @@ class Trainer:
             self._load_state()
         if self.output:
             self.folder.begin_after(self.step)
+            what_fits.check_disk_of(self)
 
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises.
 
-        Raises RuntimeError, naming the step and the samples, as soon as a loss or a gradient is not finite, and if what
-        was saved, loaded again, is not the model in memory.
+        Raises RuntimeError, naming the step, the samples and the module where it began, as soon as a loss or a gradient
+        is not finite (after `skip_nonfinite` of them), and if what was saved, loaded again, is not the model in memory.
         """
         config, model = self.config, self.model
         if self.step == 0:
             torch.manual_seed(config.seed + distributed.rank())     # dropout differs between processes
+        memory_of_step = what_fits.watch_memory(self)
+        self.optimizer.zero_grad()                                  # what a run that failed has left
         progress = Progress(0 if self._by_the_clock() else self.total_steps, "step")
         before = self.seconds
         started = time.monotonic()
@@ -140,12 +144,17 @@ class Trainer:
                                      schedule=config.schedule)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                loss, targets, norm = self._update(self._samples_of_step(self.step))
+                indices = self._samples_of_step(self.step)
+                with memory_of_step():
+                    loss, targets, norm = self._update(indices)
                 self.step += 1
-                self.loss = loss / targets
                 self.seconds, stop = distributed.all_reduce_max(before + time.monotonic() - started,
                                                                 max(interruptions, default=0))
-                self._report(progress, rate, norm)
+                if math.isfinite(loss) and math.isfinite(norm):
+                    self.loss = loss / targets
+                    self._report(progress, rate, norm)
+                else:
+                    self._skip(progress, indices, loss / targets, norm)
 
                 at_epoch = self.step % self.steps_per_epoch == 0
                 if self.eval_samples is not None and self._due(config.eval_every, at_epoch):
@@ -168,15 +177,24 @@ class Trainer:
                   f"{self.output}", file=sys.stderr)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
-    def _fail(self, indices: Sequence[int], what: str) -> NoReturn:
+    def _skip(self, progress: Progress, indices: Sequence[int], loss: float, norm: float) -> None:
+        """Say of a step that parameters and optimiser are still those of the step before."""
+        self.skipped += 1
+        self.folder.log({"step": self.step, "skipped": self.skipped})
+        progress.clear()
+        print(f"skipped, {self.skipped} of {self.config.skip_nonfinite}: "
+              f"{nonfinite.told(self, indices, self.step, loss, norm)}", file=sys.stderr)
+
+    def _fail(self, indices: Sequence[int], batches: Sequence[Batch], loss: float, norm: float) -> NoReturn:
         """Before the step is taken, so that parameters and optimiser are still those of the step before."""
         kept = ""
-        if self.output and self.step:
+        if self.output and self.step and not nonfinite.poisoned(self._learned()):
             self._save_state()
             kept = f" (the state after step {self.step} is kept in {self.folder.last(self.step)})"
-        places = ", ".join(self.samples[i].place or str(i) for i in indices)
-        raise RuntimeError(f"{what}, on samples {places}{kept}; look at them with --inspect, or start anew with a "
-                           "lower --lr")
+        where = nonfinite.where_it_began(self.objective, self.masters.learned, batches, loss)
+        raise RuntimeError(f"{nonfinite.told(self, indices, self.step + 1, loss, norm)}; {where}{kept}; look at them "
+                           "with --inspect, start anew with a lower --lr, or leave such steps out: --skip-nonfinite "
+                           f"{self.skipped + 1}")
 
     def _update(self, indices: Sequence[int]) -> tuple[float, int, float]:
         """One step of the optimiser on these samples, in micro-batches: summed loss, targets, gradient norm.
@@ -201,10 +219,13 @@ class Trainer:
         total = distributed.all_reduce_sum(sum(loss.item() for loss in losses))[0]
         self.tokens += sum(self.samples[i].reads for i in indices)
         learned = list(self.masters.learned.values())
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(learned, self.config.clip or math.inf)).item()
-        if not math.isfinite(total) or not math.isfinite(norm):
-            self._fail(indices, f"step {self.step + 1}: the loss is {total / targets} and its gradient {norm}")
-        self.optimizer.step()
+        whole = get_total_norm([each.grad for each in learned if each.grad is not None])
+        norm = full_tensor(whole).item()
+        if math.isfinite(total) and math.isfinite(norm):
+            clip_grads_with_norm_(learned, self.config.clip or math.inf, whole)
+            self.optimizer.step()
+        elif self.skipped >= self.config.skip_nonfinite:
+            self._fail(indices, batches, total / targets, norm)
         self.optimizer.zero_grad()
         self.masters.copy_to_model()
         return total, targets, norm
@@ -304,7 +325,7 @@ class Trainer:
         self.model.eval()
         train = {"loss": self.loss, "steps": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
                  "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
-                 "peak_memory": peak}
+                 "peak_memory": peak, "skipped": self.skipped}
         if self.config.compile:
             train["compilations"] = compilations()
             print(f"torch compiled {train['compilations']} pieces of code", file=sys.stderr)
@@ -313,6 +334,7 @@ class Trainer:
         return {"train": train, "eval": self.scores, "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
+        nonfinite.refuse_poisoned(self._learned(), self.step)
         self.masters.restore_fp32()                                 # saved as they are, not as they compute
         if (model := self.whole_model()) is not None and distributed.is_rank0():
             save = save_adapter if has_lora(model) else save_model
@@ -333,9 +355,10 @@ class Trainer:
     def _save_state(self) -> None:
         if self.saved_step == self.step:                            # at an epoch's end, before a signal ends the run
             return
+        nonfinite.refuse_poisoned(self._learned(), self.step)
         with self._saying_what_is_kept():
             run_state.write_state(self.folder.last(self.step), {
-                "settings": self.settings,
+                "settings": self.settings, "skipped": self.skipped,
                 "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
                 "best": (self.best, self.best_step, self.evals_since_best), "scores": self.scores, "loss": self.loss,
                 "random": distributed.all_gather(run_state.random_state(self.model.device)),
@@ -352,6 +375,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best, self.best_step, self.evals_since_best = state["best"]
         self.scores, self.loss, self.saved_step = state["scores"], state["loss"], state["step"]
+        self.skipped = state.get("skipped", 0)
         if self.best_step and not distributed.broadcast(self.folder.best(self.best_step).exists()):
             print(f"{self.folder.best(self.best_step)} is not there; what evaluates best from here on counts",
                   file=sys.stderr)

@@ -177,7 +177,7 @@ def test_worked_example_the_context_limits_the_text(find, tiny_model):
 @pytest.mark.parametrize("options, words", [
     ({"beams": 0}, "beams is 0, which is no search"),
     ({"beams": 1_000_000}, "beams is 1,000,000, and the vocabulary has"),
-    ({"beams": -1}, "beams is -1; it must be 0"),
+    ({"beams": -1}, "beams is -1; it must be a whole number from 0"),
     ({"beams": 2, "length_penalty": math.inf}, "length_penalty is inf"),
     ({"beams": 2, "max_new_tokens": 0}, "max_new_tokens is 0"),
     ({"beams": 2, "stop": [""]}, "at least one character"),
@@ -212,7 +212,7 @@ def test_two_ways_the_door_writes_what_the_function_finds(find, tiny_model, tmp_
     (["--beams", 2, "--repetition-penalty", 1.2], "--repetition-penalty 1.2 is for drawing"),
     (["--beams", 2, "--num-samples", 3], "--num-samples 3 is for drawing"),
     (["--length-penalty", 2], "--length-penalty 2.0 is for beam search; add --beams N"),
-    (["--beams", -2], "beams is -2"),
+    (["--beams", -2], "--beams: it is '-2', and must be"),
 ])
 def test_refusal_of_flags_that_contradict_each_other(monkeypatch, capsys, flags, words):
     code, _, said = run(monkeypatch, capsys, "--prompt", "x", *flags)

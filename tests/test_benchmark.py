@@ -109,8 +109,8 @@ def test_worked_example_ragged_prompts():
 
 
 def test_refusals(folder, monkeypatch):
-    for wrong, sentence in (({"repeats": 0}, "--repeats 0: it must be at least 1"),
-                            ({"batch": (8, 0)}, "--batch 8,0: a batch holds at least 1 prompt")):
+    for wrong, sentence in (({"repeats": 0}, "repeats is 0; it must be a whole number from 1 to"),
+                            ({"batch": (8, 0)}, "batch is 0; it must be a whole number from 1 to")):
         with pytest.raises(ValueError, match=sentence):
             dataclasses.replace(WORK, **wrong)
     text = [str(folder.parent / "text.txt")]

@@ -17,7 +17,7 @@ from llama.lora import LoRAConfig, add_lora, save_adapter
 from llama.quantize import quantize
 from llama.tasks.generation import TextGenerationTask
 from llama.trainer import Trainer
-from llama.training import memory_estimate
+from llama.training import memory_estimate, what_fits
 from llama.training.memory_estimate import Layer, activation_bytes_per_token, layers_of, training_memory
 from llama.training.objective import Plain
 from llama.training.optimizer import MasterWeights, TrainConfig
@@ -130,7 +130,8 @@ def test_two_ways_what_is_written_is_as_large_as_was_said(lora, tiny_model, tmp_
     monkeypatch.chdir(tmp_path)
     if lora:
         add_lora(tiny_model, LoRAConfig(rank=64))
-    memory_estimate.dry_run(_trainer(tiny_model, batch_size=4), optimizer="adamw", dtype=None, program=0, as_json=True)
+    what_fits.dry_run(_trainer(tiny_model, batch_size=4), optimizer="adamw", dtype=None, program=0,
+                      output=tmp_path, as_json=True)
     said = json.loads(capsys.readouterr().out)["dry_run"]
     assert not list(tmp_path.iterdir())
     (save_adapter if lora else save_model)(tiny_model, tmp_path / "x")

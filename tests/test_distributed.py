@@ -10,7 +10,8 @@ import torch
 
 from llama.checkpoint import load_model
 from llama.lora import load_adapter
-from llama.runtime import cli, distributed
+from llama.runtime import distributed
+from llama.runtime.room import is_out_of_memory
 from llama.trainer import Trainer
 from llama.training.fsdp import meta_copy
 from llama.training.optimizer import TrainConfig
@@ -113,8 +114,15 @@ def test_property_a_shard_that_is_damaged_on_one_rank_sets_all_back_to_the_state
 def test_refusal_a_loss_that_is_not_finite_on_one_rank_stops_all(folder, two):
     for rank in two:
         assert rank["burst"]["stopped"].startswith("RuntimeError after step 3: step 4: the loss is nan")
+        assert "; it began in the head or the loss, on finite states (the state" in rank["burst"]["stopped"]
     state = torch.load(folder / "burst.training" / "last-3.pt")
     assert state["step"] == 3 and len(list((folder / "burst.training" / "last-3").iterdir())) == 2
+
+
+def test_two_ways_all_skip_the_step_that_is_not_finite_on_one_rank(two):
+    for run in ("skipped ddp", "skipped fsdp"):
+        assert all(rank[run]["train"]["train"]["skipped"] == 1 and len(rank[run]["norms"]) == 9 for rank in two)
+        assert all(tensor.isfinite().all() for tensor in two[0][run]["trained"].values())
 
 
 def test_refusal_a_failing_rank_ends_all_with_its_own_sentence(ended):
@@ -165,4 +173,4 @@ def test_property_an_outline_has_names_ties_and_no_numbers(tiny_model):
 def test_worked_example_what_a_lost_neighbour_says(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     assert distributed.lost(RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]"))
-    assert not distributed.lost(RuntimeError("shapes do not match")) and cli._is_out_of_memory(MemoryError())
+    assert not distributed.lost(RuntimeError("shapes do not match")) and is_out_of_memory(MemoryError())

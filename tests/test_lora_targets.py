@@ -44,7 +44,7 @@ def test_property_every_key_of_peft_is_known():
     ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "are all excluded"),
     ({"targets": ("q_proj",), "layers": (7,)}, "are all excluded .*layers (7,)"),
     ({"targets": "all-linear", "layers": (0,)}, "layers goes with targets by name, not with 'all-linear'"),
-    ({"layers": (-1,)}, "layers is (-1,)"),
+    ({"layers": (-1,)}, "layers is -1; it must be"),
     ({"rank_pattern": {"q_proj": 0}}, "rank_pattern is {'q_proj': 0}"),
     ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is {'q_proj': '8'}"),
     ({"alpha_pattern": {"(": 8}}, "alpha_pattern: '(' is no regular"),

@@ -105,7 +105,7 @@ BAD = [
     (["train.py", "--data", "nowhere.txt"], "nowhere.txt"),
     (["train.py", "--data", "text.txt", "--preset", "llama-9"], "nearest names"),
     (["train.py", "--data", "text.txt", "--preset", "test", "--block-size", "999"], "exceeds the model's context"),
-    (["train.py", "--data", "text.txt", "--hold-out", "2"], "--hold-out 2.0"),
+    (["train.py", "--data", "text.txt", "--hold-out", "2"], "--hold-out: it is '2', and must be from 0"),
     (["train.py", "--data", "text.txt", "--resume"], "--resume needs --output"),
     (["train.py", "--data", "text.txt", "--output", "model"], "exists already; give --overwrite"),
     (["finetune.py", "--lora", "--freeze-layers", "1"], "not allowed with"),

@@ -66,8 +66,7 @@ def test_worked_example_of_the_command(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--hold-out", "0"], "--hold-out 0.0: give a part between 0 and 1"),
-    (["--block-size", "1"], "--block-size is 1; it must be at least 2 and at most the model's context of 256"),
+    (["--block-size", "999"], "--block-size is 999; it must be at least 2 and at most the model's context of 256"),
     (["--block-size", "200"], r"--hold-out 0.05 leaves \d+ tokens to judge; give more than 200"),
 ])
 def test_refusal_of_what_cannot_be_measured(folder, monkeypatch, flags, words):

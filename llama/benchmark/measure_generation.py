@@ -40,6 +40,7 @@ with quiet_start(__name__):
     from llama.generation import BatchDecoder, generate
     from llama.model import Llama
     from llama.runtime import cli
+    from llama.runtime.destinations import folder_to_write
     from llama.runtime.worker import Works, results_alone, serve
     from llama.sampling import SamplingConfig
 
@@ -123,7 +124,8 @@ def write_quantized(model_flags: flags.ModelFlags, folder: Path) -> None:
 
 def main() -> None:
     parser = cli.Parser("python -m llama.benchmark.measure_generation", __doc__.splitlines()[0])
-    parser.add_argument("--write-int8", metavar="FOLDER", help="serve nothing: save the model in 8 bits, and end")
+    parser.add_argument("--write-int8", type=folder_to_write, metavar="FOLDER",
+                        help="serve nothing: save the model in 8 bits, and end")
     parser.add_argument("--cache-dtype", default="auto", help="as generate.py has it")
     cli.add_flags(parser, SpeculationConfig, skip=("draft", "draft_tokens"))
     cli.add_flags(parser, flags.ModelFlags)

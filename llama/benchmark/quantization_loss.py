@@ -32,6 +32,7 @@ with quiet_start(__name__):
     from llama.quantization.swap import bits_of, quantize
     from llama.runtime import cli
     from llama.runtime.progress import Progress
+    from llama.runtime.ranges import MANY, MOST_TOKENS, Range
     from tokenizer.base import Tokenizer
 
 FLOATS = "float32"
@@ -90,15 +91,14 @@ def main() -> None:
     parser = cli.Parser("python -m llama.benchmark.quantization_loss", __doc__.splitlines()[0])
     parser.add_argument("--model", required=True, metavar="FOLDER", help="a model folder, whose weights are floats")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="the text that it learned, or such")
-    parser.add_argument("--hold-out", type=float, default=0.05, metavar="X",
+    parser.add_argument("--hold-out", type=Range(1e-6, 1 - 1e-6), default=0.05, metavar="X",
                         help="part of the documents, the last, that judges; as given to train.py")
-    parser.add_argument("--block-size", type=int, default=512, metavar="N",
+    parser.add_argument("--block-size", type=Range(2, MOST_TOKENS), default=512, metavar="N",
                         help="tokens that see each other; best as in training")
-    parser.add_argument("--text-tokens", type=int, default=20_480, metavar="N", help="tokens that judge, at most")
+    parser.add_argument("--text-tokens", type=Range(1, MANY), default=20_480, metavar="N",
+                        help="tokens that judge, at most")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    if not 0 < arguments.hold_out < 1:
-        raise ValueError(f"--hold-out {arguments.hold_out}: give a part between 0 and 1")
     model = get_model(arguments.model).float()
     if bits_of(model):
         raise ValueError(f"{arguments.model} is in {bits_of(model)} bits already; give the model that it was made from")

@@ -28,6 +28,7 @@ from llama.lora.swap import merge_lora
 from llama.pretrained import get_model
 from llama.quantization.swap import quantize
 from llama.runtime import distributed
+from llama.runtime.ranges import MANY, MOST_TOKENS, SEEDS, Range, check_ranges
 from llama.runtime.terminal import say
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
@@ -53,8 +54,11 @@ class ModelFlags:
     quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
     compile: Annotated[bool, "build the decoding step with a C++ compiler, once; kept in the user's cache"] = False
     readable: Annotated[bool, "run the definitions as they stand in the files, slower, and no fast version"] = False
-    seed: Annotated[int, "seed of every random choice"] = 0
+    seed: Annotated[int, "seed of every random choice", SEEDS] = 0
     json: Annotated[bool, "print results as JSON on stdout"] = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def bits(self) -> int:
@@ -73,9 +77,10 @@ class TaskFlags:
                             "opinion", "ner", "segmentation", "qa"],
                     "instruction, summarization, translation: learn answers; generation: all text; the others: "
                     "labels"] = "instruction"
-    max_length: Annotated[int, "tokens of a sample, or of a block of text, at most"] = 512
+    max_length: Annotated[int, "tokens of a sample, or of a block of text, at most", Range(2, MOST_TOKENS)] = 512
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
-    overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again"] = 0
+    overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again",
+                       Range(0, MOST_TOKENS)] = 0
     chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
     attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
                          "auto: as the model was tuned, or else causal"] = "auto"
@@ -100,8 +105,7 @@ class TaskFlags:
         return tuple(label.split("=", 1)[0] for label in self.labels)
 
     def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; a sample needs at least 2 tokens")
+        check_ranges(self)
         if self.task in WRITING and self.attention != "auto":
             raise ValueError(f"--attention {self.attention}: whoever learns to write must not see what is behind; "
                              f"leave it out with --task {self.task}")
@@ -126,7 +130,7 @@ class TaskFlags:
 def add_inspection(parser: argparse.ArgumentParser) -> None:
     """--inspect, --dry-run and --allow, of the doors that train."""
     group = parser.add_argument_group("What the samples are, and what must hold of them")
-    group.add_argument("--inspect", nargs="?", type=int, const=3, metavar="K",
+    group.add_argument("--inspect", nargs="?", type=Range(0, MANY), const=3, metavar="K",
                        help="show how the first K samples (3) look to the model, count and check all, train nothing")
     group.add_argument("--dry-run", action="store_true",
                        help="tell what the run will cost in memory, time and disk, from two steps; write nothing")

@@ -10,7 +10,6 @@ Try: take what ends at any rank, not at the first N alone; tests/test_beam_searc
 (test_worked_example_an_end_of_low_rank_does_not_count) fails: short texts win early, however good the long ones become.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from llama.generation import BatchDecoder, Completion, TextRow, check_options, clamp_max_new_tokens, eval_mode
 from llama.model import Llama
+from llama.runtime.ranges import Range, check_ranges
 from llama.sampling import check_finite
 from tokenizer.base import Tokenizer
 from tokenizer.chat import ChatFormat, stop_ids
@@ -30,14 +30,13 @@ from tokenizer.chat import ChatFormat, stop_ids
 class BeamConfig:
     """Beam search."""
 
-    beams: Annotated[int, "look for the likeliest text with N beams, instead of drawing tokens; 0 is off"] = 0
-    length_penalty: Annotated[float, "a text of n tokens scores log-probability / n^X; above 0 helps long ones"] = 1.0
+    beams: Annotated[int, "look for the likeliest text with N beams, instead of drawing tokens; 0 is off",
+                     Range(0, 10**6)] = 0
+    length_penalty: Annotated[float, "a text of n tokens scores log-probability / n^X; above 0 helps long ones",
+                              Range(-30.0, 30.0)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.beams < 0:
-            raise ValueError(f"beams is {self.beams}; it must be 0 (off) or more")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty is {self.length_penalty}; it must be a finite number")
+        check_ranges(self)
 
     def score(self, log_probability: float, length: int) -> float:
         """By which texts of different length are compared: every token makes a text less likely, also a good one.

@@ -26,6 +26,7 @@ from torch import Tensor
 from llama.decoding.prefix_cache import PrefixCache
 from llama.generation import Completion, TextRow, check_options, clamp_max_new_tokens, eval_mode
 from llama.model import Llama
+from llama.runtime.ranges import Range, check_ranges
 from llama.sampling import SamplingConfig, check_finite, probabilities
 from tokenizer.base import Tokenizer
 from tokenizer.chat import ChatFormat
@@ -40,13 +41,13 @@ class SpeculationConfig:
 
     draft: Annotated[str, "guess tokens with this smaller model of the same vocabulary"] = ""
     lookup: Annotated[bool, "guess that the text goes on as it did where it said the same before"] = False
-    draft_tokens: Annotated[int, "tokens to guess at a time; 0 takes as many as have been right lately, 7 at most"] = 0
+    draft_tokens: Annotated[int, "tokens to guess at a time; 0 takes as many as have been right lately, 7 at most",
+                            Range(0, 256)] = 0
 
     def __post_init__(self) -> None:
         if self.draft and self.lookup:
             raise ValueError(f"--draft {self.draft} and --lookup are two ways to guess; give one of them")
-        if self.draft_tokens < 0:
-            raise ValueError(f"draft_tokens is {self.draft_tokens}; it must be 0 (as many as have been right) or more")
+        check_ranges(self)
         if self.draft_tokens and not self.wanted:
             raise ValueError(f"--draft-tokens {self.draft_tokens} needs something that guesses: --draft or --lookup")
 

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
+from llama.runtime.ranges import Range, check_ranges
 from weights.formats.huggingface import stored_name
 
 log = logging.getLogger(__name__)
@@ -30,18 +31,20 @@ ELSEWHERE = "classifier"                                            # PEFT adds 
 
 Names = tuple[str, ...] | str                                       # names, or one pattern
 
+RANKS, ALPHAS = Range(1, 65_536), Range(1e-6, 1e6)
+
 
 @dataclass(frozen=True)
 class LoRAConfig:
     """What a LoRA adapter learns."""
 
-    rank: Annotated[int, "R, the rank of what is added to a matrix"] = 8
-    alpha: Annotated[float, "what is added is scaled by alpha / rank"] = 16.0
-    dropout: Annotated[float, "part of an adapter's inputs set to 0 while it learns"] = 0.0
+    rank: Annotated[int, "R, the rank of what is added to a matrix", RANKS] = 8
+    alpha: Annotated[float, "what is added is scaled by alpha / rank", ALPHAS] = 16.0
+    dropout: Annotated[float, "part of an adapter's inputs set to 0 while it learns", Range(0.0, 0.99)] = 0.0
     targets: Annotated[Names, "linear layers to adapt: ends of names, a pattern for whole names, or all-linear"] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     exclude: Annotated[Names, "layers not to adapt, by ends of names or a pattern"] = ()
-    layers: Annotated[tuple[int, ...], "adapt these blocks only, counted from 0"] = ()
+    layers: Annotated[tuple[int, ...], "adapt these blocks only, counted from 0", Range(0, 10**6)] = ()
     rslora: Annotated[bool, "scale by alpha / √rank, so that a high rank learns as fast (arXiv:2312.03732)"] = False
     dora: Annotated[bool, "learn the length of each row apart from its direction (arXiv:2402.09353)"] = False
     modules_to_save: Annotated[tuple[str, ...], "learned and saved whole: embed_tokens, lm_head; labels always"] = ()
@@ -52,13 +55,12 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         for name, ranks in {"rank": {"": self.rank}, "rank_pattern": self.rank_pattern}.items():
-            if not all(isinstance(rank, int) and rank >= 1 for rank in ranks.values()):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; a rank must be a whole number of at least 1")
+            if not all(rank in RANKS for rank in ranks.values()):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; a rank must be {RANKS}")
         for name, alphas in {"alpha": {"": self.alpha}, "alpha_pattern": self.alpha_pattern}.items():
-            if not all(isinstance(alpha, int | float) and 0 < alpha < math.inf for alpha in alphas.values()):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; an alpha must be a number above 0")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
+            if not all(alpha in ALPHAS for alpha in alphas.values()):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; an alpha must be {ALPHAS}")
+        check_ranges(self)
         for name in ("targets", "exclude", "modules_to_save"):
             names = getattr(self, name)
             if not isinstance(names, str) and not all(isinstance(part, str) and part for part in names):
@@ -70,8 +72,6 @@ class LoRAConfig:
         for name, patterns in self._patterns().items():
             for pattern in patterns:
                 _check_pattern(name, pattern)
-        if not all(isinstance(number, int) and number >= 0 for number in self.layers):
-            raise ValueError(f"layers is {self.layers!r}; it must hold the numbers of blocks, from 0")
         if self.layers and isinstance(self.targets, str):
             raise ValueError(f"layers goes with targets by name, not with '{self.targets}'; put the numbers of the "
                              "blocks into the pattern")

@@ -21,6 +21,7 @@ from llama.quantization.rounding import to_int4, to_int8
 from weights.formats.quantized_matrix import GROUP, QuantizedMatrix
 
 EMBEDDING_AND_HEAD = ("embed_tokens", "lm_head")                                  # never rounded to 4 bits
+BYTES = {8: 1.07, 4: 0.63}                                          # of a number, with its scale, at most
 GROUPWISE_LAYERS = (*EMBEDDING_AND_HEAD, "v_proj")  # of 8 bits, in groups where columns fill them
 
 

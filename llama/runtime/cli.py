@@ -9,6 +9,7 @@ Try: give a field the type `list[int]`; tests/test_cli.py says which types a fla
 
 import argparse
 import dataclasses
+import errno
 import itertools
 import os
 import re
@@ -22,6 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
 from llama.runtime import run_lock, terminal
+from llama.runtime.destinations import check_name
+from llama.runtime.ranges import ranges_of
+from llama.runtime.room import OutOfMemory, is_out_of_memory
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # where llama/, tokenizer/, weights/ and doors lie
 PACKAGES = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
@@ -82,9 +86,11 @@ def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str,
     """One flag for each field of the dataclass `record`, but for those in `skip`, which the door adds in its own way.
 
     Types: bool (a switch), int, float, str, Literal (choices), tuple[str, ...] and tuple[int, ...] (comma-separated),
-    tuple[str, ...] | str (names with commas between, or where the text is more than names, a pattern).
+    tuple[str, ...] | str (names with commas between, or where the text is more than names, a pattern). A number beyond
+    the range that its field states is refused.
     """
     group = parser.add_argument_group((record.__doc__ or record.__name__).splitlines()[0].rstrip("."))
+    ranges = ranges_of(record)
     for name, kind, text, default in _fields(record):
         if name in skip:
             continue
@@ -98,7 +104,7 @@ def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str,
             read, metavar = _LISTS[kind]
             group.add_argument(flag, type=read, default=default, help=text, metavar=metavar)
         elif kind in (int, float, str):
-            group.add_argument(flag, type=kind, default=default, help=text, metavar=_METAVARS[kind])
+            group.add_argument(flag, type=ranges.get(name, kind), default=default, help=text, metavar=_METAVARS[kind])
         else:
             raise TypeError(f"{record.__name__}.{name}: no flag is made of the type {kind}")
 
@@ -147,6 +153,10 @@ def unique_path(folder: Path, name: str, *, take: bool) -> Path:
     """
     for number in itertools.count(1):
         path = folder / (name if number == 1 else f"{name}-{number}")
+        try:
+            check_name(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: with --output FOLDER") from None
         if path.exists() or Path(f"{path}.training").exists():
             continue
         if take:
@@ -205,32 +215,25 @@ def run(main: Callable[[], None]) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        if _is_out_of_memory(error):
-            what = next((part for part in str(error).split(". ") if _says_out_of_memory(part)), "out of memory")
-            error = RuntimeError(f"{what}: {_LESS_MEMORY}")
+        if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+            what = next((part for part in str(error).split(". ") if "memory" in part), "out of memory")
+            error = OutOfMemory(f"{what}: {_LESS_MEMORY}")
         elif distributed.lost(error):
             error = RuntimeError("another process has gone, and says why")
-        elif not _said_by_us(error):
+        elif not (isinstance(error, OutOfMemory) or _said_by_us(error)):
             distributed.hear()
             raise
         distributed.complain(f"{program}: {_sentence(error)}")
-        code = 2 if isinstance(error, (ValueError, *_WRONG_PATH)) else 1
+        wrong_path = isinstance(error, _WRONG_PATH) or getattr(error, "errno", 0) in _WRONG_NAME
+        code = 2 if isinstance(error, ValueError) or wrong_path else 1
     sys.exit(code)
 
 
 _WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")    # as CUDA, MPS and CPUs say it
+_WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _LESS_MEMORY = ("take a smaller --batch-size (with --accumulate larger by as much the updates stay the same), a "
                 "shorter --max-length or --block-size, --checkpoint-activations, or a smaller model; what was saved is "
                 "kept, and --resume goes on from there with the batch size of before")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _says_out_of_memory(str(error))
-
-
-def _says_out_of_memory(text: str) -> bool:
-    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _reader_left(stream: TextIO) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llama.runtime import distributed
+from llama.runtime.room import memory_for
 from llama.tasks.instruction import ANSWER, InstructionTask
 from llama.tasks.labelled import LabelledTask
 from llama.tasks.task import Sample, Totals, sort_by_length
@@ -31,13 +32,18 @@ def add_up(objective: Plain, samples: Sequence[Sample], tokenizer: object, *, ba
     totals = Totals()
     batches = list(sort_by_length(samples, batch_size))
     mine = distributed.shard(batches)
-    for some in mine:
-        task.accumulate(totals, objective, samples, some, tokenizer)
-    for _ in range(distributed.longest_shard(batches) - len(mine)):
-        task.accumulate(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
+    with memory_for(f"evaluating batches of {batch_size} samples", lambda: _less(batch_size)):
+        for some in mine:
+            task.accumulate(totals, objective, samples, some, tokenizer)
+        for _ in range(distributed.longest_shard(batches) - len(mine)):
+            task.accumulate(Totals(), objective, samples, batches[0], tokenizer)     # shards meet in every forward pass
     objective.train(was_training)
     reshard(objective)
     return _of_all(totals)
+
+
+def _less(batch_size: int) -> str:
+    return f"--batch-size {batch_size // 2} takes about half" if batch_size > 1 else "give a smaller --max-length"
 
 
 def _of_all(totals: Totals) -> Totals:

@@ -12,7 +12,6 @@ Try: forget that RMSNorm keeps float32; tests/test_cost.py (test_two_ways_kept_f
 held against what autograd keeps.
 """
 
-import json
 import math
 import os
 import sys
@@ -30,8 +29,6 @@ from llama.lora.layers import LoRALinear, LoRAPart
 from llama.lora.swap import has_lora
 from llama.model import Llama
 from llama.quantization.layers import Quantized
-from llama.runtime.progress import duration
-from llama.runtime.worker import peak_memory
 from llama.training.objective import has_token_loss
 from llama.training.packing import in_one_row, micro_batches
 
@@ -169,17 +166,20 @@ def resident_set_size() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def largest_batch(trainer: Any) -> tuple[int, int]:
+def largest_batch(trainer: Any, *, batch_size: int = 0, longest: int = 0) -> tuple[int, int]:
     """Tokens, padding included, and rows with a target, of the largest micro-batch; of a long run a part is looked at.
+
+    batch_size, longest  as if the run had this --batch-size, or samples of so many tokens at most; 0: as it is
     """
+    batch_size, longest = batch_size or trainer.config.batch_size, longest or sys.maxsize
     found, room = (0, 0), trainer.model.config.context
     for step in range(0, trainer.steps_per_epoch, max(1, trainer.steps_per_epoch // LOOKED_AT)):
         taken = [trainer.samples[i] for i in trainer._samples_of_step(step)]
-        for samples in micro_batches(taken, trainer.config.batch_size):
-            lengths = [sample.reads for sample in samples]
+        for samples in micro_batches(taken, batch_size):
+            lengths = [min(sample.reads, longest) for sample in samples]
             packed = trainer.packs and in_one_row(samples, room)
             tokens = sum(lengths) if packed else len(lengths) * max(lengths)
-            found = max(found, (tokens, sum(sample.targets for sample in samples)))
+            found = max(found, (tokens, sum(min(sample.targets, longest) for sample in samples)))
     return found
 
 
@@ -198,22 +198,34 @@ def predict(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program:
 
     loading  bytes that were held at most while the model was loaded
     """
-    model, config = trainer.model, trainer.config
-    tokens, rows = largest_batch(trainer)
-    terms = training_memory(model, tokens=tokens, rows=rows, dtype=dtype, optimizer=optimizer,
-                            checkpointed="blocks" if config.checkpoint_activations else
-                            "mlps" if config.checkpoint_mlps else "",
-                            quick_loss=has_token_loss(trainer.task, model), program=program)
-    terms["float32 masters"] = trainer.masters.bytes()              # the model computes in `dtype` already
+    model = trainer.model
+    terms = terms_of(trainer, optimizer=optimizer, dtype=dtype, program=program)
     parameters, training = list(model.parameters()), sum(terms.values())
     learned = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Masters and optimiser stay; what was saved is read back beside them, a tensor at a time.
     saving = training - terms["scores"] + 2 * max(parameter.nbytes for parameter in parameters)
-    saved = [parameter for parameter in parameters if parameter.requires_grad or not has_lora(model)]
-    artefact = sum(parameter.numel() * (4 if dtype else parameter.element_size()) for parameter in saved)
     numbers = {"parameters": count(model), "learned": learned}
     memory = {"loading": loading, "training": training, "saving": saving, "peak": max(loading, training, saving)}
-    return numbers | {"memory": memory, "terms": terms, "artefact": round(artefact * SAVED)}
+    return numbers | {"memory": memory, "terms": terms, "artefact": artefact_bytes(trainer)}
+
+
+def terms_of(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program: int = 0, batch_size: int = 0,
+             longest: int = 0, checkpointed: str | None = None) -> dict[str, int]:
+    """`training_memory` of a run; with other settings, if they are given, than its own."""
+    config = trainer.config
+    tokens, rows = largest_batch(trainer, batch_size=batch_size, longest=longest)
+    own = "blocks" if config.checkpoint_activations else "mlps" if config.checkpoint_mlps else ""
+    terms = training_memory(trainer.model, tokens=tokens, rows=rows, dtype=dtype, optimizer=optimizer,
+                            checkpointed=own if checkpointed is None else checkpointed,
+                            quick_loss=has_token_loss(trainer.task, trainer.model), program=program)
+    return terms | {"float32 masters": trainer.masters.bytes()}     # the model computes in `dtype` already
+
+
+def artefact_bytes(trainer: Any) -> int:
+    """What the result takes on the disk."""
+    model, masters = trainer.model, trainer.masters.dtype           # with masters, all is saved in float32
+    saved = [each for each in model.parameters() if each.requires_grad or not has_lora(model)]
+    return round(SAVED * sum(each.numel() * (4 if masters else each.element_size()) for each in saved))
 
 
 def time_two_steps(trainer: Any) -> dict[str, Any]:
@@ -237,24 +249,6 @@ def time_two_steps(trainer: Any) -> dict[str, Any]:
     return {"steps": steps, "seconds_a_step": total / steps, "seconds": min(total, limit) if limit else total}
 
 
-def dry_run(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program: int, as_json: bool) -> None:
-    """Print what the run will cost; nothing is written. `program`: `resident_set_size()` before loading the model."""
-    costs = predict(trainer, optimizer=optimizer, dtype=dtype, program=program, loading=peak_memory())
-    costs |= time_two_steps(trainer)
-    print(table(costs), file=sys.stderr if as_json else sys.stdout)
-    if as_json:
-        print(json.dumps({"dry_run": costs}))
-
-
-def table(costs: dict[str, Any]) -> str:
-    memory, numbers = costs["memory"], costs["parameters"]
-    rows = [("parameters", f"{numbers:,}, of which {costs['learned']:,} learn ({costs['learned'] / numbers:.2%})")]
-    rows += [(f"memory, {phase}", megabytes(memory[phase])) for phase in ("loading", "training", "saving")]
-    rows += [(f"  {name}", megabytes(value)) for name, value in costs["terms"].items() if value]
-    rows += [("a step", f"{costs['seconds_a_step']:.2f} s, by the second of two"),
-             ("all", f"{costs['steps']:,} steps, {duration(costs['seconds'])}, and evaluations"),
-             ("what is written", megabytes(costs["artefact"]))]
-    return "\n".join(f"{name:<22}{text}" for name, text in rows)
 
 
 def megabytes(size: int) -> str:

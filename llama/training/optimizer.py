@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from llama.runtime.ranges import FACTORS, MANY, SEEDS, Range, check_ranges
+
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
@@ -19,40 +21,35 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 class TrainConfig:
     """How to train."""
 
-    epochs: Annotated[int, "times through the data"] = 1
-    max_steps: Annotated[int, "stop after so many updates; 0 for no limit"] = 0
-    minutes: Annotated[float, "stop after so many minutes; 0 for no limit"] = 0.0
-    batch_size: Annotated[int, "samples that go through the model at once, in each process"] = 8
-    accumulate: Annotated[int, "micro-batches that make one update"] = 1
-    lr: Annotated[float, "peak learning rate"] = 2e-4
+    epochs: Annotated[int, "times through the data", Range(1, 10**6)] = 1
+    max_steps: Annotated[int, "stop after so many updates; 0 for no limit", Range(0, MANY)] = 0
+    minutes: Annotated[float, "stop after so many minutes; 0 for no limit", Range(1e-6, 1e7, off=True)] = 0.0
+    batch_size: Annotated[int, "samples that go through the model at once, in each process", Range(1, 65_536)] = 8
+    accumulate: Annotated[int, "micro-batches that make one update", Range(1, 65_536)] = 1
+    lr: Annotated[float, "peak learning rate", Range(1e-12, 1e3)] = 2e-4
     schedule: Annotated[Literal["cosine", "linear", "constant"], "course of the learning rate"] = "cosine"
-    warmup: Annotated[float, "part of the run in which the rate rises"] = 0.05
-    weight_decay: Annotated[float, "pull of matrices towards 0"] = 0.0
-    clip: Annotated[float, "largest norm of the gradient; 0 for no limit"] = 1.0
-    word_dropout: Annotated[float, "part of the tokens that are hidden from the model while it learns"] = 0.0
-    eval_every: Annotated[int, "evaluate every so many updates; 0 for the end of each epoch"] = 0
-    patience: Annotated[int, "stop after so many evaluations without a better loss; 0 for never"] = 0
-    save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch"] = 0
+    warmup: Annotated[float, "part of the run in which the rate rises", Range(0.0, 1.0)] = 0.05
+    weight_decay: Annotated[float, "pull of matrices towards 0", Range(0.0, 1e3)] = 0.0
+    clip: Annotated[float, "largest norm of the gradient; 0 for no limit", FACTORS] = 1.0
+    word_dropout: Annotated[float, "part of the tokens that are hidden from the model while it learns",
+                            Range(0.0, 0.5)] = 0.0
+    eval_every: Annotated[int, "evaluate every so many updates; 0 for the end of each epoch", Range(0, MANY)] = 0
+    patience: Annotated[int, "stop after so many evaluations without a better loss; 0 for never", Range(0, MANY)] = 0
+    save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch",
+                          Range(0, MANY)] = 0
     save_epochs: Annotated[bool, "keep the result of every epoch, as OUTPUT_epoch1 and so on"] = False
+    skip_nonfinite: Annotated[int, "leave out so many updates at most whose loss or gradient is not finite; 0 stops at "
+                              "the first", Range(0, MANY)] = 0
     checkpoint_activations: Annotated[bool, "recompute blocks in the backward pass: less memory, more time"] = False
     checkpoint_mlps: Annotated[bool, "recompute the feed-forward parts only: half of that, for less time"] = False
     pack: Annotated[Literal["auto", "on", "off"], "lay samples end to end instead of padding them, each seeing only "
                     "itself; auto: on the CPU"] = "auto"
     compile: Annotated[bool, "compile the blocks: half a minute at the start, then faster steps"] = False
     parallel: Annotated[Literal["ddp", "fsdp"], "of torchrun's processes each has the whole model, or a shard"] = "ddp"
-    seed: Annotated[int, "seed of the order of samples and of dropout"] = 0
+    seed: Annotated[int, "seed of the order of samples and of dropout", SEEDS] = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_steps", "minutes", "weight_decay", "clip", "eval_every", "patience", "save_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more")
-        if not 0 <= self.word_dropout <= 0.5:
-            raise ValueError(f"word_dropout is {self.word_dropout}; it must be between 0 (off) and 0.5")
-        if not (0 < self.lr < math.inf and 0 <= self.warmup <= 1):
-            raise ValueError(f"lr is {self.lr} and warmup {self.warmup}; lr must be above 0, warmup between 0 and 1")
+        check_ranges(self)
 
 
 class MasterWeights:
