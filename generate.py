@@ -42,6 +42,7 @@ with quiet_start(__name__):
     from llama.runtime.ranges import MOST_TOKENS, Range
     from llama.sampling import SamplingConfig
     from llama.tasks.instruction import InstructionTask
+    from tokenizer.chat_template import template_variables
 
 QUESTION = "What is the capital of France, and what is it known for?"
 
@@ -67,7 +68,9 @@ def main() -> None:
     parser.add_argument("--chat", action="store_true", help="prompts are questions; without any, chat on the terminal")
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat (default: the chat format's own)")
     parser.add_argument("--chat-format", metavar="NAME",
-                        help="chatml, alpaca, llama-2 or llama-3 (default: the model's own)")
+                        help="chatml, alpaca, llama-2, llama-3, or a file with a template (default: the model's own)")
+    parser.add_argument("--template-args", metavar="JSON", default="",
+                        help="what else the chat template asks for, such as '{\"enable_thinking\": false}'")
     parser.add_argument("--max-new-tokens", type=Range(1, MOST_TOKENS), default=256, metavar="N",
                         help="end a text after N tokens")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end a text before TEXT; may be repeated")
@@ -92,7 +95,7 @@ def main() -> None:
     sampling, beams = cli.from_flags(SamplingConfig, arguments), cli.from_flags(BeamConfig, arguments)
     speculation = cli.from_flags(SpeculationConfig, arguments)
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
-    task = InstructionTask(arguments.chat_format)
+    task = InstructionTask(arguments.chat_format, variables=template_variables(arguments.template_args))
     records = None
     if arguments.output:
         records = RecordFile(Path(arguments.output), resume=arguments.resume, overwrite=arguments.overwrite,
@@ -174,7 +177,8 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
     """Refuse what cannot be meant, before a model is loaded. `given`: there are prompts."""
     if "" in (arguments.stop or []):
         raise ValueError("--stop '': an empty text stands everywhere; give at least one character")
-    for flag, value in (("--system", arguments.system), ("--chat-format", arguments.chat_format)):
+    for flag, value in (("--system", arguments.system), ("--chat-format", arguments.chat_format),
+                        ("--template-args", arguments.template_args or None)):
         if given and value is not None and not arguments.chat:
             raise ValueError(f"{flag} means nothing to a raw prompt; add --chat, which makes a question of it")
     if interactive and arguments.json:

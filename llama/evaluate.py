@@ -27,6 +27,7 @@ with quiet_start(__name__):
     from llama.training.objective import Plain
     from llama.training.results import errors, table, write_predictions
     from llama.zero_shot.zero_shot import ZeroShot
+    from tokenizer.chat_template import template_variables
 
 MEASURED = ("generation", "instruction")                            # tasks whose perplexity is what is asked for
 
@@ -72,7 +73,8 @@ def main() -> None:
     if untrained:
         examples = few(dataset(arguments.examples), arguments.few_shot, arguments.seed) if arguments.few_shot else []
         shot = ZeroShot(task, examples, words=task_flags.words, request=task_flags.request,
-                        chat_format=task_flags.chat_format or None)
+                        chat_format=task_flags.chat_format or None,
+                        variables=template_variables(task_flags.template_args))
     data = some(dataset(arguments.data), arguments.limit, arguments.seed)
     task.check(data)
     purpose = "measure" if task_flags.task in MEASURED and not untrained else "find"

@@ -4,20 +4,12 @@ import jinja2
 import pytest
 
 from tokenizer import bpe, load_tokenizer
-from tokenizer.chat import FORMATS, detect_format
+from tokenizer.chat import FORMATS, name_of
 from tokenizer.spm import SentencePieceTokenizer
 from tokenizer.spm_model import build_model, write_model
 
 MARKS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 TEXTS = ["user\nassistant\nsystem\n[INST] [/INST] ### Instruction:\n### Response:\n你好，世界！Hello there.\n"] * 4
-
-# As SmolLM2's files have it, with line ends written as themselves.
-SMOLLM2 = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-           "{{ '<|im_start|>system\n"
-           "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
-           "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def system(text):
@@ -101,8 +93,6 @@ def test_worked_example_default_system_messages(byte_level):
 
     assert text(FORMATS["alpaca"], [user("x")]).startswith("<s>Below is an instruction that describes a task. Write a ")
     assert text(FORMATS["alpaca"], [system("y"), user("x")]) == "<s>y\n\n### Instruction:\nx\n\n"
-    assert text(detect_format(SMOLLM2), [user("x")]).startswith(f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n")
-    assert text(detect_format(SMOLLM2), [system(""), user("x")]).startswith("<|im_start|>system\n<|im_end|>\n")
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -111,12 +101,6 @@ def test_two_ways_agree_ids_and_template(name, chat, tokenizer):
     for reply in (False, True):
         ids, _ = FORMATS[name].encode(chat, tokenizer, reply=reply)
         assert tokenizer.decode(ids) == render(FORMATS[name].template, chat, reply=reply)
-
-
-@pytest.mark.parametrize("chat", CHATS)
-def test_two_ways_agree_ids_and_smollm2s_template(chat, tokenizer):
-    ids, _ = detect_format(SMOLLM2).encode(chat, tokenizer, reply=True)
-    assert tokenizer.decode(ids) == render(SMOLLM2, chat, reply=True)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -152,28 +136,11 @@ def test_two_ways_agree_a_stored_template_and_its_name(byte_level):
     for name, chat_format in FORMATS.items():
         byte_level.chat_template = chat_format.template
         assert load_tokenizer(byte_level.files()).chat_format == name
-        assert detect_format(chat_format.template + "\n") == detect_format(chat_format.template + "\n")
-        assert detect_format(chat_format.template) == chat_format
+        assert name_of(chat_format.template + "\n") == name_of(chat_format.template.replace("\\n", "\n")) == name
     byte_level.chat_template = "{{ unheard_of }}"
     assert byte_level.chat_format is None
     byte_level.chat_template = None
     assert byte_level.chat_format is None
-
-
-def test_worked_example_published_templates_are_recognised():
-    assert detect_format(SMOLLM2).name == "chatml"
-    assert detect_format(SMOLLM2).default_system == SMOLLM2_SYSTEM
-    assert detect_format(SMOLLM2).template == SMOLLM2
-    assert detect_format(SMOLLM2.replace("\n", "\\n")).default_system == SMOLLM2_SYSTEM
-    always_replying = FORMATS["llama-3"].template.replace("{% if add_generation_prompt %}", "").removesuffix(
-        "{% endif %}")
-    assert detect_format(always_replying).name == "llama-3"
-
-
-def test_refusal_of_an_unknown_template_names_the_remedy():
-    for template in ("{{ messages }}", "", SMOLLM2.replace("'\n'}}", "'\n\n'}}"), SMOLLM2.replace("SmolLM", "S'{{x}}")):
-        with pytest.raises(ValueError, match=r"not one known here.*--chat-format \(chatml, alpaca, llama-2, llama-3\)"):
-            detect_format(template)
 
 
 def test_refusal_of_a_vocabulary_without_the_marks():
@@ -199,3 +166,9 @@ def test_refusal_of_a_vocabulary_without_the_marks():
 def test_refusal_of_chats_that_cannot_be_written(name, chat, words, byte_level):
     with pytest.raises(ValueError, match=words):
         FORMATS[name].encode(chat, byte_level)
+
+
+def test_refusal_of_tools_and_documents(byte_level):
+    for name, chat_format in FORMATS.items():
+        with pytest.raises(ValueError, match=f"'{name}' has no place for tools; leave them out"):
+            chat_format.encode([user("x")], byte_level, tools=[{"name": "f"}])

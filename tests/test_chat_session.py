@@ -12,6 +12,7 @@ from llama.decoding.speculative import PromptLookup, SpeculativeCompletion, draf
 from llama.decoding.speculative import draw as really_draw
 from llama.sampling import SamplingConfig
 from tokenizer.chat import FORMATS, end_of_turn_id
+from tokenizer.chat_template import ChatTemplate
 
 HOT = SamplingConfig(temperature=2.0, top_p=0)
 
@@ -101,6 +102,22 @@ def test_property_answers_as_written_stand_where_their_text_would(chat, tiny_tok
     assert marked[at : at + 3] == [77, 78, 79] and marked[:at] == plain[:at]
     closing = end_of_turn_id(FORMATS[name], tiny_tokenizer)
     assert marked[at + 3 :] == plain[plain.index(closing, at) :]
+
+
+def test_property_a_template_that_strips_thoughts_runs_on_from_what_is_the_same(chat, tiny_tokenizer):
+    """As Qwen 3's: the next turn writes the answer without its thoughts, and the cache is worth what lies before it."""
+    thinking = ("{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content.split('</think>')[-1] ~ "
+                "'<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}")
+    talk = chat()
+    talk.chat_format = ChatTemplate(thinking)
+    first = talk.reply("Who?")
+    thoughts = tiny_tokenizer.encode("<think>dog</think> The fox.")
+    talk.turns = [Turn("Who?", "<think>dog</think> The fox.", thoughts)]
+    before = tiny_tokenizer.decode(talk._encode([], "Who?"))
+    again = talk._encode(talk.turns, "Why?")
+    assert tiny_tokenizer.decode(again) == before + " The fox.<|im_end|>\n" + before.replace("Who", "Why")
+    written = [Turn("Who?", first.text, first.token_ids)]
+    assert talk._encode(written, "Why?")[len(talk._encode([], "Who?")):][: len(first.token_ids)] == first.token_ids
 
 
 @pytest.mark.parametrize("after", [1, 5])

@@ -91,6 +91,20 @@ def test_worked_example_a_question_prints_the_answer_alone(door, tiny_model):
     assert with_system["prompt_tokens"] == len(ids) > record["prompt_tokens"]
 
 
+def test_worked_example_a_template_of_the_model_and_one_in_a_file(door, folder, tiny_model):
+    """Any template runs, with what else it asks for."""
+    flags = ["--chat", "--prompt", "Who?", "--max-new-tokens", 2, "--json"]
+    template = "{{ '<|im_start|>' ~ messages[0].content ~ ('!' if loud else '?') ~ '<|im_end|>' }}"
+    (folder / "mine.jinja").write_text(template, encoding="utf-8")
+    (folder / "model" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    marks = tiny_model.tokenizer.special_ids
+    expected = [marks["<|im_start|>"], *tiny_model.tokenizer.encode("Who?!"), marks["<|im_end|>"]]
+    for given in ([], ["--chat-format", folder / "mine.jinja"]):
+        record, = records(door(*flags, *given, "--template-args", '{"loud": true}'))
+        assert record["prompt_tokens"] == len(expected)
+        assert "no chat format of its own" not in door.stderr
+
+
 def test_worked_example_a_model_without_a_chat_format_says_which_it_takes(door):
     door("--chat", "--prompt", "Who?", "--max-new-tokens", 2)
     assert "'alpaca' is used" in door.stderr
@@ -161,7 +175,9 @@ def test_worked_example_the_format_of_the_cache(door):
 @pytest.mark.parametrize("flags, words", [
     (["--prompt", "x", "--system", "y"], "--system means nothing to a raw prompt; add --chat"),
     (["--prompt", "x", "--chat-format", "chatml"], "--chat-format means nothing to a raw prompt; add --chat"),
+    (["--prompt", "x", "--template-args", "{}"], "--template-args means nothing to a raw prompt; add --chat"),
     (["--chat", "--prompt", "x", "--chat-format", "morse"], "the chat format 'morse' is not known"),
+    (["--chat", "--prompt", "x", "--template-args", "loud"], "--template-args 'loud' is no JSON"),
     (["--chat", "--json"], "--json does not go with an interactive chat"),
     (["--chat", "--num-samples", "2"], "--num-samples 2 does not go with an interactive chat"),
     (["--prompt", "x", "--num-samples", "2", "--temperature", "0"], "same text 2 times; raise the temperature"),

@@ -42,6 +42,8 @@ def test_two_ways_written_and_read(tmp_path):
     byte_level = vocabulary(open_gguf(save(tmp_path / "file")))
     assert again(tmp_path, byte_level, 9) == byte_level
     assert again(tmp_path, SENTENCEPIECE, 4) == SENTENCEPIECE
+    two = SENTENCEPIECE | {"tool_template": "{{ tools }}"}
+    assert again(tmp_path, two, 4) == two
 
 
 def test_worked_example_filled_up_to_the_rows_of_the_embedding(tmp_path):

@@ -41,6 +41,21 @@ def test_property_every_example_ends_with_the_assistant(tmp_path):
     assert {example["messages"][-1]["role"] for example in dataset} == {"assistant"} and len(dataset) == 3
 
 
+def test_worked_example_tools_and_parts(tmp_path):
+    """What chat templates write beside the text of a message; what they do not write is left out."""
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    talk = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": None, "tool_calls": calls, "id": 7},
+            {"role": "tool", "content": "1", "tool_call_id": "x"},
+            {"role": "assistant", "content": "One.", "reasoning_content": "so", "tool_calls": []}]
+    tools = [{"name": "f"}]
+    records = [{"messages": talk, "tools": tools}, {"messages": talk, "tools": json.dumps(tools)}, {"messages": talk}]
+    first, second, third = InstructionDataset(_file(tmp_path, records))
+    assert first["messages"] == [talk[0], {"role": "assistant", "content": "", "tool_calls": calls}, talk[2],
+                                 {"role": "assistant", "content": "One.", "reasoning_content": "so"}]
+    assert first["tools"] == second["tools"] == tools and "tools" not in third
+
+
 def _chat(*turns):
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
@@ -58,6 +73,11 @@ def _chat(*turns):
     ({"messages": [{"role": "user"}]}, "the field 'content' is missing; the record has role"),
     (_chat(("user", "Hi")), "the last message is the user's; a record must end with the assistant's"),
     (_chat(("human", "Hi"), ("assistant", "Hi")), "the role 'human' is not known; roles are system, user, assistant"),
+    (_chat(("user", []), ("assistant", "Hi")), "a 'content' that is a list must hold objects with a 'type'"),
+    (_chat(("user", [{"type": "image_url"}]), ("assistant", "Hi")), "holds image_url, and this model reads text alone"),
+    (_chat(("user", "x"), ("assistant", [{"type": "text", "text": " "}])), "the assistant says nothing"),
+    (CHAT | {"tools": "{"}, "the field 'tools' is no JSON: "),
+    (CHAT | {"tools": {"name": "f"}}, "the field 'tools' must be a list of objects, one a tool"),
     (_chat(("user", "Hi"), ("assistant", "")), "the assistant says nothing"),
 ])
 def test_refusal_names_the_line_of_the_record(tmp_path, record, words):

@@ -8,7 +8,8 @@
     spm_pure.py     the same without the library, for vocabularies that come without a model file:
                      spm_json.py in a tokenizer.json, llama2c_vocabulary.py in llama2.c's tokenizer.bin
     base.py          what all of them share: special tokens, streaming, the files of a folder
-    chat.py          messages to ids, and which of them are learned
+    chat.py          messages to ids, and which of them are learned: four formats, to read
+    chat_template.py the same by any model's template, in template_sandbox.py's bounds; template_text.py, who wrote what
 
 Try: let `_kind` go by the name of the file; tests/test_tokenizer.py then fails where a tokenizer.model holds
 ranks, as in Meta's folders of Llama 3.
@@ -30,7 +31,7 @@ __all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer", "t
 # Of a model folder only these are opened: vocabularies, and what stands beside them.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer.bin")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-           "config.json", "chat_template.jinja")
+           "config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja")
 
 # Where a folder has its vocabulary in several forms, the first of these: Llama 2's hold their SentencePiece model also
 # translated to JSON, and Llama 3's hold their ranks so, with the special tokens that the rank file lacks.
@@ -49,7 +50,8 @@ def load_tokenizer(source: str | Path | dict[str, bytes]) -> Tokenizer:
     path = Path(source)
     if path.is_dir():
         found = [file for pattern in (*_VOCABULARIES, *_BESIDE) for file in sorted(path.glob(pattern))]
-        return _load({file.name: file.read_bytes() for file in found if file.is_file()}, place=str(path))
+        return _load({file.relative_to(path).as_posix(): file.read_bytes() for file in found if file.is_file()},
+                     place=str(path))
     if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer file or folder '{path}'")
     return _load({path.name: path.read_bytes()}, place=str(path.parent))

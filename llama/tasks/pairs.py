@@ -27,8 +27,9 @@ class PairTask(InstructionTask):
 
     requests: tuple[str, str]                                       # before a source that is Chinese, that is not
 
-    def __init__(self, request: str = "", *, chat_format: str | None = None, max_length: int = 512):
-        super().__init__(chat_format, max_length)
+    def __init__(self, request: str = "", *, chat_format: str | None = None, max_length: int = 512,
+                 variables: dict[str, Any] | None = None):
+        super().__init__(chat_format, max_length, variables=variables)
         self.request = request
 
     def messages(self, example: dict[str, Any], tokenizer: Tokenizer) -> Messages:

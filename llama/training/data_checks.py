@@ -16,15 +16,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from llama.runtime.progress import Progress
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
-from tokenizer.chat import detect_format
+from tokenizer.chat_template import own_format
 
 AT_ONCE = 64                                                        # samples that become a batch, to be looked at
 PATIENCE = 2.0                                                      # seconds until progress is shown
+FEW = 8                                                             # examples by which two templates are compared
 
 
 @dataclass
@@ -237,19 +239,20 @@ def _prompt_prefix(seen: Seen) -> str:
 
 
 def _template(data: Data) -> str:
-    """A template unknown here is not compared: there --chat-format is asked for, and is taken at its word."""
-    if not data.tokenizer.chat_template:
+    """By what comes of the first examples; one that the model's own template refuses is taken at the user's word."""
+    chosen, own = data.task.format(data.tokenizer), own_format(data.tokenizer)
+    if own is None or chosen.template == own.template:
         return ""
-    chosen = data.task.format(data.tokenizer)
-    try:
-        own = detect_format(data.tokenizer.chat_template)
-    except ValueError:
-        return ""
-    if dataclasses.replace(own, template=chosen.template) == chosen:
-        return ""
-    formats = [f"'{each.name}'" + (f" beginning with «{each.default_system}»" if each.default_system else "")
-               for each in (chosen, own)]
-    return f"conversations are laid out as {formats[0]}, the model's own template is {formats[1]}"
+    for example in islice(data.dataset, FEW):
+        messages = data.task.messages(example, data.tokenizer)
+        try:
+            if chosen.encode(messages, data.tokenizer) != own.encode(messages, data.tokenizer):
+                formats = [f"{what}{f' beginning with «{each.default_system}»' if each.default_system else ''}"
+                           for what, each in ((f"'{chosen.name}'", chosen), ("the model's own template", own))]
+                return f"conversations are laid out as {formats[0]}, otherwise than by {formats[1]}"
+        except ValueError:
+            continue
+    return ""
 
 
 def _document_ends(data: Data) -> str:

@@ -26,9 +26,9 @@ class PromptedPredictor:
     """What all kinds of questions share. A subclass says what is asked about an example, and how an answer comes."""
 
     def __init__(self, task: Any, examples: Sequence[Example], *, words: Mapping[str, str], request: str,
-                 chat_format: str | None):
+                 chat_format: str | None, variables: Mapping[str, Any] | None):
         self.task, self.examples, self.words = task, examples, words
-        self.request, self.format = request, InstructionTask(chat_format).format
+        self.request, self.format = request, InstructionTask(chat_format, variables=variables).format
 
     def open(self, model: PretrainedLlama) -> None:
         """For this model; what it reads is remembered from question to question."""
@@ -57,7 +57,7 @@ class PromptedPredictor:
 
     def prompt(self, turns: Messages) -> list[int]:
         """The ids up to where the assistant's answer begins. Raises ValueError where no room is left for it."""
-        ids = self.chat.encode(turns, self.tokenizer, reply=True)[0]
+        ids = self.chat.encode(turns, self.tokenizer, reply=True, apart=True)[0]
         if len(ids) > self.model.config.rope_stable_length - 2:
             raise ValueError(f"the question with its examples is {len(ids)} tokens long and the model is steady up to "
                              f"{self.model.config.rope_stable_length}; give fewer examples (--few-shot), or a smaller "

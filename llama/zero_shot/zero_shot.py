@@ -37,7 +37,7 @@ class ZeroShot:
     """
 
     def __init__(self, task: Task, examples: Sequence[Example] = (), *, words: Mapping[str, str] | None = None,
-                 request: str = "", chat_format: str | None = None):
+                 request: str = "", chat_format: str | None = None, variables: Mapping[str, Any] | None = None):
         kinds = {ClassificationTask: Labels, NERTask: Entities, SegmentationTask: Words,
                  QuestionAnsweringTask: Answers, InstructionTask: Generative}
         kind = next((asker for each, asker in kinds.items() if isinstance(task, each)), None)
@@ -49,7 +49,7 @@ class ZeroShot:
                     raise ValueError(f"{example.get('place', 'an example')}: it does not say what is right, so it "
                                      "shows the model nothing; give examples with labels")
         self.asker: PromptedPredictor = kind(task, examples, words=words or {}, request=request,
-                                             chat_format=chat_format)
+                                             chat_format=chat_format, variables=variables)
 
     def predict(self, model: PretrainedLlama, inputs: Sequence[Any]) -> list[Any]:
         """What the task's own `predict` gives, for the same inputs."""

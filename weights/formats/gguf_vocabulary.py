@@ -1,7 +1,8 @@
 """The tokenizer's part of a GGUF's metadata, as plain values, both ways.
 
 model "gpt2" (byte-level BPE, with merges) or "llama" (SentencePiece, with scores); pre, the name of the split rule;
-tokens, types, scores, merges; ids (None where there is none); add_bos, add_space_prefix; chat_template.
+tokens, types, scores, merges; ids (None where there is none); add_bos, add_space_prefix; chat_template, and where a
+file has one, tool_template.
 eos_ids holds whatever ends a turn or a text: the file's own, then the control tokens known to do so. Files name one
 or two of them only, and a chat model that is not stopped by the others talks on to itself.
 
@@ -33,6 +34,7 @@ def vocabulary(gguf: GGUF) -> dict[str, Any]:
     tokens = get(gguf, "tokenizer.ggml.tokens", list)
     types = _per_token(gguf, "tokenizer.ggml.token_type", len(tokens)) or _guessed_types(model, tokens)
     ids = {name: _id(gguf, name, len(tokens)) for name in ("bos", *ENDS, "padding", "unknown")}
+    for_tools = get(gguf, "tokenizer.chat_template.tool_use", str, None)
     return {
         "model": model,
         "pre": pre,
@@ -47,6 +49,7 @@ def vocabulary(gguf: GGUF) -> dict[str, Any]:
         "add_bos": get(gguf, "tokenizer.ggml.add_bos_token", bool, model == "llama" or pre in STARTS_WITH_BOS),
         "add_space_prefix": get(gguf, "tokenizer.ggml.add_space_prefix", bool, model == "llama"),
         "chat_template": get(gguf, "tokenizer.chat_template", str, None),
+        **({"tool_template": for_tools} if for_tools else {}),
     }
 
 
@@ -80,6 +83,7 @@ def metadata(vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": v["add_bos"],
         "tokenizer.ggml.add_space_prefix": v["add_space_prefix"],
         "tokenizer.chat_template": v["chat_template"],
+        "tokenizer.chat_template.tool_use": v.get("tool_template"),
     }
     return {key: value for key, value in values.items() if value is not None}
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # What a Hugging Face folder has beside config and tensors, and what comes along.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "chat_template.jinja", "generation_config.json")
+                   "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "generation_config.json")
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 KEPT_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt", *LICENCES)
 _BESIDE = {"llama2c": ("tokenizer.bin",), "meta": ("params.json", "tokenizer.model")}
@@ -291,15 +291,12 @@ def with_template(files: dict[str, bytes], template: str) -> dict[str, bytes]:
 
 
 def template_remark(files: dict[str, bytes]) -> list[str]:
-    """Which of our chat formats the template is; or that our own chat cannot use it (it is kept all the same)."""
+    """Whether the model brings a chat template, and whether it is one of ours."""
     if not any(name in files for name in VOCABULARIES):
         return []
     template = files[_TEMPLATE].decode(errors="replace") if _TEMPLATE in files else \
         read_json(files, _SETTINGS).get("chat_template")
     if not template:
         return ["no chat template in the source; --chat-format NAME writes one"]
-    try:
-        return [f"chat format: {chat.detect_format(template).name}"] if isinstance(template, str) else []
-    except ValueError:
-        return [f"the chat template is kept, but is none of ours ({', '.join(chat.FORMATS)}): "
-                "--chat-format NAME replaces it"]
+    name = chat.name_of(template) if isinstance(template, str) else None
+    return [f"chat format: {name or 'the template of the source'}"]
