@@ -51,7 +51,8 @@ def settings_of(arguments: Namespace, model: PretrainedLlama, draft: PretrainedL
                 chat_format: ChatFormat | None) -> dict[str, Any]:
     """What a job that goes on must have in common with the one before: flags, and in place of names what they meant."""
     flags = {name: value for name, value in vars(arguments).items() if name not in BESIDE_THE_TEXTS}
-    meant = {"chat_format": chat_format and [chat_format.name, chat_format.template], "dtype": str(model.dtype).removeprefix("torch."),
+    meant = {"chat_format": chat_format and [chat_format.name, chat_format.template],
+             "dtype": str(model.dtype).removeprefix("torch."),
              "model": fingerprint(model.source), "draft": fingerprint(draft.source) if draft else "",
              "adapter": _adapter_fingerprint(resolve(arguments.adapter, "adapters")) if arguments.adapter else ""}
     return json.loads(json.dumps(flags | meant))                    # as they are when they come back from a file
