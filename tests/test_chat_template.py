@@ -132,9 +132,9 @@ def test_worked_example_ids_of_chatml(byte_level):
 
 def test_worked_example_a_default_system_message_and_a_default_date(byte_level):
     """As Qwen 2.5's and Llama 3.2's write them: variables that nobody set, messages that are cut and set anew."""
-    qwen = ("{%- if messages[0].role == 'system' %}"
-            "{% set told, messages = messages[0].content, messages[1:] %}"
-            "{% else %}{% set told = 'You are Qwen.' %}{% endif %}{{- '<|im_start|>system\\n' + told + '<|im_end|>\\n' }}"
+    qwen = ("{%- if messages[0].role == 'system' %}{% set told, messages = messages[0].content, messages[1:] %}"
+            "{% else %}{% set told = 'You are Qwen.' %}{% endif %}"
+            "{{- '<|im_start|>system\\n' + told + '<|im_end|>\\n' }}"
             "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}")
     llama = ("{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = '26 Jul 2024' %}\n"
              "{%- endif %}\n{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}\n"
