@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test test-processors parity bench tasks mutants fuzz lint clean
+.PHONY: demo test test-processors parity bench tasks mutants fuzz torture torture-share lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -37,6 +37,12 @@ mutants: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	$(RUN) -m tests.fuzz --count $(or $(COUNT),400)
+
+torture: $(VENV)/ready
+	$(RUN) -m tests.torture --json torture.json
+
+torture-share: $(VENV)/ready
+	$(RUN) -m tests.torture --share 5
 
 lint: $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6

@@ -16,22 +16,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from llama.runtime.interrupt import quiet_start
 
-from llama.checkpoint import save_model
-from llama.commands import flags
-from llama.lora.files import load_adapter
-from llama.lora.layers import LoRALinear
-from llama.lora.swap import check_mergeable, merge_lora, wrappers
-from llama.model import Llama
-from llama.pretrained import get_model, stored_bytes
-from llama.runtime import cli
-from llama.runtime.destinations import folder_to_write
-from llama.runtime.room import ELSEWHERE, check_disk
-from llama.training.verify_saved import probe_outputs, verify_saved
-from weights.formats.paths import resolve
+with quiet_start(__name__):
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional
+
+    from llama.checkpoint import save_model
+    from llama.commands import flags
+    from llama.lora.files import load_adapter
+    from llama.lora.layers import LoRALinear
+    from llama.lora.swap import check_mergeable, merge_lora, wrappers
+    from llama.model import Llama
+    from llama.pretrained import get_model, stored_bytes
+    from llama.runtime import cli
+    from llama.runtime.destinations import folder_to_write
+    from llama.runtime.room import ELSEWHERE, check_disk
+    from llama.training.verify_saved import probe_outputs, verify_saved
+    from weights.formats.paths import resolve
 
 
 @dataclass(frozen=True)

@@ -159,10 +159,10 @@ class Trainer:
                 at_epoch = self.step % self.steps_per_epoch == 0
                 if self.eval_samples is not None and self._due(config.eval_every, at_epoch):
                     self._evaluate(progress)
+                if config.save_epochs and at_epoch:                 # before the state: it would not come again
+                    self._save_result(Path(f"{self._named()}_epoch{self.step // self.steps_per_epoch}"))
                 if self.output and self._due(config.save_every, at_epoch):
                     self._save_state()
-                if config.save_epochs and at_epoch:
-                    self._save_result(Path(f"{self._named()}_epoch{self.step // self.steps_per_epoch}"))
                 if stop:
                     self._stop(progress, int(stop))
         progress.clear()

@@ -234,6 +234,13 @@ def test_property_two_states_and_what_evaluated_best_for_each_are_kept(folder, s
     assert names(folder) == ["best-10.pt", "best-14.pt", "last-12.pt", "last-16.pt"]
 
 
+def test_property_what_a_killed_run_could_not_prune_the_next_one_does(folder, small):
+    module, learned, optimizer = small
+    write_state(folder.last(16), state(16, 14), learned, module, optimizer)
+    folder.begin_after(16)
+    assert names(folder) == ["best-10.pt", "best-14.pt", "last-12.pt", "last-16.pt"]
+
+
 def test_property_what_a_killed_run_left_half_written_goes(folder):
     for left in (folder.path(".last-16.pt.0a1b2c3d.partial"), folder.path(".metrics.jsonl.0a1b2c3d.partial"),
                  folder.output.with_name(".x.0a1b2c3d.partial")):
@@ -275,6 +282,16 @@ def test_property_broken_metrics_never_block_a_state(folder, capsys):
         kept = path.read_bytes()
         folder.begin_after(12)
         assert path.read_bytes() == kept
+
+
+def test_property_metrics_are_on_the_disk_before_the_state_that_goes_on_behind_them(folder, small, monkeypatch):
+    module, learned, optimizer = small
+    folder.log({"step": 16})
+    done = []
+    monkeypatch.setattr(run_state, "sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(run_state, "save_torch_file", lambda path, state: done.append(path.name))
+    write_state(folder.last(16), state(16, 14), learned, module, optimizer)
+    assert done == ["metrics.jsonl", "last-16.pt"]
 
 
 def test_property_metrics_are_cut_whole_or_not_at_all(folder, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import signal
+import sys
 import unittest.mock
 
 import pytest
@@ -166,6 +167,14 @@ def test_worked_example_a_result_an_epoch_when_asked(tiny_model, tmp_path):
     _train(tiny_model, TrainConfig(epochs=2, batch_size=6, save_epochs=True), output=tmp_path / "a").train()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "a.training", "a_epoch1", "a_epoch2"}
     assert (tmp_path / "a_epoch1" / "adapter_model.safetensors").exists()
+
+
+def test_property_the_result_of_an_epoch_is_there_before_the_state_behind_it(tiny_model, tmp_path, monkeypatch):
+    """A run that goes on from that state would not write it again."""
+    monkeypatch.setattr(Trainer, "_save_state", lambda self: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        _train(tiny_model, TrainConfig(epochs=2, batch_size=6, save_epochs=True), output=tmp_path / "a").train()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.training", "a_epoch1"}
 
 
 def test_worked_example_results_of_epochs_without_an_output_are_in_models(tiny_model, tmp_path, monkeypatch):

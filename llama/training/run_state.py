@@ -35,7 +35,7 @@ from llama.tasks.task import Sample, Task
 from llama.training.digest import digest, samples_digest
 from llama.training.fsdp import is_shard
 from llama.training.optimizer import TrainConfig
-from weights.formats.atomic_write import atomic_file, sweep
+from weights.formats.atomic_write import atomic_file, sweep, sync
 from weights.formats.huggingface import write_safetensors
 from weights.formats.torch_file import load_torch_file, save_torch_file
 
@@ -133,6 +133,7 @@ class RunFolder:
             _cut_metrics(metrics, last)
         else:
             metrics.unlink(missing_ok=True)
+        self.prune()                                                # where a run was killed before it could
 
     def prune(self) -> None:
         """Delete all but the newest states and the bests that they know of. Once the newest is on the disk."""
@@ -217,6 +218,8 @@ def write_state(path: Path, state: State, learned: dict[str, Tensor], objective:
         state = state | {"learned": learned} | ({"optimizer": optimizer.state_dict()} if optimizer else {})
     distributed.barrier()
     if distributed.is_rank0():
+        if (metrics := path.with_name("metrics.jsonl")).exists():
+            sync(metrics)                                           # or a power cut leaves steps that no line tells of
         save_torch_file(path, state | {"digest": digest(state)})
     distributed.barrier()
 

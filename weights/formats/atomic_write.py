@@ -110,6 +110,12 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
+def sync(path: Path) -> None:
+    """Put a file that others have written on the disk. Raises WriteError if that is full or broken."""
+    with _failures_of(path):
+        _sync(path)
+
+
 # ---- what killed writers leave ---------------------------------------------------------------------------------------
 
 
