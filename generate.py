@@ -40,8 +40,10 @@ with quiet_start(__name__):
     from llama.runtime import cli
     from llama.runtime.destinations import file_to_write
     from llama.runtime.ranges import MOST_TOKENS, Range
+    from llama.runtime.terminal import say
     from llama.sampling import SamplingConfig
     from llama.tasks.instruction import InstructionTask
+    from tokenizer.base import Tokenizer
     from tokenizer.chat_template import template_variables
 
 QUESTION = "What is the capital of France, and what is it known for?"
@@ -71,6 +73,8 @@ def main() -> None:
                         help="chatml, alpaca, llama-2, llama-3, or a file with a template (default: the model's own)")
     parser.add_argument("--template-args", metavar="JSON", default="",
                         help="what else the chat template asks for, such as '{\"enable_thinking\": false}'")
+    parser.add_argument("--special-tokens", action="store_true",
+                        help="special tokens that a raw prompt spells, as <|im_end|>, are such tokens, and not text")
     parser.add_argument("--max-new-tokens", type=Range(1, MOST_TOKENS), default=256, metavar="N",
                         help="end a text after N tokens")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end a text before TEXT; may be repeated")
@@ -123,11 +127,14 @@ def main() -> None:
     def encode(text: str) -> list[int]:
         turns = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
         turns.append({"role": "user", "content": text})
-        ids = chat_format.encode(turns, tokenizer, reply=True)[0] if chat else encode_prompt(tokenizer, text)
-        clamp_max_new_tokens(model, len(ids), arguments.max_new_tokens)         # or refuse, before a word is written
+        ids = chat_format.encode(turns, tokenizer, reply=True)[0] if chat else \
+            encode_prompt(tokenizer, text, special=arguments.special_tokens)
+        clamp_max_new_tokens(model, ids, arguments.max_new_tokens)  # or refuse, before a word is written
         return ids
 
     prompts = encode_prompts(texts, encode, bad)
+    if not (chat or arguments.special_tokens):
+        remark_special_tokens(texts, tokenizer)
     total = len(prompts) * arguments.num_samples
     if records:
         records.open(prompts, settings_of(arguments, model, draft, chat_format), num_samples=arguments.num_samples)
@@ -181,6 +188,9 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
                         ("--template-args", arguments.template_args or None)):
         if given and value is not None and not arguments.chat:
             raise ValueError(f"{flag} means nothing to a raw prompt; add --chat, which makes a question of it")
+    if arguments.special_tokens and (arguments.chat or not given):
+        raise ValueError("--special-tokens is for raw prompts; in a chat the chat format writes them, and what is said "
+                         "is text: leave one out")
     if interactive and arguments.json:
         raise ValueError("--json does not go with an interactive chat; give a --prompt")
     if interactive and arguments.output:
@@ -208,6 +218,14 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
     if arguments.num_samples > 1 and arguments.temperature == 0:
         raise ValueError(f"--num-samples {arguments.num_samples} at --temperature 0 would be the same text "
                          f"{arguments.num_samples} times; raise the temperature")
+
+
+def remark_special_tokens(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
+    """Say so where prompts spell tokens that they do not get: who writes a chat by hand would wonder at the answer."""
+    spelt = [text[begin:end] for _, text in texts for begin, end, _ in tokenizer.special_tokens_in(text)[:1]]
+    if spelt:
+        say(f"{len(spelt)} of {len(texts)} prompts spell special tokens, such as {spelt[0]}, which are read as text; "
+            "--special-tokens makes tokens of them")
 
 
 def print_piece(row: int, text: str) -> None:

@@ -201,21 +201,29 @@ def eval_mode(model: Llama) -> Iterator[None]:
         model.train(training)
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
     """A raw text as ids, with a token for its beginning if the tokenizer's own files ask for one.
+
+    special  special tokens that the text spells are such tokens, not text
 
     Raises ValueError for an empty text where no such token stands in for it.
     """
-    ids = tokenizer.encode(text, bos=tokenizer.adds_bos)
+    ids = tokenizer.encode(text, allow_special=special)
+    if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
+        ids = [tokenizer.bos_id, *ids]
     if not ids:
         raise ValueError("the prompt is empty and this tokenizer begins texts with no token of its own; "
                          "give at least one character")
     return ids
 
 
-def clamp_max_new_tokens(model: Llama, prompt_tokens: int, max_new_tokens: int) -> int:
-    """How many tokens the answer may have. Raises ValueError if the context has no place for even one."""
-    context = model.config.context
+def clamp_max_new_tokens(model: Llama, prompt: Sequence[int], max_new_tokens: int) -> int:
+    """How many tokens the answer may have. Raises ValueError if the context has no place for even one, and for a token
+    that the model has no row for."""
+    context, prompt_tokens = model.config.context, len(prompt)
+    if (largest := max(prompt, default=0)) >= model.config.vocab_size:
+        raise ValueError(f"the prompt holds the token {largest}, and the model has rows for {model.config.vocab_size}; "
+                         "its tokenizer is a larger one: leave that token out")
     if prompt_tokens >= context:
         raise ValueError(f"the prompt is {prompt_tokens} tokens long and the model's context is {context}, answer "
                          f"included; shorten the prompt by at least {prompt_tokens - context + 1} tokens")
@@ -246,7 +254,7 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
     """
     check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
-    limits = [clamp_max_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
+    limits = [clamp_max_new_tokens(model, prompt, max_new_tokens) for prompt in prompts]
     rows = []
     for i in range(len(prompts) * num_samples):
         show = None if on_text is None else lambda text, i=i: on_text(i, text)

@@ -27,8 +27,8 @@ class SamplingConfig:
 
     temperature: Annotated[float, "divides the logits; 0 always takes the likeliest token", FACTORS] = 0.7
     top_k: Annotated[int, "only the N likeliest tokens; 0 is off", Range(0, MANY)] = 0
-    top_p: Annotated[float, "only the fewest likeliest tokens that together reach this mass; 0 and 1 are off",
-                     Range(1e-6, 1.0, off=True)] = 0.9
+    top_p: Annotated[float, "only the fewest likeliest tokens that together reach this mass; 1 is off",
+                     Range(0.0, 1.0)] = 0.9
     min_p: Annotated[float, "only tokens at least this fraction as likely as the likeliest; 0 is off",
                      Range(0.0, 1.0)] = 0.0
     repetition_penalty: Annotated[float, "makes tokens already in the text less likely; 0 and 1 are off",
@@ -59,7 +59,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """The fewest likeliest tokens whose mass reaches p (nucleus sampling, arXiv:1904.09751, eq. 2).
+    """The fewest likeliest tokens whose mass reaches p, but one at least (nucleus sampling, arXiv:1904.09751, eq. 2).
 
     All tokens of a mass below (1 - p) / V weigh less than 1 - p together, so p is reached without them: they are left
     out before the rest, some hundreds of a hundred thousand, is sorted.
@@ -70,8 +70,10 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     few_logits = logits[..., few]
     order = few_logits.argsort(dim=-1, descending=True, stable=True)
     mass = mass[..., few].gather(-1, order)
-    before = mass.cumsum(-1) - mass                                 # 0 for the first token: it always stays
-    drop = (before >= p).scatter(-1, order, before >= p)            # back into the order of the ids
+    before = mass.cumsum(-1) - mass
+    behind = before >= p
+    behind[..., 0] = False                                          # the first always stays, for p = 0 as well
+    drop = behind.scatter(-1, order, behind)                        # back into the order of the ids
     kept = torch.full_like(logits, -math.inf)
     kept[..., few] = few_logits.masked_fill(drop, -math.inf)
     return kept
@@ -95,7 +97,7 @@ def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = 
     logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature      # at most 0: nothing overflows
     if config.top_k:
         logits = top_k(logits, config.top_k)
-    if config.top_p not in (0, 1):
+    if config.top_p < 1:
         logits = top_p(logits, config.top_p)
     if config.min_p:
         logits = min_p(logits, config.min_p)

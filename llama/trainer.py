@@ -67,6 +67,7 @@ class Trainer:
                  output: str | Path | None = None, resume: bool = False, settings: Mapping[str, Any] | None = None,
                  allow: Sequence[str] = (), readable: bool = False):
         self.model, self.task, self.config = model, task, config or TrainConfig()
+        self.optimizer_name = optimizer
         if getattr(model, "tokenizer", None) is None:               # a bare Llama carries none
             raise ValueError("the model has no tokenizer; take llama.get_model(…), or llama.checkpoint.PretrainedLlama("
                              "config, tokenizer)")

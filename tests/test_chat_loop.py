@@ -57,6 +57,11 @@ def test_worked_example_questions_and_answers(capsys):
     assert capsys.readouterr().out == "You said: Who are you?\nYou said: 你是谁？\n"
 
 
+def test_property_a_bad_line_costs_no_other(capsys):
+    assert talk("\ufefffirst", "caf\udce9", "second", EOFError()).asked == ["first", "second"]
+    assert "not valid UTF-8" in capsys.readouterr().err
+
+
 def test_worked_example_commands(capsys):
     conversation = talk("/reset", "/system Be brief. 请简短", "/system", "/help", "/nonsense x", "/etc/hosts", "/quit")
     assert conversation.resets == 1 and conversation.system == "Be brief. 请简短"

@@ -14,7 +14,7 @@ from llama.sampling import SamplingConfig
 from tokenizer.chat import FORMATS, end_of_turn_id
 from tokenizer.chat_template import ChatTemplate
 
-HOT = SamplingConfig(temperature=2.0, top_p=0)
+HOT = SamplingConfig(temperature=2.0, top_p=1)
 
 
 @pytest.fixture

@@ -51,11 +51,11 @@ def hang(folder):
 
 
 def balloon(folder):
-    return len(bytearray(200 << 20))
+    return len(bytearray(250 << 20))
 
 
 def die(folder):
-    os.abort()
+    os._exit(3)
 
 
 @pytest.mark.parametrize("read, words", [

@@ -1,6 +1,7 @@
 """The door generate.py: what it prints where, what it refuses, and how it ends."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from llama.lora import LoRAConfig, add_lora, save_adapter
 from llama.pretrained import get_model
 from llama.runtime import cli
 from tokenizer.chat import FORMATS
+
+HOME = Path(__file__).resolve().parent.parent
 
 DOOR = Path(generate.__file__)
 FIELDS = ["prompt", "text", "token_ids", "finish_reason", "prompt_tokens", "tokens_per_second"]
@@ -126,7 +129,7 @@ def test_worked_example_prompt_files(door, folder):
 
 
 def test_worked_example_stop_and_seed_and_ignore_eos_reach_the_model(door):
-    flags = ["--prompt", "The", "--max-new-tokens", 40, "--temperature", 3, "--top-p", 0, "--json"]
+    flags = ["--prompt", "The", "--max-new-tokens", 40, "--temperature", 3, "--top-p", 1, "--json"]
     plain, = records(door(*flags, "--seed", 1))
     assert records(door(*flags, "--seed", 1))[0]["token_ids"] == plain["token_ids"]
     assert records(door(*flags, "--seed", 2))[0]["token_ids"] != plain["token_ids"]
@@ -190,7 +193,7 @@ def test_worked_example_the_format_of_the_cache(door):
     (["--chat", "--output", "y"], "--output y does not go with an interactive chat; give a --prompt-file"),
     (["--prompt", "x", "--max-new-tokens", "-1"], "--max-new-tokens: it is '-1', and must be a whole"),
     (["--prompt", "x", "--stop", ""], "give at least one character"),
-    (["--prompt", "x", "--top-p", "3"], "argument --top-p: it is '3', and must be 0 (off) or from 1e-06 to 1"),
+    (["--prompt", "x", "--top-p", "3"], "argument --top-p: it is '3', and must be from 0 to 1"),
     (["--prompt", "x", "--lookup", "--beams", "2", "--temperature", "0.7"], "leave --lookup out"),
     (["--prompt", "x", "--lookup", "--draft", "y"], "two ways to guess; give one of them"),
     (["--prompt", "x", "--draft-tokens", "3"], "needs something that guesses: --draft or --lookup"),
@@ -255,3 +258,25 @@ def test_worked_example_a_chat_on_a_terminal(folder):
     typist.wait_for("you> ")
     typist.type("\x04")
     assert typist.process.wait(30) == 0
+
+
+def test_worked_example_special_tokens_in_a_raw_prompt(door):
+    """Text unless asked otherwise, and then it is said; asked for, a chat can be written by hand."""
+    turn = "<|im_start|>user\nhi<|im_end|>\n"
+    flags = ["--max-new-tokens", 2, "--temperature", 0, "--json"]
+    text, = records(door("--prompt", turn, *flags))
+    assert "1 of 1 prompts spell special tokens, such as <|im_start|>, which are read as text" in door.stderr
+    tokens, = records(door("--prompt", turn, "--special-tokens", *flags))
+    assert "special" not in door.stderr and tokens["prompt_tokens"] < text["prompt_tokens"]
+    assert door("--chat", "--prompt", "x", "--special-tokens", code=2) == ""
+    assert "--special-tokens is for raw prompts" in door.stderr
+
+
+def test_worked_example_one_bad_byte_in_a_piped_chat(folder):
+    """It costs the line that it stands on, and no other; a byte order mark is no part of a question."""
+    questions = b"\xef\xbb\xbfone\ncaf\xe9\ntwo\n"
+    done = subprocess.run([sys.executable, "generate.py", "--model", str(folder / "model"), "--chat", "--chat-format",
+                           "chatml", "--temperature", "0", "--max-new-tokens", "2", "--device", "cpu"], cwd=HOME,
+                          input=questions, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and done.stdout.count(b"\n") >= 2
+    assert done.stderr.count(b"this line is not valid UTF-8; it is left out") == 1

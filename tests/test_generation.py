@@ -20,7 +20,7 @@ from llama.stop_strings import StopStrings
 from tokenizer.chat import FORMATS
 from tokenizer.spm import SentencePieceTokenizer
 
-GREEDY, HOT = SamplingConfig(temperature=0), SamplingConfig(temperature=1.5, top_p=0, repetition_penalty=1.1)
+GREEDY, HOT = SamplingConfig(temperature=0), SamplingConfig(temperature=1.5, top_p=1, repetition_penalty=1.1)
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17, 18], [20, 21, 22, 23]]
 TEXT = "你好，world! 👩‍👩‍👧 and 🦙."
 
@@ -154,7 +154,7 @@ def test_two_ways_a_ragged_batch_equals_single_runs(write, sampling):
 
 def test_two_ways_rows_that_end_early_change_nothing_for_the_others(write, tiny_tokenizer):
     """At this temperature ids that end a text come up now and then, so rows are dropped at different steps."""
-    wild = SamplingConfig(temperature=9.0, top_p=0)
+    wild = SamplingConfig(temperature=9.0, top_p=1)
     together = write(PROMPTS * 4, sampling=wild, max_new_tokens=120)
     assert len({len(completion.token_ids) for completion in together}) > 4
     alone = [write([prompt], sampling=wild, max_new_tokens=120, seed=row)[0] for row, prompt in enumerate(PROMPTS * 4)]
@@ -336,7 +336,7 @@ def test_worked_example_raw_text_goes_on_with_the_space_that_sentencepiece_keeps
 
 def test_property_no_id_beyond_the_tokenizers(tiny_tokenizer):
     padded = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size + 600)).eval()
-    completion = generate(padded, [[5]], tokenizer=tiny_tokenizer, sampling=SamplingConfig(temperature=50, top_p=0),
+    completion = generate(padded, [[5]], tokenizer=tiny_tokenizer, sampling=SamplingConfig(temperature=50, top_p=1),
                           ignore_eos=True, max_new_tokens=60)[0]
     assert max(completion.token_ids) < tiny_tokenizer.vocab_size
 
@@ -350,7 +350,7 @@ def test_property_dropout_is_off_and_training_goes_on_after(tiny_model, write):
 
 
 def test_property_a_penalty_counts_the_prompt_and_what_was_written(write):
-    sharp = SamplingConfig(temperature=0, repetition_penalty=1e9)
+    sharp = SamplingConfig(temperature=0, repetition_penalty=1e6)
     completion = write([PROMPTS[0]], sampling=sharp, max_new_tokens=40, ignore_eos=True)[0]
     ids = PROMPTS[0] + completion.token_ids
     assert len(set(ids)) == len(ids)

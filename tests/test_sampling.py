@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from llama.sampling import SamplingConfig, min_p, probabilities, repetition_penalty, sample, top_k, top_p
 
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 0.0, "min_p": 0.0, "repetition_penalty": 0.0}
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 0.0}
 MASSES = [0.1, 0.5, 0.15, 0.25]
 
 
@@ -52,7 +52,9 @@ def test_worked_example_top_k_keeps_all_that_equal_the_kth():
 def test_worked_example_top_p_keeps_the_token_that_crosses():
     kept = top_p(logits(*MASSES), 0.6).isfinite().tolist()          # 0.5 < 0.6 <= 0.5 + 0.25
     assert kept == [False, True, False, True]
-    assert top_p(logits(*MASSES), 0.01).isfinite().tolist() == [False, True, False, False]
+    for p in (0.01, 0.0):                                           # one always stays
+        assert top_p(logits(*MASSES), p).isfinite().tolist() == [False, True, False, False]
+    assert after(top_p=0.0).tolist() == [0, 1, 0, 0]
     halves = torch.zeros(2)                                         # a mass that reaches p exactly is enough
     assert top_p(halves, 0.5).isfinite().tolist() == [True, False]
 
@@ -124,9 +126,8 @@ def test_property_a_row_draws_the_same_in_any_company():
     ("temperature", math.inf, "temperature is inf"),
     ("temperature", math.nan, "temperature is nan"),
     ("temperature", 1e-320, "temperature is 1e-320"),      # 0 in float32: logits would be divided by it
-    ("top_p", 1e-320, "top_p is 1e-320"),
     ("top_k", -1, "top_k is -1; it must be a whole number from 0"),
-    ("top_p", 3.0, r"top_p is 3.0; it must be 0 \(off\) or from 1e-06 to 1"),
+    ("top_p", 3.0, "top_p is 3.0; it must be from 0 to 1"),
     ("min_p", 1.5, "min_p is 1.5; it must be from 0 to 1"),
     ("repetition_penalty", -1.0, r"repetition_penalty is -1.0; it must be 0 \(off\)"),
 ])

@@ -136,11 +136,11 @@ class Memo:
 
 
 SAMPLINGS = {
-    "hot": SamplingConfig(temperature=1.3, top_p=0),
-    "top-k": SamplingConfig(temperature=0.8, top_k=2, top_p=0),
+    "hot": SamplingConfig(temperature=1.3, top_p=1),
+    "top-k": SamplingConfig(temperature=0.8, top_k=2, top_p=1),
     "top-p": SamplingConfig(temperature=1.0, top_p=0.8),
-    "min-p": SamplingConfig(temperature=1.0, top_p=0, min_p=0.3),
-    "penalty": SamplingConfig(temperature=1.0, top_p=0, repetition_penalty=2.0),
+    "min-p": SamplingConfig(temperature=1.0, top_p=1, min_p=0.3),
+    "penalty": SamplingConfig(temperature=1.0, top_p=1, repetition_penalty=2.0),
 }
 
 
@@ -242,7 +242,7 @@ def test_property_a_model_that_drafts_for_itself_is_always_right(model, tiny_tok
 
 
 def test_worked_example_a_penalty_on_the_guesses_own_words(model, tiny_tokenizer):
-    sampling, ids = SamplingConfig(temperature=1.0, top_p=0, repetition_penalty=3.0), [5, 6, 7]
+    sampling, ids = SamplingConfig(temperature=1.0, top_p=1, repetition_penalty=3.0), [5, 6, 7]
     seen = torch.zeros(tiny_tokenizer.vocab_size, dtype=torch.bool)
     seen[ids] = True
     with torch.inference_mode():

@@ -420,4 +420,4 @@ def test_property_prompts_of_the_command_are_text(way, model, tmp_path, monkeypa
 def test_property_no_file_asks_for_special_tokens_in_text(name):
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     asked = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "allow_special"]
-    assert not asked or name == "tokenizer.base"
+    assert not asked or name in ("tokenizer.base", "llama.generation")              # generate.py --special-tokens

@@ -4,7 +4,8 @@ A vocabulary gives two things: the bytes of each id, and the ids of a stretch of
 else is here, once: special tokens, the ids of beginning and end, decoding id by id, and the files of a model folder.
 
 Special tokens in text are text. Whoever types <|im_end|> into a chat gets the ids of ten characters, unless the caller
-passes allow_special=True; nothing in this project does so (tests/test_text_stays_text.py goes through all ways in).
+passes allow_special=True; generate.py --special-tokens alone does so (tests/test_text_stays_text.py goes through all
+ways in).
 
 Try: let StreamDecoder.push decode the bytes of each id by themselves; tests/test_tokenizer.py then finds broken
 characters, since a token may hold a third of a Chinese one.

@@ -29,6 +29,8 @@ def chat(conversation: ChatSession, *, read: Callable[[str], str] = input) -> No
     with contextlib.suppress(ImportError):                          # where there is one, `input` edits wide characters
         importlib.import_module("readline")
     watched = sys.stdin.isatty()
+    if not watched and hasattr(sys.stdin, "reconfigure"):           # or a bad byte would cost all that is read with it
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if watched:
         say("a chat: /help lists the commands, /quit leaves")
     answers = []
@@ -56,8 +58,10 @@ def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
     """The next line; None when there is none and nobody waits for another."""
     while True:
         try:
-            return read(prompt)
-        except UnicodeDecodeError:
+            line = read(prompt)
+            line.encode()
+            return line.removeprefix("\ufeff")                      # of a piped file, a byte order mark
+        except UnicodeError:
             say("this line is not valid UTF-8; it is left out")
         except EOFError:
             break

@@ -64,7 +64,7 @@ def beam_search(model: Llama, prompts: Sequence[Sequence[int]], config: BeamConf
     if config.beams > tokenizer.vocab_size:
         raise ValueError(f"beams is {config.beams:,}, and the vocabulary has {tokenizer.vocab_size:,} ids to begin "
                          "with; 4 beams are many already")
-    limits = [clamp_max_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
+    limits = [clamp_max_new_tokens(model, prompt, max_new_tokens) for prompt in prompts]
     closing = [] if ignore_eos else stop_ids(chat_format, tokenizer)
 
     def ends(ids: list[int]) -> bool:

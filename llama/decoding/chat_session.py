@@ -76,7 +76,7 @@ class ChatSession:
         Raises ValueError for a question that does not fit into the context even alone; nothing is remembered then.
         """
         ids, forgotten = self._fit(question)
-        limit = clamp_max_new_tokens(self.model, len(ids), self.max_new_tokens)
+        limit = clamp_max_new_tokens(self.model, ids, self.max_new_tokens)
         row = TextRow(ids, tokenizer=self.tokenizer, chat_format=self.chat_format, limit=limit, stop=self.stop,
                   ignore_eos=self.ignore_eos, generator=self.generator, on_text=on_text)
         if forgotten:

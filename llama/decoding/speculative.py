@@ -265,7 +265,7 @@ def generate_speculatively(model: Llama, prompts: Sequence[Sequence[int]], guess
     Raises ValueError, before anything runs, for a prompt that leaves no room in the context and for bad options.
     """
     check_options(prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop)
-    limits = [clamp_max_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
+    limits = [clamp_max_new_tokens(model, prompt, max_new_tokens) for prompt in prompts]
     reader = PrefixCache(model, chunk=prefill_chunk, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
     completions = []
     with eval_mode(model):

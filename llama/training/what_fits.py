@@ -40,7 +40,7 @@ SHORTEST = 32                                                       # tokens of 
 def disk_of(trainer: Any) -> dict[str, int]:
     """Bytes that a run writes and has on the disk at once at most, by what they are for."""
     config, learned = trainer.config, sum(4 * each.numel() for each in trainer.masters.learned.values())
-    moments = {"adamw": 2, "adam": 2, "sgd": 0}[trainer.settings["optimizer"]]
+    moments = {"adamw": 2, "adam": 2, "sgd": 0}[trainer.optimizer_name]
     every = config.save_every or trainer.steps_per_epoch
     epochs = trainer.total_steps // trainer.steps_per_epoch if config.save_epochs else 0
     return {
@@ -66,7 +66,7 @@ def check_disk_of(trainer: Any) -> None:
 
 def more_memory(trainer: Any, **other: Any) -> int:
     """Bytes that a step takes beside what is held before it: of the run as it is, or as `terms_of` has `other`."""
-    terms = terms_of(trainer, optimizer=trainer.settings["optimizer"], dtype=trainer.masters.dtype, **other)
+    terms = terms_of(trainer, optimizer=trainer.optimizer_name, dtype=trainer.masters.dtype, **other)
     return sum(count for name, count in terms.items() if name not in ("program", "weights", "float32 masters"))
 
 

@@ -11,7 +11,7 @@ def distributions(request):
                                          num_hidden_layers=1, num_attention_heads=1))
     rows = []
     for settings in request["settings"]:
-        names = {"top_p": settings["top_p"] or None, "min_p": settings["min_p"] or None, "top_k": settings["top_k"],
+        names = {"top_p": settings["top_p"], "min_p": settings["min_p"] or None, "top_k": settings["top_k"],
                  "temperature": settings["temperature"], "repetition_penalty": settings["repetition_penalty"] or None}
         config = GenerationConfig(do_sample=True, **names)
         processors = model._get_logits_processor(generation_config=config, input_ids_seq_length=texts.shape[1])

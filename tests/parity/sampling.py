@@ -11,7 +11,7 @@ from torch import Tensor
 from llama.sampling import SamplingConfig, probabilities
 from tests.parity.judges import Check, Judges
 
-GRID = {"temperature": (0.3, 1.0, 1.7), "top_k": (0, 1, 7, 500), "top_p": (0.0, 0.35, 0.9, 1.0),
+GRID = {"temperature": (0.3, 1.0, 1.7), "top_k": (0, 1, 7, 500), "top_p": (0.01, 0.35, 0.9, 1.0),
         "min_p": (0.0, 0.05, 0.5), "repetition_penalty": (1.0, 1.3, 0.8)}
 VOCABULARY = 80
 LIMIT = 1e-6
@@ -44,4 +44,4 @@ def checks(judges: Judges) -> Iterator[Check]:
 
 def _off() -> dict[str, float]:
     """A config that leaves the distribution as it is."""
-    return {field.name: 1.0 if field.name == "temperature" else 0 for field in fields(SamplingConfig)}
+    return {field.name: 1.0 if field.name in ("temperature", "top_p") else 0 for field in fields(SamplingConfig)}
