@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test test-processors parity bench tasks mutants fuzz torture torture-share lint clean
+.PHONY: demo test test-processors parity bench tasks compat mutants fuzz torture torture-share lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -30,6 +30,9 @@ bench: $(VENV)/ready .venv-parity/ready
 tasks: $(VENV)/ready .venv-bench/ready
 	$(RUN) -m weights.fetch smollm2-135m-instruct peoples-daily reviews poems
 	$(RUN) -m tests.benchmarks --judges .venv-bench/bin/python
+
+compat:
+	$(PYTHON) -m tests.compat
 
 mutants: $(VENV)/ready
 	$(RUN) -m tests.mutants
@@ -65,4 +68,4 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-parity .venv-bench .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-parity .venv-bench .venv-compat .pytest_cache .ruff_cache

@@ -73,8 +73,8 @@ def compared(command: Sequence[str], model: str) -> dict[str, int]:
 def _ended(command: Sequence[str]) -> tuple[dict[str, Any], int]:
     """The last line of what a command printed, and the most memory that it held."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=said, text=True,
-                                   cwd=cli.PROJECT_ROOT)
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=said,
+                                   encoding="utf-8", cwd=cli.PROJECT_ROOT)
         peak = 0
         while process.poll() is None:
             peak = max(peak, peak_memory(process.pid))

@@ -287,7 +287,7 @@ def main() -> int:
 def copied(folder: Path) -> Path:
     """The program and its tests, without models and whatever else has been made here."""
     unwanted = shutil.ignore_patterns("__pycache__", ".cache", *(
-        path.name for path in HOME.glob("weights/*/") if not (path / "__init__.py").exists()))
+        path.name for path in HOME.glob("weights/*") if path.is_dir() and not (path / "__init__.py").exists()))
     for name in COPIED:
         source = HOME / name
         if source.is_dir():

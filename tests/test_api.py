@@ -10,7 +10,7 @@ def test_worked_example_the_eight_lines_of_the_short_api(tiny_model, tmp_path, m
     monkeypatch.chdir(tmp_path)
     tiny_model.save("tiny")
     for name in ("train.txt", "eval.txt"):
-        (tmp_path / name).write_text("The quick brown fox jumps over the lazy dog.\n\n" * 20)
+        (tmp_path / name).write_text("The quick brown fox jumps over the lazy dog.\n\n" * 20, encoding="utf-8")
 
     model = llama.get_model("tiny")
     task = llama.TextGenerationTask()

@@ -50,7 +50,8 @@ def test_two_ways_the_command_prints_tables_and_json_of_one_tiny_model(folder, m
     monkeypatch.setattr(benchmark, "measure_bandwidth", lambda: 10e9)
     monkeypatch.setattr(benchmark, "QUESTIONS", str(folder.parent / "questions.jsonl"))
     monkeypatch.setattr(benchmark, "ANSWER", 30)
-    (folder.parent / "questions.jsonl").write_text('{"prompt": "the fox, the dog, the fox, the dog"}\n')
+    questions = '{"prompt": "the fox, the dog, the fox, the dog"}\n'
+    (folder.parent / "questions.jsonl").write_text(questions, encoding="utf-8")
     flags = [f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
              for name, value in dataclasses.asdict(WORK).items()]
     monkeypatch.setattr(sys, "argv", ["benchmark", "--model", str(folder), "--text", str(folder.parent / "text.txt"),
@@ -58,7 +59,7 @@ def test_two_ways_the_command_prints_tables_and_json_of_one_tiny_model(folder, m
                                       "--output", str(folder.parent / "a" / "b.json")])
     benchmark.main()
     shown = capsys.readouterr()
-    results = json.loads((folder.parent / "a" / "b.json").read_text())
+    results = json.loads((folder.parent / "a" / "b.json").read_text(encoding="utf-8"))
     assert shown.out.strip() == benchmark.tables(results)
     assert "int4: no 4 bits here" in shown.out and "no 4 bits here" in shown.err
     found = results["engines"]["default"]
@@ -116,7 +117,7 @@ def test_refusals(folder, monkeypatch):
     text = [str(folder.parent / "text.txt")]
     with pytest.raises(ValueError, match=re.escape("--prefill need a context of")):
         benchmark.text_ids(folder, dataclasses.replace(WORK, prefill=100_000), text)
-    (folder.parent / "text.txt").write_text("Too short.")
+    (folder.parent / "text.txt").write_text("Too short.", encoding="utf-8")
     with pytest.raises(ValueError, match="tokens, --prompt-tokens is 12 and --prefill 20; give a longer --text"):
         benchmark.text_ids(folder, WORK, text)
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such model file or folder"):

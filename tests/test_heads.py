@@ -107,7 +107,7 @@ def test_two_ways_an_adapter_brings_its_head(tiny_model, tmp_path, kind):
     stir(model)
     save_adapter(model, tmp_path / "a")
     verify_saved(model, tmp_path / "a")
-    values = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    values = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert values["modules_to_save"] == [model.head_name]
     assert values["task_type"] == {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS", "spans": "QUESTION_ANS"}[kind]
     names = set(load_file(tmp_path / "a" / "adapter_model.safetensors"))

@@ -80,7 +80,7 @@ def test_two_ways_a_written_folder_reads_the_same(tmp_path, max_shard_size):
 def test_worked_example_shards_and_their_index(tmp_path):
     tensors = {f"layers.{n}.weight": torch.zeros(25) for n in range(5)}                          # 100 bytes each
     write(tmp_path / "model", tensors, max_shard_size=250)
-    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text(encoding="utf-8"))
     assert index["metadata"] == {"total_size": 500}
     assert [index["weight_map"][f"model.layers.{n}.weight"] for n in range(5)] == [
         f"model-0000{k}-of-00003.safetensors" for k in (1, 1, 2, 2, 3)]

@@ -14,10 +14,10 @@ HOME = Path(__file__).resolve().parent.parent
                                   "-m llama.quantize", "-m weights.fetch", "-m weights.convert"])
 def test_property_ctrl_c_during_the_imports_is_quiet(door, tmp_path):
     """A stand-in for torch, found first, says when it is being imported and then takes its time."""
-    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(30)")
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(30)", encoding="utf-8")
     command = door.split() if door.startswith("-m") else [str(HOME / door)]
     starting = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                cwd=HOME, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"})
+                                cwd=HOME, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}, encoding="utf-8")
     assert starting.stdout.readline() == "importing\n"
     starting.send_signal(signal.SIGINT)
     assert starting.communicate() == ("", "") and starting.returncode == 130

@@ -9,7 +9,7 @@ from llama.lora.targets import LoRAConfig, drop_missing, select_modules
 from weights.formats.huggingface import stored_name
 
 PEFT = Path(__file__).parent / "fixtures" / "peft"                 # written by python -m tests.parity.variants
-CHOSEN = json.loads((PEFT / "chosen.json").read_text())
+CHOSEN = json.loads((PEFT / "chosen.json").read_text(encoding="utf-8"))
 LINEAR = [f"layers.{i}.{name}_proj" for i in range(2)
           for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
 LINEAR += ["lm_head"]
@@ -32,7 +32,7 @@ def test_two_ways_chosen_modules_are_those_of_peft(rule):
 
 def test_property_every_key_of_peft_is_known():
     """A key that is new in a later peft would be refused where it is set, but not said to be what it is."""
-    defaults = json.loads((PEFT / "defaults.json").read_text())
+    defaults = json.loads((PEFT / "defaults.json").read_text(encoding="utf-8"))
     assert defaults.keys() <= READ | ABOUT | NOT_BUILT.keys()
     assert not any(defaults[key] for key in NOT_BUILT)
 

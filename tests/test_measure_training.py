@@ -13,7 +13,7 @@ from weights.formats.quantized_matrix import QuantizedMatrix
 @pytest.fixture
 def samples(tmp_path):
     path = tmp_path / "samples.json"
-    path.write_text(json.dumps([[[1, 2, 3, 4], [False, True, True, True]], [[5, 6], [False, True]]]))
+    path.write_text(json.dumps([[[1, 2, 3, 4], [False, True, True, True]], [[5, 6], [False, True]]]), encoding="utf-8")
     return str(path)
 
 

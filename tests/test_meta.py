@@ -52,7 +52,7 @@ PARAMS = {"dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 
 
 def save(folder, shards, params=PARAMS):
     folder.mkdir(exist_ok=True)
-    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
     for number, shard in enumerate(shards):
         torch.save(shard, folder / f"consolidated.{number:02d}.pth")
     return folder
@@ -168,7 +168,7 @@ def test_property_one_tensor_at_a_time(tmp_path, model):
 
 def metas_logits(folder, tokens):
     """A forward pass on Meta's own names, with rotation as a product of complex numbers of neighbouring features."""
-    params = json.loads((folder / "params.json").read_text())
+    params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
     weight = torch.load(folder / "consolidated.00.pth", weights_only=True)
     D, H, G, eps = params["dim"], params["n_heads"], params["n_kv_heads"], params["norm_eps"]
     K, T = D // H, len(tokens)

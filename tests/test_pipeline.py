@@ -40,7 +40,7 @@ def test_worked_example_train_from_raw_text(trained):
     assert result["train"]["steps"] == 20 and result["output"] == "model"
     assert result["eval"]["bits_per_byte"] > 0 and set(result["baselines"]) == {"xz -9", "5-gram"}
     assert "the same text as before saving" in log and (folder / "model" / "tokenizer.json").exists()
-    steps = [json.loads(line) for line in (folder / "model.training" / "metrics.jsonl").open()]
+    steps = [json.loads(line) for line in (folder / "model.training" / "metrics.jsonl").open(encoding="utf-8")]
     losses = [line["loss"] for line in steps if "loss" in line]
     assert len(losses) == 20 and losses[-1] < losses[0]
 
@@ -134,9 +134,9 @@ BAD = [
 def test_refusal_one_sentence_and_nothing_written(trained, command, words):
     folder, _, _ = trained
     record = '{"instruction": "a", "output": "b"}\n'
-    (folder / "good.jsonl").write_text(record)
-    (folder / "bad.jsonl").write_text(record + "{not json\n")
-    (folder / "lacks.jsonl").write_text('{"instruction": "a"}\n')
+    (folder / "good.jsonl").write_text(record, encoding="utf-8")
+    (folder / "bad.jsonl").write_text(record + "{not json\n", encoding="utf-8")
+    (folder / "lacks.jsonl").write_text('{"instruction": "a"}\n', encoding="utf-8")
     before = sorted(folder.iterdir())
     script = [HOME / command[0]] if command[0].endswith(".py") else [command[0]]
     done = run(*script, *command[1:], cwd=folder, code=2)

@@ -363,7 +363,7 @@ def test_property_finetune_learns_on_few_bits(how, folder, tmp_path, monkeypatch
     call(monkeypatch, finetune.main, "--model", folder, "--quantize", how, "--lora", "--task", "generation", "--data",
          tmp_path / "text.txt", "--max-length", 32, "--epochs", 20, "--lr", 0.02, "--output", tmp_path / "a")
     out, err = capsys.readouterr()
-    losses = [json.loads(line) for line in open(tmp_path / "a.training" / "metrics.jsonl")]
+    losses = [json.loads(line) for line in open(tmp_path / "a.training" / "metrics.jsonl", encoding="utf-8")]
     losses = [line["loss"] for line in losses if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
     assert f"--model {folder} --quantize {how}" in err and "the same tensors, logits" in err

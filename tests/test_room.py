@@ -59,10 +59,10 @@ def test_property_free_memory_is_the_least_that_anything_leaves(monkeypatch, tmp
     assert free_memory(CPU) == 2e9 and free_memory(torch.device("meta")) == math.inf
     monkeypatch.undo()
     for name, text in (("max", "1000000\n"), ("current", "400000\n"), ("stat", "anon 1\ninactive_file 50000\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
+        (tmp_path / f"memory.{name}").write_text(text, encoding="utf-8")
     monkeypatch.setattr(room, "_text", lambda path, text=room._text: "" if path == "/proc/self/cgroup" else text(path))
     assert room._of_the_container(str(tmp_path)) == 650_000
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
     assert room._of_the_container(str(tmp_path)) == math.inf
 
 

@@ -21,7 +21,8 @@ sys.stdin.read()
 def another_run(tmp_path):
     """A process that has chosen the name "mine" and is at work; its path, and the process."""
     script = HOLD.format(home=str(HOME), folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               encoding="utf-8")
     yield Path(process.stdout.readline().strip()), process
     process.kill()
     process.communicate()

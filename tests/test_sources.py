@@ -114,7 +114,7 @@ def test_refusal_of_a_single_file_that_names_other_files(name, tmp_path, tiny_mo
 
 def test_refusal_of_a_link_that_leads_out_of_a_folder(tmp_path, tiny_model):
     save_model(tiny_model, tmp_path / "model")
-    (tmp_path / "private").write_text("secret")
+    (tmp_path / "private").write_text("secret", encoding="utf-8")
     (tmp_path / "model" / "LICENSE").symlink_to(tmp_path / "private")
     with pytest.raises(ValueError, match="LICENSE is a link to .*private, outside of the model's folder"):
         open_source(tmp_path / "model")
@@ -123,7 +123,7 @@ def test_refusal_of_a_link_that_leads_out_of_a_folder(tmp_path, tiny_model):
     (stored / "blobs").mkdir()
     (tmp_path / "model").rename(stored / "snapshots" / "0a1b")
     (stored / "snapshots" / "0a1b" / "LICENSE").unlink()
-    (stored / "blobs" / "77").write_text("Apache")
+    (stored / "blobs" / "77").write_text("Apache", encoding="utf-8")
     (stored / "snapshots" / "0a1b" / "LICENSE").symlink_to(stored / "blobs" / "77")          # as downloads are kept
     assert open_source(stored / "snapshots" / "0a1b").files["LICENSE"] == b"Apache"
 

@@ -46,7 +46,7 @@ def test_worked_example_tags_are_read_at_the_last_id_of_each_token(tiny_model, n
         ends.append(position)
     assert [i for i, learn in enumerate(sample.loss_mask) if learn] == ends == list(sample.notes)
     assert list(sample.notes.values()) == data[0]["tags"] == ["B-PER", "I-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"]
-    (tmp_path / "c.conll").write_text(CONLL)
+    (tmp_path / "c.conll").write_text(CONLL, encoding="utf-8")
     words = ColumnDataset(tmp_path / "c.conll")
     sample = NERTask(["PER", "LOC"]).encode(words[0], tokenizer)
     assert sample.ids == tokenizer.encode(words[0]["text"])         # words bring the blank before them

@@ -73,7 +73,7 @@ def test_property_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, capsy
         assert left.value.code == 1 and "no luck" in out.err and len(ran) == times
         assert "TF-IDF, logistic regression" in out.out and "**0.500**" in out.out
         assert f"[1/{4 - times}] poets: " in out.err and "all that is left: about" in out.err
-    kept = json.loads((tmp_path / "r.json").read_text())["poets"]
+    kept = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["poets"]
     assert kept.keys() == {NAMES["tfidf"]} and "tests.benchmarks.baselines tfidf poets" in kept[NAMES["tfidf"]][
         "commands"][0]
 

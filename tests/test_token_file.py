@@ -67,7 +67,7 @@ def test_property_progress_counts_documents(tmp_path, tiny_tokenizer):
 
 def test_property_current_until_text_manner_or_tokenizer_change(tmp_path, tiny_tokenizer):
     source, path = tmp_path / "a.txt", tmp_path / "a.tokens"
-    source.write_text("one\n\ntwo")
+    source.write_text("one\n\ntwo", encoding="utf-8")
     given = {"sources": [source], "how": "blank lines"}
     assert not is_current(path, tiny_tokenizer, **given)
     write_tokens(path, ["one", "two"], tiny_tokenizer, **given)
@@ -77,7 +77,7 @@ def test_property_current_until_text_manner_or_tokenizer_change(tmp_path, tiny_t
     assert not is_current(path, tiny_tokenizer, sources=[source], how="lines")
     assert not is_current(path, tiny_tokenizer, sources=[source, source], how="blank lines")
     assert not is_current(path, bpe.train(DOCUMENTS, 300), **given)
-    source.write_text("one\n\nTWO")
+    source.write_text("one\n\nTWO", encoding="utf-8")
     assert not is_current(path, tiny_tokenizer, **given)
     source.unlink()
     assert not is_current(path, tiny_tokenizer, **given)

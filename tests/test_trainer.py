@@ -107,7 +107,7 @@ def test_two_ways_a_resumed_run_ends_where_an_uninterrupted_one_does(number, tin
     resumed.train()
     for name, weight in _weights(tiny_model).items():
         assert torch.equal(weight, whole[name]), name
-    lines = [json.loads(line) for line in (tmp_path / "parts.training" / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "parts.training" / "metrics.jsonl").open(encoding="utf-8")]
     assert [line["step"] for line in lines] == list(range(1, 13))
 
 
@@ -121,8 +121,8 @@ def test_two_ways_saved_result_equals_the_model_in_memory_and_best_is_kept(tiny_
     output = tmp_path / "model"
     config = TrainConfig(epochs=20, batch_size=6, lr=0.3, schedule="constant", eval_every=1, patience=3, warmup=0.0)
     result = Trainer(tiny_model, _task(), EXAMPLES, EXAMPLES, config=config, output=output).train()
-    scores = [json.loads(line)["eval"]["loss"] for line in (tmp_path / "model.training" / "metrics.jsonl").open()
-              if "eval" in json.loads(line)]
+    metrics = tmp_path / "model.training" / "metrics.jsonl"
+    scores = [json.loads(line)["eval"]["loss"] for line in metrics.open(encoding="utf-8") if "eval" in json.loads(line)]
     assert result["eval"]["loss"] == min(scores) and result["train"]["steps"] < 20              # 0.3 diverges: patience
     again = load_model(output)
     for name, weight in _weights(again).items():
@@ -238,7 +238,7 @@ def test_two_ways_skipped_steps_change_nothing_and_are_counted_over_a_resume(tin
     resumed, _ = bursting(set(), resume=True)
     assert resumed.step == 4 and resumed.skipped == 2
     assert resumed.train()["train"]["skipped"] == 2
-    lines = [json.loads(line) for line in (tmp_path / "x.training" / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "x.training" / "metrics.jsonl").open(encoding="utf-8")]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line.get("skipped", 0) for line in lines] == [0, 1, 0, 2, 0, 0] and "loss" not in lines[1]
 
@@ -279,8 +279,9 @@ def test_two_ways_a_run_resumed_from_the_state_before_ends_where_an_uninterrupte
     expected = run(tmp_path / "whole", 12)
     run(tmp_path / "parts", 8)
     states = tmp_path / "parts.training"
-    assert sorted(path.name for path in states.glob("*.pt")) == ["best-6.pt", "best-8.pt", "last-6.pt", "last-8.pt"]
-    damaged = states / f"{harm}-8.pt"
+    names = sorted(path.name for path in states.glob("*.pt"))       # which step was best, not every torch agrees on
+    assert names in [["best-6.pt", f"best-{best}.pt", "last-6.pt", "last-8.pt"] for best in (7, 8)]
+    damaged = states / {"best": names[1], "last": "last-8.pt"}[harm]
     learned = next(iter(load_torch_file(damaged, "state")["learned"].values())).numpy().tobytes()
     content = bytearray(damaged.read_bytes())
     content[content.index(learned) + 5] ^= 4
@@ -291,7 +292,7 @@ def test_two_ways_a_run_resumed_from_the_state_before_ends_where_an_uninterrupte
     assert f"{damaged} is damaged; so the run goes on from the state after step 6\nresuming after step 6 of 12" in said
     whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
-    lines = [json.loads(line) for line in (states / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (states / "metrics.jsonl").open(encoding="utf-8")]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
 
 

@@ -65,7 +65,7 @@ def test_refusal_a_saved_adapter_that_computes_something_else(key, value, words,
     add_lora(tiny_model, LoRAConfig(rank=2, dora=True))
     save_adapter(stir(tiny_model), tmp_path / "a")
     path = tmp_path / "a" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: value}), encoding="utf-8")
     before = _state(tiny_model)
     with pytest.raises(RuntimeError, match=words):
         verify_saved.prove_adapter(tiny_model, tmp_path / "a")
@@ -74,7 +74,7 @@ def test_refusal_a_saved_adapter_that_computes_something_else(key, value, words,
 
 def _other_theta(folder):
     path = folder / "config.json"
-    path.write_text(path.read_text().replace("10000.0", "20000.0"))
+    path.write_text(path.read_text(encoding="utf-8").replace("10000.0", "20000.0"), encoding="utf-8")
 
 
 def _rounded(folder):

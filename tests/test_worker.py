@@ -24,7 +24,7 @@ def works(settings):
 @pytest.fixture
 def command(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     return lambda refuse: [sys.executable, "-I", str(Path(worker.__file__)), str(script), f'{{"refuse": {refuse}}}']
 
 

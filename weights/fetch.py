@@ -319,7 +319,8 @@ def _run_npm(entry: Entry, folder: Path) -> subprocess.CompletedProcess:
     command = ["npm", "pack", entry.package.replace("==", "@"), "--pack-destination", str(folder), "--ignore-scripts",
                "--loglevel", "error"]
     try:
-        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
+                              errors="replace")
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 1, stderr="ERROR: there is no npm; it comes with Node.js\n")
 
@@ -335,7 +336,8 @@ def _run_pip(entry: Entry, folder: Path) -> subprocess.CompletedProcess:
         command += ["--only-binary=:all:", entry.package]
     if not sys.stderr.isatty():
         command.append("--quiet")                                  # the bar is for a terminal
-    return subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, env=_environment(entry, folder))
+    return subprocess.run(command, stdout=2, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+                          env=_environment(entry, folder))
 
 
 def _environment(entry: Entry, folder: Path) -> dict[str, str]:

@@ -40,7 +40,9 @@ from weights.formats.paths import user_cache
 SOURCE = Path(__file__).with_name("decode.cpp")
 # Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
 # would make the whole process, torch too, take the smallest numbers for 0 from the moment the library is loaded.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-fPIC")
+# Of ARM's processors clang knows this one's features by -mcpu alone.
+NATIVE = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
+FLAGS = ("-std=c++17", "-O3", NATIVE, "-ffast-math", "-fPIC")
 WIDE = "-mprefer-vector-width=512"                                  # else gcc stays at half of what AVX-512 can do
 THREADS = "-fopenmp"
 MAX_TOKENS = 8                                                           # tokens a step; with more, torch is faster
@@ -158,7 +160,7 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     if compiler is None:
         raise ValueError("--compile needs a C++ compiler (g++ or clang++), and none is installed; "
                          "install one, or leave --compile out")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _run([compiler, "--version"]).stdout
     command = [compiler, *FLAGS, *([WIDE] if "avx512f" in _processor() else []),
                *([] if platform.system() == "Darwin" else [THREADS]), *_shape(model.config)]
     key = hashlib.sha256("\n".join([SOURCE.read_text(encoding="utf-8"), version, _processor(), *command]).encode())
@@ -225,7 +227,7 @@ def _sum_of(library: Path) -> Path:
 
 
 def _processor() -> str:
-    """What `-march=native` will look at: a library for one processor stops with «illegal instruction» on another."""
+    """What `NATIVE` will look at: a library for one processor stops with «illegal instruction» on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -233,12 +235,16 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+
+
 def _build(command: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built, compiled = Path(folder) / library.name, Path(folder) / "decode.o"
         link = [command[0], "-shared", *(flag for flag in command if flag == THREADS), "-o", str(built), str(compiled)]
         for step in ([*command, "-c", "-o", str(compiled), str(SOURCE)], link):
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            done = _run(step)
             if done.returncode:
                 reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
                 raise ValueError(f"the C++ compiler refused {SOURCE.name}: {reason}; leave --compile out")

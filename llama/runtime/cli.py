@@ -196,9 +196,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     from llama.runtime import distributed
 
     program = Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):                         # Chinese where the locale knows ASCII alone
-        if stream:                                                  # None where it was closed
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if hasattr(stream, "reconfigure"):                          # not None, where it was closed, nor a notebook's
+            stream.reconfigure(encoding="utf-8", errors=errors)     # Chinese where the system has another code page
     terminal.guard()
     try:
         main()

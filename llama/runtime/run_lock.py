@@ -56,6 +56,8 @@ def _folder(output: Path, kind: str) -> Path:
 
 def _release(folder: Path) -> None:
     if (file := _held.pop(folder, None)) is not None:
+        if os.name == "nt":
+            file.close()                                            # what is open cannot be deleted there
         with contextlib.suppress(OSError):
             (folder / "lock").unlink()
             folder.rmdir()                                          # not empty: an OSError, and it stays

@@ -25,8 +25,8 @@ def shard(objective: nn.Module, *, dtype: torch.dtype | None) -> None:
 
     dtype  to compute in, where parameters are float32; None: each parameter's own
 
-    Raises ValueError where there are no processes, and for a model in few bits, whose kernels keep matrices of their
-    own.
+    Raises ValueError where there are no processes, for a model in few bits, whose kernels keep matrices of their own,
+    and on CPUs where torch cannot do it.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method  # half a second
 
@@ -36,6 +36,9 @@ def shard(objective: nn.Module, *, dtype: torch.dtype | None) -> None:
                          "torchrun --nproc-per-node N, or leave --parallel out")
     if is_quantized(model):
         raise ValueError("--parallel fsdp shards floats; a base in 8 or 4 bits is small enough for --parallel ddp")
+    if model.device.type == "cpu" and not cpu_can_shard():
+        raise ValueError(f"--parallel fsdp on CPUs needs torch 2.7, and this is {torch.__version__}; take --parallel "
+                         "ddp, or update torch")
     dtype = dtype or next((p.dtype for p in model.parameters() if p.requires_grad and p.dtype != torch.float32), None)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -45,6 +48,11 @@ def shard(objective: nn.Module, *, dtype: torch.dtype | None) -> None:
         fully_shard(layer, mp_policy=policy)
     fully_shard(objective, mp_policy=policy)
     register_fsdp_forward_method(objective, "scores")
+
+
+def cpu_can_shard() -> bool:
+    """Whether this torch can shard on CPUs, as those since 2.7 do."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def is_sharded(objective: nn.Module) -> bool:

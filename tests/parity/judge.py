@@ -38,7 +38,7 @@ def answer_one(script, function, question, answer):
 SCRIPTS = {}
 
 if __name__ == "__main__":
-    says = os.fdopen(os.dup(1), "w")                                # libraries may print: they do so to the log
+    says = os.fdopen(os.dup(1), "w", encoding="utf-8")              # libraries may print: they do so to the log
     os.dup2(2, 1)
     for line in sys.stdin:
         try:

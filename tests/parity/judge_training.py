@@ -27,7 +27,7 @@ def train(request):
         if request["adapter"]:
             from peft import PeftModel
 
-            Path(folder, "adapter_config.json").write_text(json.dumps(request["adapter"]))
+            Path(folder, "adapter_config.json").write_text(json.dumps(request["adapter"]), encoding="utf-8")
             save_file(_part(request, "adapter"), Path(folder, "adapter_model.safetensors"))
             model = PeftModel.from_pretrained(model, folder, is_trainable=True)
 

@@ -81,7 +81,8 @@ class Judges:
         if outcome == "json":
             return json.loads(answer.read_text(encoding="utf-8"))
         self.log.seek(0)
-        raise RuntimeError(f"{script}, {what}: {answer.read_text() if answer.exists() else self.log.read()[-2000:]}")
+        said = answer.read_text(encoding="utf-8") if answer.exists() else self.log.read()[-2000:]
+        raise RuntimeError(f"{script}, {what}: {said}")
 
 
 def write_kept(kept: Mapping[str, dict[str, Any]], folder: Path) -> None:

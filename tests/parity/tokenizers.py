@@ -140,7 +140,7 @@ def _llama_cpp() -> Iterator[Check]:
     folder, refused = fetch("llama.cpp-vocabularies"), []
     questions = (folder / "gpt-2.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     for path in sorted(folder.glob("*.gguf")):
-        theirs = [list(map(int, line.split())) for line in Path(f"{path}.out").read_text().splitlines()]
+        theirs = [list(map(int, line.split())) for line in Path(f"{path}.out").read_text(encoding="utf-8").splitlines()]
         try:
             tokenizer = from_vocabulary(vocabulary(open_gguf(path)))
         except ValueError:

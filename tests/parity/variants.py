@@ -179,13 +179,14 @@ def write_fixtures(judges: Judges) -> None:
         save_file({"logits": theirs["logits"]}, FIXTURES / name / "logits.safetensors")
         (FIXTURES / name / "README.md").unlink()                    # peft's empty model card
         path = FIXTURES / name / peft_folder.CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": ""}, indent=1) + "\n")
+        config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": ""}
+        path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     chosen = judges.ask("judge_adapters.py", what="targets", folder=str(base), options=RULES)
     (FIXTURES / "chosen.json").write_text(json.dumps(
         [{"options": options, "modules": modules} for options, modules in zip(RULES, chosen, strict=True)],
-        indent=1) + "\n")
+        indent=1) + "\n", encoding="utf-8")
     defaults = judges.ask("judge_adapters.py", what="defaults")
-    (FIXTURES / "defaults.json").write_text(json.dumps(defaults, indent=1) + "\n")
+    (FIXTURES / "defaults.json").write_text(json.dumps(defaults, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
