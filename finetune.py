@@ -11,6 +11,7 @@ the others what llama/datasets reads: records with labels, pairs, tagged columns
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def main() -> None:
                          "--merge, or the model in floats")
     flags.check_model(task_flags, model)
     if model_flags.adapter:
-        load_adapter(model, resolve(model_flags.adapter, "adapters"))
+        load_adapter(model, flags.adapter_folder(model_flags.adapter))
         merge_lora(model, keep_undo=False)
         unfreeze(model)
     task.prepare(model, data, seed=model_flags.seed)
@@ -181,9 +182,9 @@ def main() -> None:
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
-    use += f" {'--adapter' if arguments.lora else '--model'} {output}"
+    use += f" {'--adapter' if arguments.lora else '--model'} {shlex.quote(str(output))}"
     if model_flags.model != flags.ModelFlags.model and arguments.lora:
-        use += f" --model {model_flags.model}"
+        use += f" --model {shlex.quote(model_flags.model)}"
     if model_flags.bits:
         use += f" --quantize {model_flags.quantize}"
     use += f" --task {task_flags.task} --data FILE" if labels else \

@@ -10,6 +10,7 @@ is held out unless you ask with --hold-out or --eval-data.
 
 import dataclasses
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -185,8 +186,8 @@ def main() -> None:
     if held_out and distributed.is_rank0():
         result["baselines"] = _yardsticks("\n\n".join(documents), "\n\n".join(held_out))
         print(table(result["baselines"]), file=sys.stderr)
-    print(f"the model is in {output}; use it with\n    python generate.py --model {output} --prompt TEXT",
-          file=sys.stderr)
+    print(f"the model is in {output}; use it with\n    python generate.py --model {shlex.quote(str(output))} "
+          "--prompt TEXT", file=sys.stderr)
     print(json.dumps(result))
 
 

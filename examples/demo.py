@@ -5,6 +5,7 @@ much else was disturbed. The same by hand: python finetune.py --lora, then pytho
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -43,7 +44,7 @@ def main() -> None:
     change = perplexity_after / perplexity_before - 1
     print(f"\nperplexity of examples/neutral.txt: {perplexity_before:.2f} before, {perplexity_after:.2f} after "
           f"({change:+.1%}); all of it in {time.monotonic() - started:.0f} s")
-    print(f"try: python generate.py --adapter {adapter.relative_to(HOME)} --chat")
+    print(f"try: python generate.py --adapter {shlex.quote(str(adapter.relative_to(HOME)))} --chat")
 
 
 def _answers(questions: list[str], *flags: object) -> list[str]:

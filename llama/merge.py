@@ -34,7 +34,6 @@ with quiet_start(__name__):
     from llama.runtime.destinations import folder_to_write
     from llama.runtime.room import ELSEWHERE, check_disk
     from llama.training.verify_saved import probe_outputs, verify_saved
-    from weights.formats.paths import resolve
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def main() -> None:
     check_disk(arguments.output, stored_bytes(model_flags.model, dtype=dtype), "the merged model", ELSEWHERE)
     model = get_model(model_flags.model, device=flags.choose_device(model_flags.device), dtype=dtype,
                       seed=model_flags.seed)
-    load_adapter(model, resolve(model_flags.adapter, "adapters"))
+    load_adapter(model, flags.adapter_folder(model_flags.adapter))
     report = merge_and_save(model, arguments.output)
     print(json.dumps({"output": arguments.output, **vars(report)}) if model_flags.json else arguments.output)
 

@@ -14,7 +14,7 @@ from llama.config import PRESETS, preset, unknown_name
 from llama.model import Llama
 from llama.quantization.swap import BYTES, EMBEDDING_AND_HEAD, quantize
 from llama.runtime.room import SURE, free_memory, memory_for, size
-from weights.fetch import MODELS, fetch
+from weights.fetch import MODELS, fetch, is_model
 from weights.formats.huggingface import Ledger
 from weights.formats.paths import home, resolve
 from weights.formats.quantized_matrix import QuantizedMatrix
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
               seed: int = 0, bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
               exact: dict[str, QuantizedMatrix] | None = None) -> PretrainedLlama:
-    """A model by folder or file, by the name of a fetched (or fetchable) one, or by a preset's, with random weights.
+    """A model by folder or file, by the name of a fetched (or fetchable) one, by its address on a hub (hf:ORG/NAME), or
+    by a preset's name, with random weights.
 
     dtype  None takes that of most numbers in the files
     seed   of the random weights
@@ -39,9 +40,9 @@ def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu",
     with memory_for(f"loading {name}", lambda: _lighter(name, dtype, bits, free)):
         if (path := resolve(name, "weights")).exists():
             return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
-        if name in MODELS:
-            log.warning("%s is not here yet: fetching it once", name)
-            return load_model(fetch(name), device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
+        if is_model(name):
+            path = fetch(name, kind="weights")
+            return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
         if name in PRESETS:
             log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
             torch.manual_seed(seed)

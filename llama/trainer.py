@@ -12,6 +12,7 @@ Try: divide the loss by the number of micro-batches instead of by targets; tests
 """
 
 import math
+import shlex
 import signal
 import sys
 import time
@@ -175,7 +176,7 @@ class Trainer:
         if self.output:
             self._save_state()
             print(f"interrupted after step {self.step}; to go on, give the same command with --resume --output "
-                  f"{self.output}", file=sys.stderr)
+                  f"{shlex.quote(str(self.output))}", file=sys.stderr)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     def _skip(self, progress: Progress, indices: Sequence[int], loss: float, norm: float) -> None:

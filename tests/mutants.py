@@ -258,6 +258,19 @@ MUTANTS = [
            'LONGEST = ".{}_epoch1000000.0a1b2c3d.partial"',
            'LONGEST = "{}"',
            "tests/test_destinations.py::test_refusal_names_that_cannot_be_written"),
+    # what is fetched
+    Mutant("the token goes along with every redirect", "weights/hub.py",
+           "headers |= credentials if urlsplit(url)[:2] == home_of_token else {}",
+           "headers |= credentials",
+           "tests/test_hub.py::test_property_the_token_stays_with_the_hub"),
+    Mutant("sums of a hub's files are not compared", "weights/download.py",
+           "if (got := _sum(parts / file.part, file)) != file.sum:",
+           "if (got := file.sum) != file.sum:",
+           "tests/test_download.py::test_refusal_of_a_wrong_sum"),
+    Mutant("a download that was cut begins anew", "weights/download.py",
+           "before = come if come < file.size else 0",
+           "before = 0",
+           "tests/test_download.py::test_two_ways_in_pieces_and_at_once"),
 ]
 
 

@@ -33,7 +33,8 @@ LADDER = """
     llama.zero_shot
     llama.training
     llama.trainer
-    weights.corpora  weights.passage
+    weights.corpora  weights.passage  weights.hub
+    weights.download
     weights.certificate
     weights.convert
     weights.fetch

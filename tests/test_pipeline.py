@@ -1,6 +1,7 @@
 """From raw text to generated text through all three scripts, as a user would call them, in an empty folder."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,20 +47,23 @@ def test_worked_example_train_from_raw_text(trained):
 
 
 @pytest.mark.parametrize("how, answer", [
-    (["--lora", "--rank", "16", "--modules-to-save", "embed_tokens"], ["--adapter", "tuned", "--model", "model"]),
-    (["--freeze-layers", "1", "--epochs", "150", "--lr", "0.05"], ["--model", "tuned"]),
-    ([], ["--model", "tuned"]),
+    (["--lora", "--rank", "16", "--modules-to-save", "embed_tokens"],
+     ["--adapter", "tuned here", "--model", "my model"]),
+    (["--freeze-layers", "1", "--epochs", "150", "--lr", "0.05"], ["--model", "tuned here"]),
+    ([], ["--model", "tuned here"]),
 ])
 def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
     folder, _, _ = trained
-    (tmp_path / "model").symlink_to(folder / "model")
+    (tmp_path / "my model").symlink_to(folder / "model")
     records = [{"instruction": f"Who? {i}", "input": "", "output": "I am 小驼."} for i in range(8)]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
-    done = run(HOME / "finetune.py", "--model", "model", "--data", "data.jsonl", "--test-data", "data.jsonl",
+    done = run(HOME / "finetune.py", "--model", "my model", "--data", "data.jsonl", "--test-data", "data.jsonl",
                "--epochs", "50", "--lr", "0.02", "--chat-format", "alpaca", "--max-length", "200", *how,
-               "--output", "tuned", cwd=tmp_path)
+               "--output", "tuned here", cwd=tmp_path)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["test"]["loss"] < 0.5 and "●" in done.stderr and "python generate.py" in done.stderr
+    assert result["test"]["loss"] < 0.5 and "●" in done.stderr
+    printed = next(line for line in done.stderr.splitlines() if "python generate.py" in line)
+    assert shlex.split(printed) == ["python", "generate.py", *answer, "--chat"]         # as it is when pasted
     done = run(HOME / "generate.py", *answer, "--chat", "--prompt", "Who? 3", "--json",
                "--temperature", "0", "--max-new-tokens", "30", cwd=tmp_path)
     line = json.loads(done.stdout)
@@ -86,18 +90,19 @@ def test_two_ways_an_interrupted_and_resumed_script_ends_where_a_whole_run_does(
     command = [HOME / "finetune.py", "--lora", "--dropout", "0.1", "--model", "model", "--data", "data.jsonl",
                "--max-length", "256", "--epochs", "4", "--batch-size", "2", "--output"]
     run(*command, "whole", cwd=tmp_path)
-    interrupted = subprocess.Popen([sys.executable, *map(str, command), "parts"], cwd=tmp_path, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, env={**ENVIRONMENT, "HOME": str(tmp_path)}, encoding="utf-8")
+    interrupted = subprocess.Popen([sys.executable, *map(str, command), "in parts"], cwd=tmp_path, encoding="utf-8",
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={**ENVIRONMENT, "HOME": str(tmp_path)})
     for line in interrupted.stderr:
         if line.startswith("step 7/"):
             interrupted.send_signal(signal.SIGINT)
             break
     rest = interrupted.communicate()[1]
-    assert interrupted.returncode == 130 and "--resume" in rest and "Traceback" not in rest
-    assert not (tmp_path / "parts").exists()
-    assert "is an interrupted run" in run(*command, "parts", cwd=tmp_path, code=2).stderr
-    run(*command, "parts", "--resume", cwd=tmp_path)
-    whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "parts"))
+    assert interrupted.returncode == 130 and "--resume --output 'in parts'\n" in rest and "Traceback" not in rest
+    assert not (tmp_path / "in parts").exists()
+    assert "is an interrupted run" in run(*command, "in parts", cwd=tmp_path, code=2).stderr
+    run(*command, "in parts", "--resume", cwd=tmp_path)
+    whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "in parts"))
     assert whole.read_bytes() == parts.read_bytes()
 
 

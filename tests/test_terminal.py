@@ -3,6 +3,7 @@
 
 import ast
 import io
+import itertools
 import json
 import logging
 import re
@@ -186,3 +187,24 @@ def test_property_no_file_writes_around_the_streams(name):
 
 def test_property_the_demo_is_a_door_too():
     assert "cli.run(main)" in (cli.PROJECT_ROOT / "examples" / "demo.py").read_text(encoding="utf-8")
+
+
+FOLLOWS_A_FLAG = re.compile(r"--[a-z-]+ $")
+
+
+def values_of_commands(tree):
+    """What stands behind a flag in every text that is a command to give: `python … --model {…}`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+            if "python " in text or "the same command" in text:
+                for before, part in itertools.pairwise(node.values):
+                    if isinstance(before, ast.Constant) and FOLLOWS_A_FLAG.search(before.value):
+                        yield ast.unparse(part.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_property_a_command_that_is_printed_can_be_pasted(name):
+    """Whatever its paths hold, blanks and quotes among it."""
+    for value in values_of_commands(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        assert value.startswith("shlex.quote("), f"{name}: {value} is printed as part of a command without quotes"

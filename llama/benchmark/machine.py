@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from weights.fetch import MODELS, fetch
+from weights.fetch import fetch, is_model
 from weights.formats.paths import resolve
 
 SETTLE = 0.5                                                        # s; some libraries' threads wait for work awake
@@ -29,8 +29,8 @@ def cpu_name() -> str:
 def model_path(name: str) -> Path:
     """The folder or file of a model; one that is known by name is fetched."""
     path = resolve(name, "weights")
-    if not path.exists() and name in MODELS:
-        return fetch(name)
+    if not path.exists() and is_model(name):
+        return fetch(name, kind="weights")
     if not path.exists():
         raise FileNotFoundError(f"{name}: there is no such model file or folder")
     return path

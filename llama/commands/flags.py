@@ -39,15 +39,19 @@ from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask, SegmentationTask
 from llama.training.data_checks import CHECKS
 from tokenizer.chat_template import template_variables
+from weights.download import fetched
+from weights.fetch import fetch
 from weights.formats.paths import home, resolve
+from weights.hub import is_address
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
     """The flags of every door that takes a model."""
 
-    model: Annotated[str, "a model folder or file of any form known here, or a name to fetch"] = "smollm2-135m-instruct"
-    adapter: Annotated[str, "LoRA adapter folder to put on the model"] = ""
+    model: Annotated[str, "a model folder or file of any form known here, or a name to fetch, or one on a hub as "
+                     "hf:ORG/NAME"] = "smollm2-135m-instruct"
+    adapter: Annotated[str, "LoRA adapter folder to put on the model, or hf:ORG/NAME"] = ""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "where to compute"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"],
                      "number format of the computation; where text is written, auto also reads 4 bits that hold the "
@@ -220,7 +224,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     name = base_of(flags)
     model = get_model(name, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
     if flags.adapter:
-        load_adapter(model, resolve(flags.adapter, "adapters"))
+        load_adapter(model, adapter_folder(flags.adapter))
     if purpose == "generate":
         require_lm_head(model)
     if merging:
@@ -236,16 +240,22 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     return model
 
 
+def adapter_folder(name: str) -> Path:
+    """The folder that `--adapter` means; one on a hub is fetched if it is not here yet."""
+    return fetch(name, kind="adapters") if is_address(name) else resolve(name, "adapters")
+
+
 def base_of(flags: ModelFlags) -> str:
     """The model to load: `--model`, or where it is left out, the base that the adapter names, if that is here."""
     if not flags.adapter or flags.model != ModelFlags.model:
         return flags.model
-    base = recorded_base(resolve(flags.adapter, "adapters"))
+    base = recorded_base(adapter_folder(flags.adapter))
     default, own = resolve(flags.model, "weights"), resolve(base, "weights")
     if not base or own.resolve() == default.resolve():
         return flags.model
-    if not own.exists():
-        say(f"the adapter's own base, {base}, is not here: {flags.model} is tried; give --model to name another")
+    if not own.exists() and not fetched(base := f"hf:{base}"):
+        say(f"the adapter's own base, {base.removeprefix('hf:')}, is not here: {flags.model} is tried; give --model to "
+            "name another, which hf:ORG/NAME fetches")
         return flags.model
     say(f"the adapter's own base is taken: {base}")
     return base

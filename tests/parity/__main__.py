@@ -3,7 +3,7 @@
     python -m tests.parity --judges .venv-parity/bin/python [--only models training …] [--write-fixtures]
 
 The areas: the model's modules (parts), whole models of many shapes, SmolLM2-135M, ten training steps, sampling
-distributions, adapters, tokenizers, chat templates, file formats, scores, and heads of labels.
+distributions, adapters, tokenizers, chat templates, file formats, scores, heads of labels, and what a hub says.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.parity.judges import Check, Judges, write_kept
 from weights.fetch import fetch
 
 AREAS = ("parts", "models", "smollm2", "training", "sampling", "adapters", "tokenizers", "chat", "formats",
-         "metrics", "tasks")
+         "metrics", "tasks", "hub")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL = "smollm2-135m-instruct"
 

@@ -80,6 +80,17 @@ def scratch_folder(parent: Path, name: str = "") -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process is in this folder for as long as the body runs. Raises ValueError where one is."""
+    if (lock := _hold(folder)) is None:
+        raise ValueError(f"{folder} is being written by another process; wait for it, or stop it")
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
 def _put_in_place(partial: Path, folder: Path) -> None:
     for path in partial.rglob("*"):
         _sync(path)
