@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gguf import BF16, F16, METADATA, Q4_1, Q8_0, Array, K, llama_tensors, pack
+from test_gguf import BF16, F16, METADATA, Q4_1, Q8_0, WIDE, Array, K, in_parts, llama_tensors, pack, save
 
-from llama.checkpoint import PretrainedLlama, save_model
+from llama.checkpoint import PretrainedLlama, fingerprint, load_model, save_model
 from llama.config import preset
 from llama.config_json import config_from_dict
 from tokenizer import chat, from_vocabulary, load_tokenizer
 from weights import convert as module
 from weights import passage
+from weights.certificate import verify
 from weights.convert import convert
 from weights.formats import gguf, huggingface, tensor_files
 from weights.formats.sources import open_source
@@ -274,13 +275,37 @@ def test_two_ways_halves_there_and_back(folder, tmp_path, name, more, dtype):
     assert same(first, back) and same(folder, back, dtype)
 
 
-@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q4_1"])
-def test_worked_example_a_packed_gguf(folder, tmp_path, quantization, capsys):
+def test_two_ways_a_gguf_in_parts_and_in_one_file(tmp_path):
+    whole = convert(save(tmp_path / "whole.gguf"), tmp_path / "first")
+    parts = in_parts(tmp_path / "parts")
+    for source in (parts[1], tmp_path / "parts"):
+        made = convert(source, tmp_path / "second", overwrite=True)
+        assert same(whole, made)
+        assert [*json.loads((made / "certificate.json").read_text())["source"]["files"]] == [p.name for p in parts]
+    with pytest.raises(ValueError, match="m-00002-of-00003.gguf is a part of .*m-00001.* and would be replaced"):
+        convert(parts[0], parts[1], overwrite=True)
+    joined = convert(parts[2], tmp_path / "joined.gguf")
+    assert gguf.open_gguf(joined).metadata["general.name"] == "m"
+    assert fingerprint(parts[2]) == fingerprint(joined) == fingerprint(tmp_path / "whole.gguf")
+    assert load_model(parts[2]).source == parts[0]
+
+
+@pytest.mark.parametrize("quantization, form", [(name, name) for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")]
+                         + [("Q6_K", "Q8_0"), ("Q5_K_M", "Q5_1"), ("Q4_K_M", "Q5_0")])         # rows of 64
+def test_worked_example_a_packed_gguf(folder, tmp_path, quantization, form, capsys):
     made = open_source(convert(folder, tmp_path / "made.gguf", quantization=quantization))
-    assert f"packed as {quantization}" in capsys.readouterr().err
+    assert f"packed as {form}" in capsys.readouterr().err
     up, packed = (dict(source.tensors())["layers.0.mlp.up_proj.weight"] for source in (open_source(folder), made))
-    step = {"Q8_0": 1 / 127, "Q4_0": 1 / 8, "Q4_1": 2 / 15}[quantization] * up.abs().max()
+    step = {"Q8_0": 1 / 127, "Q5_0": 1 / 16, "Q5_1": 2 / 31, "Q4_0": 1 / 8, "Q4_1": 2 / 15}[form] * up.abs().max()
     assert 0 < (up - packed).abs().max() < step
+
+
+@pytest.mark.parametrize("quantization", ["Q6_K", "Q5_K_M", "Q4_K_M"])
+def test_two_ways_k_formats_as_certified_and_as_read(tmp_path, quantization, capsys):
+    """Rows of q and k are reordered in the file, so that its blocks are packed in another order than certified."""
+    source = save(tmp_path / "source", WIDE, llama_tensors(D=256, F=512))
+    verify(convert(source, tmp_path / "made.gguf", quantization=quantization))
+    assert "Q6_K" in (said := capsys.readouterr().err) and "certificate passed: 21 tensors bit for bit" in said
 
 
 def test_worked_example_llama2c_in_eight_bits(folder, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from weights.formats.gguf import config, packed, read_tensor, read_tensors, tensor_ledger, write_gguf
+from weights.formats.gguf import config, format_of, packed, read_tensor, read_tensors, tensor_ledger, write_gguf
 from weights.formats.gguf_file import blocks, open_gguf
 from weights.formats.gguf_vocabulary import vocabulary
 
@@ -106,6 +106,18 @@ def stored(x, kind):
 def save(path, metadata=METADATA, tensors=None, **more):
     path.write_bytes(pack(metadata, llama_tensors() if tensors is None else tensors, **more))
     return path
+
+
+def in_parts(folder, count=3):
+    """METADATA and its tensors in parts, as llama.cpp splits a file: what is not in the first has no other metadata."""
+    folder.mkdir(exist_ok=True)
+    tensors, paths = list(llama_tensors().items()), []
+    for number in range(count):
+        own = dict(tensors[number * len(tensors) // count : (number + 1) * len(tensors) // count])
+        split = {"split.no": number, "split.count": count, "split.tensors.count": len(tensors)}
+        name = f"m-{number + 1:05d}-of-{count:05d}.gguf"
+        paths.append(save(folder / name, split | (METADATA if number == 0 else {}), own))
+    return paths
 
 
 def changed(**values):
@@ -239,12 +251,42 @@ def test_worked_example_which_tensor_is_packed_how(tmp_path, encoding):
     assert formats["token_embd.weight"] == "Q8_0" and formats["output_norm.weight"] == "F32"
     assert formats["blk.0.attn_q.weight"] == formats["blk.1.ffn_up.weight"] == encoding
     assert formats["blk.0.ffn_down.weight"] == "F16"
-    assert "2 tensors in F16, because 32 does not divide their rows: blk.0.ffn_down.weight …" in remarks
+    assert (f"2 tensors in F16 and not {encoding}, because 32 does not divide their rows: "
+            "layers.0.mlp.down_proj.weight …") in remarks
     assert file.metadata["general.file_type"] == {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}[encoding]
     assert file.metadata["general.quantization_version"] == 2
     up = "layers.1.mlp.up_proj.weight"
     error = read_tensor(file, up) - read_tensor(open_gguf(source), up)
     assert 0 < error.abs().max() < (0.05 if encoding == "Q8_0" else 0.4)
+
+
+WIDE = changed(llama__embedding_length=256, llama__feed_forward_length=512, llama__attention__key_length=K,
+               llama__attention__value_length=K)
+
+
+@pytest.mark.parametrize("encoding, most, kind", [("Q4_K_M", "Q4_K", 15), ("Q5_K_M", "Q5_K", 17), ("Q6_K", "Q6_K", 18)])
+def test_worked_example_which_tensor_is_of_which_k_format(tmp_path, encoding, most, kind):
+    source = save(tmp_path / "source", WIDE, llama_tensors(D=256, F=512))
+    remarks = write_gguf(tmp_path / "written", *model(source), encoding=encoding)
+    file = open_gguf(tmp_path / "written")
+    formats = {name: info.format.name for name, info in file.tensors.items()}
+    assert formats["token_embd.weight"] == formats["output.weight"] == "Q6_K" and formats["output_norm.weight"] == "F32"
+    assert {formats[f"blk.{n}.{part}.weight"] for n in (0, 1) for part in ("attn_q", "attn_k", "ffn_up")} == {most}
+    assert formats["blk.0.attn_output.weight"] == {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0"}[most]   # rows of 64
+    assert f"2 tensors in {formats['blk.0.attn_output.weight']} and not {most}, because 256 does" in " ".join(remarks)
+    assert file.metadata["general.file_type"] == kind and file.metadata["general.quantization_version"] == 2
+    for name in ("layers.0.mlp.down_proj.weight", "layers.1.self_attn.k_proj.weight"):
+        exact, found = read_tensor(open_gguf(source), name), read_tensor(file, name)
+        assert 0 < (exact - found).norm() / exact.norm() < {"Q6_K": 0.02, "Q5_K": 0.04, "Q4_K": 0.08}[most]
+
+
+@pytest.mark.parametrize("layers, finer", [(8, [0, 3, 6, 7]), (30, [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]),
+                                           (2, [1])])
+def test_worked_example_half_of_the_layers_are_finer(layers, finer):
+    for part in ("self_attn.v_proj", "mlp.down_proj"):
+        formats = [format_of(f"layers.{n}.{part}.weight", (256, 256), "Q4_K_M", layers).name for n in range(layers)]
+        assert [n for n, name in enumerate(formats) if name == "Q6_K"] == finer
+    assert format_of("layers.0.mlp.up_proj.weight", (256, 256), "Q4_K_M", layers).name == "Q4_K"
 
 
 def test_worked_example_a_tied_head_is_not_written_twice(tmp_path):
@@ -311,7 +353,7 @@ def test_refusal_to_write(tmp_path):
 @pytest.mark.parametrize("extra, words", [
     ({"blk.0.attn_norm.bias": ((D,), F32, b"\0" * 4 * D)}, "tensor blk.0.attn_norm.bias has no place in a Llama"),
     ({"blk.0.ffn_gate_inp.weight": ((D,), F32, b"\0" * 4 * D)}, "tensor blk.0.ffn_gate_inp.weight has no place"),
-    ({"t": ((1, 32), 20, b"\0" * 18)}, "IQ4_NL is not read yet; take a file in one of F32, F16, BF16, Q8_0"),
+    ({"t": ((1, 256), 16, b"\0" * 66)}, "IQ2_XXS is not read yet; take a file in one of F32, F16, BF16, Q8_0"),
     ({"t": ((1, 128), 12, b"\0" * 72)}, "t has rows of 128, but Q4_K packs 256 numbers into a block"),
     ({"t": ((2, 2**40), 14, b"\0" * 210)}, "t ends at byte .* it was cut short"),
     ({"t": ((1, 32), 99, b"\0" * 144)}, "number format 99 is not read yet"),
@@ -319,7 +361,7 @@ def test_refusal_to_write(tmp_path):
     ({"t": ((1, 1, 1, 1, 1), F32, b"\0" * 4)}, "t has 5 axes"),
     ({"t": ((0,), F32, b"")}, "t has an empty axis"),
     ({"t": ((2**60, 2**60), F32, b"")}, "t ends at byte .* it was cut short"),
-], ids=["bias", "router", "IQ4_NL", "half a block", "huge Q6_K", "unknown format", "odd row", "5 axes", "empty",
+], ids=["bias", "router", "IQ2_XXS", "half a block", "huge Q6_K", "unknown format", "odd row", "5 axes", "empty",
         "huge"])  # fmt: skip
 def test_refusal_of_tensors(tmp_path, extra, words):
     with pytest.raises(ValueError, match=f"model.gguf.*{words}"):

@@ -5,7 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from weights.formats.gguf_blocks import FORMATS, NAMED
+from weights.formats.gguf_blocks import FORMATS, NAMED, Q4_K, Q5_K, Q6_K
+
+IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+E2M1 = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]            # times 1/2: 0 0.5 1 1.5 2 3 4 6
 
 # What the gguf library makes of random blocks and of random numbers; tests/parity/formats.py writes it.
 FIXTURE = load_file(Path(__file__).parent / "fixtures" / "gguf_blocks.safetensors")
@@ -53,6 +56,17 @@ def pair(n):
     ("Q6_K", blocks(("u1", ([0x31] * 32 + [0x42] * 32) * 2), ("u1", [0b11100100] * 64), ("i1", range(-8, 8)),
                     ("<f2", [0.5])),
      [0.5 * (n // 16 - 8) * (n // 32 % 4 + 1 + 16 * (n // 32 % 4) - 32) for n in range(256)]),
+    ("IQ4_NL", blocks(("<f2", [0.5]), ("u1", NIBBLES)), [0.5 * IQ4[q] for q in UP_AND_DOWN]),
+    ("IQ4_XS", blocks(("<f2", [0.5]), ("u1", [0b11100100] * 2), ("u1", [0x10, 0x32, 0x54, 0x76]), ("u1", NIBBLES * 8)),
+     [0.5 * (n // 32 + 16 * (n // 32 % 4) - 32) * IQ4[UP_AND_DOWN[n % 32]] for n in range(256)]),
+    ("MXFP4", blocks(("u1", [129]), ("u1", NIBBLES)), [2 * E2M1[q] for q in UP_AND_DOWN]),
+    ("MXFP4", blocks(("u1", [0]), ("u1", NIBBLES)), [2.0**-128 * E2M1[q] for q in UP_AND_DOWN]),
+    # 0.21021 in base 3 is 196 / 243, which 206.5 / 256 would be, rounded up; 0.2102 is 65 / 81, and 205.4 / 256
+    ("TQ1_0", blocks(("u1", [207] * 48 + [206] * 4), ("<f2", [0.5])),
+     [0.5 * (digit - 1) for count in (32, 16) for digit in (2, 1, 0, 2, 1) for _ in range(count)]
+     + [0.5 * (digit - 1) for digit in (2, 1, 0, 2) for _ in range(4)]),
+    ("TQ2_0", blocks(("u1", [0b10010010] * 64), ("<f2", [0.5])),
+     [0.5 * ([2, 0, 1, 2][n // 32 % 4] - 1) for n in range(256)]),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_worked_example_of_each_format(name, raw, numbers):
     tensor = NAMED[name].unpack(np.frombuffer(raw * 3, np.uint8).reshape(3, -1))
@@ -66,7 +80,10 @@ def test_two_ways_blocks_unpacked_here_and_by_the_gguf_library(format):
     assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
-@pytest.mark.parametrize("format", [format for format in FORMATS.values() if format.pack], ids=lambda f: f.name)
+ROUNDED_ALIKE = [format for format in FORMATS.values() if format.pack and format.numbers < 256]      # not the K formats
+
+
+@pytest.mark.parametrize("format", ROUNDED_ALIKE, ids=lambda f: f.name)
 def test_two_ways_numbers_packed_here_and_by_the_gguf_library(format):
     ours = format.pack(FIXTURE["x"].numpy().reshape(-1, format.numbers))
     assert torch.equal(torch.from_numpy(ours).flatten(), FIXTURE[f"{format.name}.packed"].flatten())
@@ -83,9 +100,9 @@ def test_worked_example_rounding():
     assert (NAMED["Q4_1"].pack(x)[0, 4:10] & 15).tolist() == [15, 1, 0, 2, 15, 0]
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", [format.name for format in ROUNDED_ALIKE])
 def test_two_ways_numbers_packed_here_stay_as_they_are_when_packed_again(name):
-    """What this rounding has made has a q of 127 (Q8_0), of 0 (Q4_0), of 0 and 15 (Q4_1) in every block."""
+    """What this rounding has made has a q of 127 (Q8_0), of 0 (Q4_0, Q5_0), of 0 and the largest in every block."""
     x = np.random.default_rng(0).standard_normal((500, 32)).astype(np.float32) * 0.03
     x[0] = 0
     once = NAMED[name].pack(x.reshape(-1, NAMED[name].numbers))
@@ -105,8 +122,32 @@ def test_property_blocks_of_another_rounding_may_change_when_packed_again(name, 
     assert not np.array_equal(numbers, again) and np.allclose(numbers, again, atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
+def test_two_ways_k_blocks_are_found_again(name):
+    """Blocks whose groups have a largest s and m, and every q: nothing else stands for these numbers as well."""
+    random, format = np.random.default_rng(0), NAMED[name]
+    fields, count = {"Q4_K": Q4_K, "Q5_K": Q5_K, "Q6_K": Q6_K}[name], 50
+    raw = np.frombuffer(random.bytes(count * format.bytes), fields).copy()
+    raw["d"] = random.uniform(0.01, 0.02, count)
+    if name == "Q6_K":
+        raw["s"][:, 0] = -128
+        raw["low"][:, :, ::16], raw["high"][:, :, ::16] = 0, 0      # -32 in every group
+    else:
+        raw["dm"] = random.uniform(0.01, 0.02, count)
+        raw["sm"][:, 0], raw["sm"][:, 4] = 63, 63
+        raw["q"][..., 0], raw["q"][..., 1] = 0, 255                 # the least and the largest of every group
+        if name == "Q5_K":
+            raw["fifth"][..., 0], raw["fifth"][..., 1] = 0, 255
+    numbers = format.unpack(raw[:, None].view(np.uint8)).numpy()
+    again = format.unpack(format.pack(numbers)).numpy()
+    found = (numbers == again).all(-1)
+    assert found.mean() > 0.9 and np.abs(numbers - again).max() < 0.02 * np.abs(numbers).max(), found.mean()
+
+
 @pytest.mark.parametrize("name, value", [("F16", 70_000), ("F16", float("nan")), ("Q8_0", 1e30), ("Q4_0", 600_000),
-                                         ("Q4_1", float("inf")), ("Q4_1", -70_000)])
+                                         ("Q4_1", float("inf")), ("Q4_1", -70_000), ("Q5_0", 2e6), ("Q5_1", -70_000),
+                                         *((name, value) for name in ("Q4_K", "Q5_K", "Q6_K")
+                                           for value in (1e30, -1e30, float("inf"), float("nan")))])
 def test_refusal_of_what_no_scale_can_hold(name, value):
     x = np.full((1, NAMED[name].numbers), value, np.float32)
     with pytest.raises(ValueError, match="infinite, not a number, or too large for float16"), np.errstate(all="ignore"):

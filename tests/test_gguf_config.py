@@ -184,7 +184,6 @@ def test_refusal_of_incomplete_configs():
     (dict(general__architecture="gemma3"), "its architecture is 'gemma3'; read here are llama and qwen2"),
     (dict(general__architecture=None), "its architecture is 'None'"),
     (dict(llama__expert_count=8), "a mixture of experts"),
-    (dict(split__count=3), "one part of several"),
     (dict(llama__block_count=None), "the metadata lacks llama.block_count"),
     (dict(llama__block_count=0), "llama.block_count is 0; it must be at least 1"),
     (dict(llama__block_count="two"), "llama.block_count is a str, but should be a int"),

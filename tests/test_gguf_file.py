@@ -3,11 +3,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from test_gguf import F32, METADATA, save, string
+from test_gguf import F32, METADATA, in_parts, save, string
 
 from weights.formats.gguf import read_tensors
 from weights.formats.gguf_blocks import NAMED
-from weights.formats.gguf_file import blocks, open_gguf, write_file
+from weights.formats.gguf_file import blocks, model_in, open_gguf, write_file
 
 
 def test_worked_example_bytes_of_a_file(tmp_path):
@@ -53,6 +53,49 @@ def test_two_ways_versions_and_alignments_read_the_same(tmp_path, alignment):
     metadata = METADATA | {"general.alignment": alignment}
     other = dict(read_tensors(open_gguf(save(tmp_path / "other", metadata, version=2, alignment=alignment))))
     assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_two_ways_a_model_in_parts_and_in_one_file(tmp_path):
+    whole = open_gguf(save(tmp_path / "whole"))
+    parts = in_parts(tmp_path / "parts")
+    assert [path.name for path in parts] == [f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    for opened in (*parts, model_in(tmp_path / "parts")):           # any of them is all of them
+        file = open_gguf(opened)
+        assert file.path == parts[0] and file.paths == tuple(parts)
+        assert list(file.tensors) == list(whole.tensors)
+        assert file.metadata["llama.block_count"] == whole.metadata["llama.block_count"]
+        assert len({info.path for info in file.tensors.values()}) == 3
+        for name in whole.tensors:
+            assert isinstance(blocks(file, name).base, np.memmap)
+            assert np.array_equal(blocks(file, name), blocks(whole, name))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda parts: parts[1].unlink(), "m-00002-of-00003.gguf is missing, and m-00001-of-00003.gguf is but one of 3"),
+    (lambda parts: parts[0].rename(parts[0].with_name("model.gguf")),
+     "model.gguf: one of 3 parts .*must be named like model-00001-of-00003.gguf"),
+    (lambda parts: parts[1].write_bytes(parts[2].read_bytes()),
+     "m-00002-of-00003.gguf: is part 3 of 3 by its content .*and part 2 of 3 by its name"),
+    (lambda parts: save(parts[1], {}), "m-00002-of-00003.gguf: is part 0 of 1 by its content"),
+    (lambda parts: save(parts[1], {"split.no": 1, "split.count": 3}, {}),
+     "m-00001-of-00003.gguf: its 3 parts hold .* and should hold 21 .split.tensors.count"),
+    (lambda parts: save(parts[1], {"split.no": 1, "split.count": 3}), "m-00002-of-00003.gguf: tensor .* in another"),
+    (lambda parts: parts[1].write_bytes(parts[1].read_bytes()[:-40]), "m-00002-of-00003.gguf: .* was cut short"),
+], ids=["missing", "other name", "other part", "no part", "too few", "twice", "cut"])  # fmt: skip
+def test_refusal_of_parts_that_do_not_belong_together(tmp_path, change, words):
+    parts = in_parts(tmp_path)
+    change(parts)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        open_gguf(next(path for path in (parts[0], tmp_path / "model.gguf") if path.exists()))
+
+
+def test_refusal_of_a_folder_with_several_models(tmp_path):
+    assert model_in(tmp_path) is None
+    in_parts(tmp_path)
+    assert model_in(tmp_path).name == "m-00001-of-00003.gguf"
+    save(tmp_path / "other.gguf")
+    with pytest.raises(ValueError, match="holds 2 models; give one of them, such as .*m-00001-of-00003.gguf"):
+        model_in(tmp_path)
 
 
 def header(tensors, pairs, rest=b"", version=3):

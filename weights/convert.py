@@ -60,7 +60,7 @@ class Form:
 
     kind            one of KINDS; "" goes by the destination's ending
     dtype           of the written numbers; None keeps those of the source (what a file packs becomes float32)
-    quantization    "Q8_0", "Q4_0" or "Q4_1" (gguf), "Q8_0" (llama2c, its version 2); "" packs nothing
+    quantization    one of gguf.PACKED (gguf), "Q8_0" (llama2c, its version 2); "" packs nothing
     shards          number of .pth files (meta)
     max_shard_size  bytes of a .safetensors file (hf); 0 takes Hugging Face's 5 GB
     """
@@ -126,6 +126,8 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
         raise ValueError(f"{destination} lies in {source}, and would become a part of it; give another destination")
     _refuse_existing(destination, form, overwrite=overwrite)
     read = open_source(source)
+    if part := next((path for path in read.paths() if path.resolve() == destination.resolve()), None):
+        raise ValueError(f"{part} is a part of {source}, and would be replaced; give another destination")
     if template:
         read.files = with_template(read.files, template)
     config = check(read.config, read.ledger, source)
@@ -272,7 +274,7 @@ def _write_gguf(source: Source, path: Path, form: Form, written: "list[Written]"
     def stored(name: str, tensor: Tensor) -> Stored:
         from weights.certificate import digest
 
-        format = gguf.format_of(name, tuple(tensor.shape), encoding)
+        format = gguf.format_of(name, tuple(tensor.shape), encoding, source.config["num_hidden_layers"])
         pieces = (format.unpack(format.pack(piece.float().numpy().reshape(-1, format.numbers)))
                   for piece in tensor.reshape(-1).split(gguf.PIECE))
         return digest(pieces), _rule(tensor.dtype, format.dtype) if format.numbers == 1 else f"packed as {format.name}"
@@ -280,7 +282,7 @@ def _write_gguf(source: Source, path: Path, form: Form, written: "list[Written]"
     name = source.path.absolute()
     return gguf.write_gguf(path, source.config, source.tokenizer.vocabulary(), source.ledger,
                            _passing(source, source.ledger, written, stored), encoding=encoding,
-                           name=name.name if name.is_dir() else name.stem)
+                           name=name.name if name.is_dir() else gguf.without_part(name.stem))
 
 
 def _write_meta(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
@@ -370,7 +372,8 @@ def main() -> None:
     parser.add_argument("--to", choices=KINDS, help="form to write; without it, by the destination's ending: "
                                                     ".gguf, .bin (llama2c), .pt, else hf")
     parser.add_argument("--dtype", choices=DTYPES, help="number format to write; without it, that of the source")
-    parser.add_argument("--quantization", choices=("Q8_0", "Q4_0", "Q4_1"), help="pack numbers (gguf; llama2c: Q8_0)")
+    parser.add_argument("--quantization", choices=gguf.PACKED,
+                        help="pack numbers, the fewest bits last (llama2c: Q8_0 alone)")
     parser.add_argument("--shards", type=Range(1, 1024), metavar="N", help="number of .pth files (meta)")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="size of a .safetensors file, such as 5GB (hf)")
     parser.add_argument("--chat-format", metavar="NAME",

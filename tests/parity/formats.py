@@ -29,34 +29,40 @@ from tests.parity.judges import Check, Judges
 from weights.fetch import CATALOGUE
 from weights.formats import gguf
 from weights.formats.gguf_blocks import FORMATS
+from weights.formats.gguf_file import blocks
 from weights.formats.paths import home
+from weights.formats.sources import open_source
 
 MODEL = "smollm2-135m-instruct"
 JUDGE = "judge_formats.py"
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "gguf_blocks.safetensors"
 PACKED = [format for format in FORMATS.values() if format.numbers > 1]
-WRITTEN = [format for format in FORMATS.values() if format.pack]
+WRITTEN = [format for format in FORMATS.values() if format.pack and format.numbers < 256]
+K_FORMATS = [format for format in FORMATS.values() if format.pack and format.numbers == 256]
 
 
 def checks(judges: Judges) -> Iterator[Check]:
     yield from number_formats(judges)
+    yield from k_formats(judges)
     fetched = home() / CATALOGUE[MODEL].members[0].path
     yield unpacking(judges, "GGUF fetched (Q4_1, Q8_0), its numbers here", fetched)
+    yield parts(judges, fetched)
     yield from smollm2(judges, fetched)
     yield from shapes(judges)
+    yield from packed_shapes(judges)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def number_formats(judges: Judges) -> Iterator[Check]:
-    blocks = random_blocks(1000)
-    theirs = judges.ask(JUDGE, what="unpacked", tensors=blocks)
+    stored = random_blocks(1000)
+    theirs = judges.ask(JUDGE, what="unpacked", tensors=stored)
     differ = 0
     for format in PACKED:
-        ours = format.unpack(blocks[format.name].numpy())
+        ours = format.unpack(stored[format.name].numpy())
         differ += int((ours.view(torch.int32) != theirs[format.name].view(torch.int32)).sum())
-    yield Check("GGUF blocks unpacked: Q4_0 to Q8_0, Q2_K to Q6_K", "gguf",
+    yield Check(f"GGUF blocks unpacked: {' '.join(format.name for format in PACKED)}", "gguf",
                 f"{1000 * len(PACKED):,} blocks", f"{differ} differ", differ == 0)
 
     x = random_numbers(5000)
@@ -67,12 +73,40 @@ def number_formats(judges: Judges) -> Iterator[Check]:
                 f"{len(WRITTEN) * x.numel():,} numbers", f"{differ} differ", differ == 0)
 
 
+def k_formats(judges: Judges) -> Iterator[Check]:
+    """Errors of our rounding beside those of llama.cpp's own: the formats leave open which numbers to take."""
+    model = open_source(home() / "weights" / MODEL)
+    tensors = {name: model.read(name).float().reshape(-1, 256) for name, shape, _ in model.ledger if len(shape) > 1}
+    weights = {name: x[:: max(1, len(x) // 32)].contiguous() for name, x in tensors.items()}
+    for what, x in {"random matrices": random_matrices(2048), f"{MODEL}, 32 blocks of each": weights}.items():
+        for format in K_FORMATS:
+            theirs = judges.ask(JUDGE, what="k_packed", format=format.name, tensors=x)
+            ratios = [error(format.pack(each.numpy()), format, each) / error(theirs[name].numpy(), format, each)
+                      for name, each in x.items()]
+            yield Check(f"GGUF {format.name} written here, error beside theirs: {what}", "llama.cpp",
+                        f"{len(x)} tensors", f"× {sum(ratios) / len(ratios):.3f}, at most {max(ratios):.3f}",
+                        max(ratios) <= 1.01)
+
+
+def error(blocks: np.ndarray, format: gguf.Format, x: Tensor) -> float:
+    return (format.unpack(blocks) - x).square().mean().sqrt().item()
+
+
+def random_matrices(rows: int) -> dict[str, Tensor]:
+    """float32 (rows, 256) of kinds that weights are like, or should not be."""
+    random = np.random.default_rng(2)
+    kinds = {"normal": random.standard_normal((rows, 256)), "long tails": random.standard_t(4, (rows, 256)),
+             "uniform": random.uniform(-1, 1, (rows, 256)), "exponential": random.exponential(1, (rows, 256)),
+             "columns": random.standard_normal((rows, 256)) * np.exp(random.standard_normal(256))}
+    return {name: torch.from_numpy((0.02 * x).astype(np.float32)) for name, x in kinds.items()}
+
+
 def random_blocks(count: int) -> dict[str, Tensor]:
     """{format: uint8 (count, bytes)}: any bytes whose numbers are finite."""
     random, found = np.random.default_rng(0), {}
     for format in PACKED:
         raw = random.integers(0, 256, (2 * count, format.bytes), dtype=np.uint8)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             finite = np.isfinite(format.unpack(raw).numpy()).all(-1)
         found[format.name] = torch.from_numpy(raw[finite][:count].copy())
     return found
@@ -104,17 +138,31 @@ def unpacking(judges: Judges, what: str, path: Path) -> Check:
     return Check(what, "gguf", f"{len(theirs)} tensors", f"{differ} differ", differ == 0)
 
 
+def parts(judges: Judges, path: Path) -> Check:
+    """The tensors of a file, and of the parts that the gguf library makes of it."""
+    (copy := judges.folder / "one.gguf").write_bytes(path.read_bytes())
+    paths = judges.ask(JUDGE, what="in_parts", file=str(copy), most=100)
+    whole, split = gguf.open_gguf(path), gguf.open_gguf(paths[-1])
+    differ = sum(not np.array_equal(blocks(whole, name), blocks(split, name)) for name in whole.tensors)
+    differ += whole.tensors.keys() != split.tensors.keys() or gguf.config(whole) != gguf.config(split)
+    for written in (copy, *split.paths):
+        written.unlink()
+    return Check("GGUF in parts written by gguf, its numbers here", "gguf",
+                 f"{len(whole.tensors)} tensors in {len(paths)} parts", f"{differ} differ", differ == 0)
+
+
 # ---- files that we write, run by llama.cpp ---------------------------------------------------------------------------
 
 # Up to which lead of the best logit over the second either token may be the next one. In F32 both sides compute alike;
 # with packed weights llama.cpp rounds what it multiplies them by to 8 bits too, so that log-probabilities move by 0.4.
-LEAD = {"F32": 1e-3, "Q8_0": 0.5}
+LEAD = {"F32": 1e-3, "Q8_0": 0.5, "Q4_K_M": 0.5}
 
 
 def smollm2(judges: Judges, fetched: Path) -> Iterator[Check]:
-    """Our greedy text against llama.cpp's, of the same file: F32 to the first close call, Q8_0 wherever none is."""
+    """Our greedy text against llama.cpp's, of the same file: F32 to the first close call, others wherever none is."""
     tokenizer, source = get_model(MODEL).tokenizer, gguf.open_gguf(fetched)
-    for encoding, prompts in {"F32": texts.PROMPTS[:12], "Q8_0": texts.PROMPTS[:6]}.items():
+    for encoding, prompts in {"F32": texts.PROMPTS[:12], "Q8_0": texts.PROMPTS[:6],
+                              "Q4_K_M": texts.PROMPTS[:6]}.items():
         path = judges.folder / f"{encoding}.gguf"
         gguf.write_gguf(path, gguf.config(source), tokenizer.vocabulary(), gguf.tensor_ledger(source),
                         gguf.read_tensors(source), encoding=encoding, name=MODEL)
@@ -184,6 +232,24 @@ def shapes(judges: Judges) -> Iterator[Check]:
                     worst < 1e-3 and ids == ours.argmax(-1).tolist())
 
 
+def packed_shapes(judges: Judges) -> Iterator[Check]:
+    """Files in K formats: llama.cpp computes with 8 bits of what they are multiplied by, in blocks of 256."""
+    prompt = [(7 * i * i + i) % 256 for i in range(30)]
+    model, path = build({"hidden_size": 256, "intermediate_size": 512}), judges.folder / "packed.gguf"
+    tensors = {name: x * (0.2 if x.ndim > 1 else 1) for name, x in plain_tensors(model).items()}
+    ledger = [(name, tuple(x.shape), x.dtype) for name, x in tensors.items()]
+    for encoding in ("Q4_K_M", "Q5_K_M", "Q6_K"):
+        gguf.write_gguf(path, config_to_dict(model.config), VOCABULARY, ledger, iter(tensors.items()),
+                        encoding=encoding)
+        theirs = judges.ask(JUDGE, what="llama_cpp", file=str(path), prompts=[prompt], new=16, context=512)[0]
+        model.load_state_dict(dict(gguf.read_tensors(gguf.open_gguf(path))))
+        with torch.inference_mode():
+            ours = model(torch.tensor([prompt + theirs["ids"]]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        worst = (ours[range(16), theirs["ids"]] - torch.tensor(theirs["logprobs"])).abs().max().item()
+        yield Check(f"GGUF written here ({encoding}), log-probabilities", "llama.cpp", "16 tokens after 30",
+                    f"Δ {worst:.1e}", worst < 0.1)
+
+
 # Tokens are numbers in letters, so that llama.cpp reports each by itself and not in the company of half a character.
 VOCABULARY = {"model": "gpt2", "pre": "smollm", "tokens": ["<end>", "Ċ", *(f"{i:03d}" for i in range(2, 320))],
               "types": [3] + [1] * 319, "scores": None, "merges": ["0 0"], "bos_id": 0, "eos_ids": [0], "pad_id": 0,
@@ -202,11 +268,14 @@ def build(changes: dict) -> Llama:
 
 
 def write_fixture(judges: Judges) -> None:
-    blocks, x = random_blocks(4), random_numbers(8)
-    numbers = judges.ask(JUDGE, what="unpacked", tensors=blocks)
+    stored, x = random_blocks(4), random_numbers(8)
+    numbers = judges.ask(JUDGE, what="unpacked", tensors=stored)
     packed = judges.ask(JUDGE, what="packed", formats=[format.name for format in WRITTEN], tensors={"x": x})
-    tensors = {"x": x} | {f"{name}.{part}": tensor for part, all_of in
-                          {"blocks": blocks, "numbers": numbers, "packed": packed}.items()
+    matrices = torch.cat([each[:4] for each in random_matrices(4).values()])
+    k_packed = {f"{format.name}.packed": judges.ask(JUDGE, what="k_packed", format=format.name,
+                                                    tensors={"x": matrices})["x"] for format in K_FORMATS}
+    tensors = {"x": x, "matrices": matrices} | k_packed | {f"{name}.{part}": tensor for part, all_of in
+                          {"blocks": stored, "numbers": numbers, "packed": packed}.items()
                           for name, tensor in all_of.items()}
     FIXTURE.parent.mkdir(exist_ok=True)
     save_file(tensors, FIXTURE, {"written by": "python -m tests.parity.formats --judges .venv-parity/bin/python"})

@@ -24,6 +24,28 @@ def gguf(request):
     return sums
 
 
+def in_parts(request):
+    """{"file", "most"} -> a copy in parts of so many tensors at most, written beside it by this library: its files."""
+    from pathlib import Path
+
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    path = Path(request["file"])
+    reader = GGUFReader(path)
+    writer = GGUFWriter(path.with_name("parts.gguf"), "llama", split_max_tensors=request["most"])
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(str(part) for part in path.parent.glob("parts-*.gguf"))
+
+
 def unpacked(request):
     """{"tensors": {format: uint8 (blocks, bytes)}} -> the numbers of each, float32."""
     import torch
@@ -44,6 +66,28 @@ def packed(request):
     x = request["tensors"]["x"].numpy()
     return {name: torch.from_numpy(np.ascontiguousarray(quantize(x, GGMLQuantizationType[name])).view(np.uint8).copy())
             for name in request["formats"]}
+
+
+def k_packed(request):
+    """{"format", "tensors": {name: float32 (rows, 256)}} -> their blocks, uint8, by llama.cpp's own quantiser."""
+    import ctypes
+    from pathlib import Path
+
+    import torch
+    import xllamacpp
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    form = GGMLQuantizationType[request["format"]]
+    library = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("*.so"))))
+    pack = library.ggml_quantize_chunk                              # type, from, to, first row, rows, columns, weights
+    pack.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    pack.restype = ctypes.c_size_t
+    answer = {}
+    for name, x in request["tensors"].items():
+        answer[name] = torch.empty(len(x), GGML_QUANT_SIZES[form][1], dtype=torch.uint8)
+        written = pack(form.value, x.data_ptr(), answer[name].data_ptr(), 0, len(x), 256, None)
+        assert written == answer[name].numel(), written
+    return answer
 
 
 def llama_cpp(request):

@@ -16,7 +16,7 @@ real model would write nonsense.
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from torch import Tensor
 from weights.formats import gguf_config, gguf_vocabulary
 from weights.formats.gguf_blocks import NAMED, Format
 from weights.formats.gguf_config import REORDERED, ROTARY_TABLE, architecture, config
-from weights.formats.gguf_file import GGUF, blocks, open_gguf, write_file
+from weights.formats.gguf_file import GGUF, blocks, model_in, open_gguf, without_part, write_file
 from weights.formats.gguf_vocabulary import vocabulary
 from weights.formats.huggingface import Entry, Ledger
 from weights.formats.plain_llama import to_half_split, to_interleaved
 
-__all__ = ["ENCODINGS", "GGUF", "config", "open_gguf", "packed", "read_tensor", "read_tensors", "tensor_ledger",
-           "vocabulary", "write_gguf"]
+__all__ = ["ENCODINGS", "GGUF", "PACKED", "config", "model_in", "open_gguf", "packed", "read_tensor", "read_tensors",
+           "tensor_ledger", "vocabulary", "without_part", "write_gguf"]
 
 NAMES = {
     "token_embd": "embed_tokens",
@@ -80,7 +80,7 @@ def read_tensor(gguf: GGUF, name: str) -> Tensor:
     Raises ValueError for numbers that are infinite or none, which only damage brings into a file.
     """
     format, rows = _rows(gguf, name)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         tensor = format.unpack(rows).reshape(gguf.tensors[_stored_name(name, architecture(gguf))].shape)
     if not tensor.sum(dtype=torch.float64).isfinite():
         raise ValueError(f"{gguf.path}: {name} holds numbers that are not finite; fetch or copy it again")
@@ -146,8 +146,24 @@ def _may_be_biased(name: str) -> bool:
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
-ENCODINGS = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}    # and their numbers as kinds of files
-PIECE = 1 << 20                         # numbers packed at a time, so that beside the tensor little memory is needed
+
+
+class Encoding(NamedTuple):
+    """Which format the matrices of a file have."""
+
+    code: int                           # its number as a kind of file
+    most: str                           # of the matrices
+    finer: str                          # of embedding and head, since what they lose is lost for every token
+
+
+ENCODINGS = {"F32": Encoding(0, "F32", "F32"), "F16": Encoding(1, "F16", "F16"), "BF16": Encoding(32, "BF16", "BF16"),
+             "Q8_0": Encoding(7, "Q8_0", "Q8_0"), "Q6_K": Encoding(18, "Q6_K", "Q6_K"),
+             "Q5_1": Encoding(9, "Q5_1", "Q8_0"), "Q5_K_M": Encoding(17, "Q5_K", "Q6_K"),
+             "Q5_0": Encoding(8, "Q5_0", "Q8_0"), "Q4_1": Encoding(3, "Q4_1", "Q8_0"),
+             "Q4_K_M": Encoding(15, "Q4_K", "Q6_K"), "Q4_0": Encoding(2, "Q4_0", "Q8_0")}
+PACKED = tuple(name for name, encoding in ENCODINGS.items() if NAMED[encoding.most].numbers > 1)
+INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}         # where 256 does not divide a row; else F16
+PIECE = 1 << 18                         # numbers packed at a time, so that beside the tensor little memory is needed
 
 
 def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, Any], ledger: Ledger,
@@ -157,9 +173,7 @@ def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, A
     config      Hugging Face's keys, all of them, as config_to_dict gives them
     vocabulary  as `vocabulary` gives it
     ledger      and tensors, by names in memory
-    encoding    a name in ENCODINGS, of matrices. Vectors stay F32, which is what llama.cpp asks for; in Q4_0 and Q4_1
-                files embedding and head are Q8_0, since what they lose is lost for every token; rows that 32 does not
-                divide are F16
+    encoding    a name in ENCODINGS, of matrices; `format_of` says which format each has
     name        general.name, what programs show to people
     ->          remarks: what a person should know of the choices made
 
@@ -176,13 +190,16 @@ def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, A
     kept = {entry[0] for entry in ledger} - ({HEAD} if tied else set())
     if not tied and HEAD not in kept:                              # llama.cpp would take the embedding for it
         raise ValueError(f"there is no {HEAD}, and the config does not tie it to the embedding")
-    infos = [(_stored_name(name, of), shape, format_of(name, shape, encoding)) for name, shape, _ in ledger
+    layers = config["num_hidden_layers"]
+    infos = [(_stored_name(name, of), shape, format_of(name, shape, encoding, layers)) for name, shape, _ in ledger
              if name in kept]
+    remarks = [*_remarks([entry for entry in ledger if entry[0] in kept], encoding, layers,
+                         reordered=of in REORDERED, tied=tied)]
     if table is not None:
         infos.insert(0, (ROTARY_TABLE, table.shape, NAMED["F32"]))
-    general = {"general.type": "model", "general.file_type": ENCODINGS[encoding]} \
+    general = {"general.type": "model", "general.file_type": ENCODINGS[encoding].code} \
         | ({"general.name": name} if name else {}) \
-        | ({"general.quantization_version": 2} if NAMED[encoding].numbers > 1 else {})
+        | ({"general.quantization_version": 2} if encoding in PACKED else {})
     words = gguf_vocabulary.metadata(vocabulary, values[f"{of}.vocab_size"])
 
     def content() -> Iterator[Iterator[np.ndarray]]:
@@ -190,7 +207,7 @@ def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, A
             yield iter([table])
         coming = iter(tensors)
         for entry in ledger:
-            part, format = entry[0].split(".")[-2], format_of(entry[0], entry[1], encoding)
+            part, format = entry[0].split(".")[-2], format_of(entry[0], entry[1], encoding, layers)
             pieces = _pieces(_next(coming, entry), entry[0], format, heads.get(part, 0))
             if entry[0] in kept:
                 yield pieces
@@ -198,17 +215,35 @@ def write_gguf(path: str | Path, config: dict[str, Any], vocabulary: dict[str, A
             raise ValueError(f"{extra[0]} comes after the ledger's last tensor; tensors must come as their ledger says")
 
     write_file(path, values | general | words, infos, content())
-    return list(_remarks(infos, encoding, reordered=of in REORDERED, tied=tied,
-                         filler=len(words["tokenizer.ggml.tokens"]) - len(vocabulary["tokens"])))
+    if filler := len(words["tokenizer.ggml.tokens"]) - len(vocabulary["tokens"]):
+        remarks.append(f"{filler} unused tokens fill the vocabulary up to the embedding's rows")
+    return remarks
 
 
-def format_of(name: str, shape: tuple[int, ...], encoding: str) -> Format:
-    """The number format of one tensor, by its name in memory, in a file of this encoding (see `write_gguf`)."""
+def format_of(name: str, shape: tuple[int, ...], encoding: str, layers: int) -> Format:
+    """The number format of one tensor, by its name in memory, in a file of this encoding.
+
+    Vectors are F32, which is what llama.cpp asks for. Embedding and head are finer than most; in the mixed kinds (_M)
+    v_proj and down_proj, too, in half of the layers: the first and last eighth, and every third between. (v_proj is
+    small where heads share it, down_proj sums what is largest, and errors of early layers go through all others.) Rows
+    that a format's blocks do not divide get a wider one.
+    """
     if len(shape) == 1:
         return NAMED["F32"]
-    if encoding in ("Q4_0", "Q4_1") and name in ("embed_tokens.weight", HEAD):
-        encoding = "Q8_0"
-    return NAMED["F16"] if shape[-1] % NAMED[encoding].numbers else NAMED[encoding]
+    found = NAMED[_wanted(name, encoding, layers)]
+    while shape[-1] % found.numbers:
+        found = NAMED[INSTEAD.get(found.name, "F16")]
+    return found
+
+
+def _wanted(name: str, encoding: str, layers: int) -> str:
+    _, most, finer = ENCODINGS[encoding]
+    if name in ("embed_tokens.weight", HEAD):
+        return finer
+    if encoding.endswith("_M") and (layer := re.match(r"layers\.(\d+)\..*\.(v_proj|down_proj)\.", name)):
+        n, eighth = int(layer[1]), layers // 8
+        return finer if n < eighth or n >= 7 * layers // 8 or (n - eighth) % 3 == 2 else most
+    return most
 
 
 def _stored_name(name: str, of: str) -> str:
@@ -241,16 +276,18 @@ def _pieces(tensor: Tensor, name: str, format: Format, heads: int) -> Iterator[n
             raise ValueError(f"{name} cannot be written as {format.name}: {error}; take F32 or BF16") from None
 
 
-def _remarks(infos: list[tuple[str, tuple[int, ...], Format]], encoding: str, *, reordered: bool, tied: bool,
-             filler: int) -> Iterator[str]:
+def _remarks(ledger: Ledger, encoding: str, layers: int, *, reordered: bool, tied: bool) -> Iterator[str]:
     if reordered:
         yield "rows of q_proj and k_proj reordered to rotary pairs (2i, 2i + 1)"
-    if encoding in ("Q4_0", "Q4_1"):
-        yield "embedding and head in Q8_0"
-    block = NAMED[encoding].numbers
-    if odd := [name for name, shape, _ in infos if len(shape) > 1 and shape[-1] % block]:
-        yield f"{len(odd)} tensors in F16, because {block} does not divide their rows: {odd[0]} …"
+    _, most, finer = ENCODINGS[encoding]
+    if most != finer:
+        yield f"embedding and head in {finer}" + ", so are half of v_proj and down_proj" * encoding.endswith("_M")
+    wider: dict[str, list[str]] = {}
+    for name, shape, _ in ledger:
+        wanted, format = _wanted(name, encoding, layers), format_of(name, shape, encoding, layers)
+        if len(shape) > 1 and format.name != wanted:
+            wider.setdefault(f"in {format.name} and not {wanted}, because {NAMED[wanted].numbers}", []).append(name)
+    for where, names in wider.items():
+        yield f"{len(names)} tensor{'s' * (len(names) > 1)} {where} does not divide their rows: {names[0]} …"
     if tied:
         yield "the head is tied to the embedding and not written a second time"
-    if filler:
-        yield f"{filler} unused tokens fill the vocabulary up to the embedding's rows"

@@ -42,8 +42,6 @@ def config(gguf: GGUF) -> dict[str, Any]:
     of = architecture(gguf)
     if get(gguf, f"{of}.expert_count", int, 0):
         raise ValueError(f"{gguf.path}: a mixture of experts ({of}.expert_count), which is not built here")
-    if get(gguf, "split.count", int, 1) > 1:
-        raise ValueError(f"{gguf.path}: one part of several (split.count); join them with llama.cpp's gguf-split first")
     D, H = size(gguf, f"{of}.embedding_length"), size(gguf, f"{of}.attention.head_count")
     K = size(gguf, f"{of}.attention.key_length", D // H)
     for key in (f"{of}.attention.value_length", f"{of}.rope.dimension_count"):

@@ -5,6 +5,9 @@
     tensors   name · number of axes · sizes, fastest axis first · number format · offset
     padding to `general.alignment`, then the tensors' bytes at their offsets
 
+Large models come in parts, NAME-00001-of-00003.gguf and so on: each is such a file with some of the tensors, and the
+first has the metadata of all.
+
 A file from anywhere may lie about its sizes, so every length is compared with the bytes that are left before anything
 of that size is made.
 
@@ -12,9 +15,10 @@ Try: in `write_file`, write the sizes slowest axis first; tests/test_gguf_file.p
 fails, and llama.cpp would find every matrix transposed.
 """
 
+import re
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +36,7 @@ class TensorInfo:
     shape: tuple[int, ...]              # slowest axis first, as torch has it
     format: Format
     offset: int                         # bytes from the start of the file
+    path: Path                          # of the file, which may be one of several parts
 
     @property
     def size(self) -> int:
@@ -41,20 +46,79 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUF:
-    path: Path
+    path: Path                          # that of the first of several parts
     metadata: dict[str, Any]            # str, int, float, bool; arrays of strings as lists, of numbers as numpy arrays
     tensors: dict[str, TensorInfo]      # by their names in the file
+    paths: tuple[Path, ...]             # of all parts
 
 
 def open_gguf(path: str | Path) -> GGUF:
-    """Read everything but the tensors' numbers.
+    """Read everything but the tensors' numbers; any of several parts stands for all, which lie beside it.
 
-    Raises FileNotFoundError, or ValueError with the file's name for what is no GGUF of version 2 or 3, is cut short,
-    contradicts itself, or holds a number format that is not read here.
+    Raises FileNotFoundError for a part that is missing, too, and ValueError with the file's name for what is no GGUF of
+    version 2 or 3, is cut short, contradicts itself, or holds a number format that is not read here.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file")
+    found = _open_file(path)
+    count = get(found, "split.count", int, 1)
+    return found if count <= 1 else _together([_part(part, number, count) for number, part in _parts(path, count)])
+
+
+def model_in(folder: Path) -> Path | None:
+    """The GGUF file in a folder, or the first of its parts, if there is one; ValueError where there are several."""
+    models = sorted({_PART.sub(r"\1-00001-of-\3.gguf", path.name) for path in folder.glob("*.gguf")})
+    if len(models) > 1:
+        raise ValueError(f"{folder} holds {len(models)} models; give one of them, such as {folder / models[0]}")
+    return folder / models[0] if models else None
+
+
+def without_part(stem: str) -> str:
+    """The name of a file without its ending, and without the number that a part has."""
+    return _PART.sub(r"\1", stem + ".gguf").removesuffix(".gguf")
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def _parts(path: Path, count: int) -> Iterator[tuple[int, Path]]:
+    """All parts beside one of them, numbered from 1. Nothing but their names says that they belong together."""
+    named = _PART.fullmatch(path.name)
+    if not named or int(named[3]) != count:
+        raise ValueError(f"{path}: one of {count} parts (split.count), which are found by their names: it must be "
+                         f"named like {without_part(path.stem)}-00001-of-{count:05d}.gguf")
+    for number in range(1, count + 1):
+        part = path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf")
+        if not part.is_file():
+            raise FileNotFoundError(f"{part} is missing, and {path.name} is but one of {count} parts; fetch or copy "
+                                    "it into the same folder")
+        yield number, part
+
+
+def _part(path: Path, number: int, count: int) -> GGUF:
+    part = _open_file(path)
+    said = get(part, "split.no", int, -1) + 1, get(part, "split.count", int, 1)
+    if said != (number, count):
+        raise ValueError(f"{path}: is part {said[0]} of {said[1]} by its content (split.no, split.count), and part "
+                         f"{number} of {count} by its name; fetch or copy it again")
+    return part
+
+
+def _together(parts: list[GGUF]) -> GGUF:
+    tensors: dict[str, TensorInfo] = {}
+    for part in parts:
+        if twice := sorted(tensors.keys() & part.tensors.keys()):
+            raise ValueError(f"{part.path}: tensor {twice[0]} is in another part, too; fetch or copy them again")
+        tensors |= part.tensors
+    first = parts[0]
+    if (total := get(first, "split.tensors.count", int, len(tensors))) != len(tensors):
+        raise ValueError(f"{first.path}: its {len(parts)} parts hold {len(tensors)} tensors, and should hold {total} "
+                         "(split.tensors.count); fetch or copy them again")
+    return replace(first, tensors=tensors, paths=tuple(part.path for part in parts))
+
+
+def _open_file(path: Path) -> GGUF:
     with open(path, "rb") as file:
         reader = _Reader(file, path)
         if reader.take(4) != b"GGUF":
@@ -65,7 +129,7 @@ def open_gguf(path: str | Path) -> GGUF:
             raise ValueError(f"{path}: a {reason} GGUF; read here are little-endian ones of version 2 and 3")
         tensor_count, pair_count = reader.number("Q"), reader.number("Q")
         metadata = _read_metadata(reader, pair_count)
-        return GGUF(path, metadata, _read_tensor_infos(reader, tensor_count, metadata))
+        return GGUF(path, metadata, _read_tensor_infos(reader, tensor_count, metadata), (path,))
 
 
 class _Reader:
@@ -148,7 +212,7 @@ def _read_tensor_infos(reader: _Reader, count: int, metadata: dict[str, Any]) ->
             raise ValueError(f"{reader.path}: {stored} is not read yet; take a file in one of {known}")
         if name in found:
             raise ValueError(f"{reader.path}: tensor {name} comes twice; fetch or copy it again")
-        found[name] = TensorInfo(shape, FORMATS[kind], offset)
+        found[name] = TensorInfo(shape, FORMATS[kind], offset, reader.path)
     return _placed(reader, found, metadata)
 
 
@@ -160,7 +224,7 @@ def _placed(reader: _Reader, found: dict[str, TensorInfo], metadata: dict[str, A
     start = -(-reader.position // alignment) * alignment
     placed, total = {}, 0
     for name, info in found.items():
-        info = TensorInfo(info.shape, info.format, start + info.offset)
+        info = replace(info, offset=start + info.offset)
         if not info.shape or 0 in info.shape:
             raise ValueError(f"{reader.path}: {name} has an empty axis; fetch or copy it again")
         if info.shape[-1] % info.format.numbers:
@@ -180,7 +244,7 @@ def blocks(gguf: GGUF, name: str) -> np.ndarray:
     """The bytes of one tensor, uint8 (…, blocks in a row, bytes of a block), mapped from the file, not yet read."""
     info = gguf.tensors[name]
     shape = (*info.shape[:-1], info.shape[-1] // info.format.numbers, info.format.bytes)
-    return np.asarray(np.memmap(gguf.path, np.uint8, "r", info.offset, shape))
+    return np.asarray(np.memmap(info.path, np.uint8, "r", info.offset, shape))
 
 
 REQUIRED: Any = object()

@@ -1,7 +1,7 @@
 """A model in whatever form it lies on disk, recognised by its content: `open_source(path)` is the one door to all.
 
     Hugging Face   a folder with config.json and *.safetensors, or pytorch_model*.bin
-    GGUF           a file that begins with the bytes «GGUF»
+    GGUF           a file that begins with the bytes «GGUF», one of several parts, or a folder with nothing else
     Meta           a folder with params.json and consolidated.*.pth, or one of its files
     llama2.c       a .bin file: a header of sizes, to which the file's length fits exactly; tokenizer.bin beside it
     single file    what `model.save("model.pt")` writes
@@ -42,8 +42,8 @@ LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE
 KEPT_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt", *LICENCES)
 _BESIDE = {"llama2c": ("tokenizer.bin",), "meta": ("params.json", "tokenizer.model")}
 PERMUTED = "rows of q_proj and k_proj reordered to rotary pairs (i, i + K/2)"
-KNOWN = ("known are Hugging Face folders (config.json), GGUF files, Meta folders (params.json, consolidated.*.pth), "
-         "llama2.c files (.bin) and files written by model.save (.pt)")
+KNOWN = ("known are Hugging Face folders (config.json), GGUF files (*.gguf), Meta folders (params.json, "
+         "consolidated.*.pth), llama2.c files (.bin) and files written by model.save (.pt)")
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Source:
     remarks  sentences for whoever converts it
     packed   gives a matrix as it is stored, in 8 or 4 bits; None for a tensor that is stored as numbers, or otherwise
     quantization  what config.json of a model in 8 or 4 bits says of itself (quantized_matrix.py); {} of others
+    parts    of a GGUF that consists of several files: all of them, of which `path` is the first
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Source:
     remarks: list[str] = field(default_factory=list)
     packed: Callable[[str], QuantizedMatrix | None] = lambda name: None
     quantization: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Path, ...] = ()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors in the ledger's order, one at a time."""
@@ -86,7 +88,7 @@ class Source:
         if self.path.is_dir():
             return [path for path in self.path.rglob("*") if path.is_file()]
         beside = [self.path.with_name(name) for name in _BESIDE.get(self.kind, ())]
-        return [self.path, *(path for path in beside if path.is_file())]
+        return [*(self.parts or [self.path]), *(path for path in beside if path.is_file())]
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -122,6 +124,8 @@ def _kind(path: Path) -> str:
             return "hf"
         if (path / "params.json").is_file() or any(path.glob("*.pth")):
             return "meta"
+        if gguf.model_in(path):
+            return "gguf"
         raise ValueError(f"{path} holds neither config.json nor params.json, so it is no model folder; {KNOWN}")
     with open(path, "rb") as file:
         start = file.read(4)
@@ -211,7 +215,8 @@ def _present(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _open_gguf(path: Path) -> Source:
-    file = gguf.open_gguf(path)
+    file = gguf.open_gguf(gguf.model_in(path) if path.is_dir() else path)
+    path = file.path
     config, vocabulary = gguf.config(file), gguf.vocabulary(file)
     try:
         files = from_vocabulary(vocabulary).files()
@@ -221,7 +226,7 @@ def _open_gguf(path: Path) -> Source:
     formats = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
     return Source(path, "gguf", config | _special_ids(vocabulary), gguf.tensor_ledger(file),
                   partial(gguf.read_tensor, file), files, *_told(path, config, f"tensors in {formats}"),
-                  packed=lambda name: from_blocks(*gguf.packed(file, name)))
+                  packed=lambda name: from_blocks(*gguf.packed(file, name)), parts=file.paths)
 
 
 def _special_ids(vocabulary: dict[str, Any]) -> dict[str, Any]:
