@@ -102,7 +102,8 @@ def test_refusal_commands_that_write_models_look_at_the_disk_before_they_load(ti
 
 
 @pytest.mark.parametrize("form", [Form("hf"), Form("pt"), Form("meta"), Form("llama2c"), Form("gguf"),
-                                  Form("gguf", quantization="Q8_0")], ids=lambda form: form.kind + form.quantization)
+                                  *(Form("gguf", quantization=name) for name in ("Q8_0", "Q4_K_M"))],
+                         ids=lambda form: form.kind + form.quantization)
 def test_two_ways_what_a_conversion_writes(form, tiny_model, tmp_path):
     save_model(tiny_model, tmp_path / "m")
     foretold = written_bytes(form, open_source(tmp_path / "m").ledger)

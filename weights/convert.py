@@ -38,7 +38,6 @@ with quiet_start(__name__):
     from weights import download, hub
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
     from weights.formats.atomic_write import atomic_files, atomic_folder
-    from weights.formats.gguf_blocks import NAMED
     from weights.formats.huggingface import HEADS, Ledger
     from weights.formats.paths import shown
     from weights.formats.plain_llama import plain_sizes
@@ -178,8 +177,7 @@ def check(config: dict[str, Any], ledger: Ledger, place: Path) -> "LlamaConfig":
 
 def written_bytes(form: Form, ledger: Ledger) -> float:
     """What a conversion has on the disk at once at most: torch.save copies what lies there already."""
-    packed = NAMED.get(form.quantization, NAMED["Q6_K"])            # of which a mixed file holds some, and none larger
-    each = packed.bytes / packed.numbers if form.quantization else 4 if form.kind == "llama2c" else 0
+    each = gguf.bytes_each(form.quantization) if form.quantization else 4 if form.kind == "llama2c" else 0
     whole = sum(torch.Size(shape).numel() * (each or dtype.itemsize) for _, shape, dtype in
                 _cast_ledger(ledger, form.dtype))
     return whole * (2 if form.kind in ("meta", "pt") else 1)

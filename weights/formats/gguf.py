@@ -30,8 +30,8 @@ from weights.formats.gguf_vocabulary import vocabulary
 from weights.formats.huggingface import Entry, Ledger
 from weights.formats.plain_llama import to_half_split, to_interleaved
 
-__all__ = ["ENCODINGS", "GGUF", "PACKED", "config", "model_in", "open_gguf", "packed", "read_tensor", "read_tensors",
-           "tensor_ledger", "vocabulary", "without_part", "write_gguf"]
+__all__ = ["ENCODINGS", "GGUF", "PACKED", "bytes_each", "config", "model_in", "open_gguf", "packed", "read_tensor",
+           "read_tensors", "tensor_ledger", "vocabulary", "without_part", "write_gguf"]
 
 NAMES = {
     "token_embd": "embed_tokens",
@@ -234,6 +234,12 @@ def format_of(name: str, shape: tuple[int, ...], encoding: str, layers: int) -> 
     while shape[-1] % found.numbers:
         found = NAMED[INSTEAD.get(found.name, "F16")]
     return found
+
+
+def bytes_each(encoding: str) -> float:
+    """How many bytes most numbers have in a file of this encoding."""
+    format = NAMED[ENCODINGS[encoding].most]
+    return format.bytes / format.numbers
 
 
 def _wanted(name: str, encoding: str, layers: int) -> str:
