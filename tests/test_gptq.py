@@ -150,5 +150,5 @@ def test_worked_example_the_command_with_a_text(tiny_model, tmp_path, monkeypatc
     quantize.main()
     assert lengths == [64]
     monkeypatch.setattr(sys, "argv", [*command[:3], *command[5:-1], "--bits", "4", "--overwrite", "--block-size", "64"])
-    with pytest.raises(ValueError, match="--block-size 64 divides a text: it is above 0, and beside --data"):
+    with pytest.raises(ValueError, match="--block-size 64 divides a text; give one with --data"):
         quantize.main()
