@@ -5,8 +5,9 @@
 
     python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
 
-Data: Alpaca records (instruction, input, output) or chat messages, .json or .jsonl; with --task generation, text; with
-the others what llama/datasets reads: records with labels, pairs, tagged columns or word/tag, SQuAD's JSON.
+Data: Alpaca records (instruction, input, output) or chats (OpenAI's messages, ShareGPT's conversations), .json or
+.jsonl; with --task generation, text; with the others what llama/datasets reads: records with labels, pairs, tagged
+columns or word/tag, SQuAD's JSON. All of them may be packed by gzip or xz.
 """
 
 import dataclasses
@@ -143,6 +144,8 @@ def main() -> None:
         merge_lora(model, keep_undo=False)
         unfreeze(model)
     task.prepare(model, data, seed=model_flags.seed)
+    if test_data is not None and not len(task.samples(test_data, model.tokenizer)):     # or refused now, not afterwards
+        raise ValueError("the test data holds no sample; give data that can be scored, or leave --test-data out")
     if arguments.inspect is not None:
         inspect_samples(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
               allow=arguments.allow, as_json=model_flags.json)

@@ -25,7 +25,7 @@ with quiet_start(__name__):
     from llama.commands import flags
     from llama.config import PRESETS, LlamaConfig, preset
     from llama.config_json import family
-    from llama.datasets.language_modeling import LanguageModelingDataset
+    from llama.datasets.language_modeling import LanguageModelingDataset, hold_out
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
     from llama.runtime import cli, distributed, run_lock
     from llama.runtime.destinations import folder_to_write
@@ -61,9 +61,12 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"text to learn (default: {CORPUS}, fetched)")
     parser.add_argument("--documents", choices=("blank-line", "line"), default="blank-line",
                         help="what separates the documents of a .txt file")
+    parser.add_argument("--encoding", default="", help="of text files, such as gb18030 (default: UTF-8)")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without lines that cannot be read; they are "
+                        "counted, and the first named")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="text to evaluate on")
     parser.add_argument("--hold-out", type=Range(0.0, 1 - 1e-6), metavar="X",
-                        help="part of the documents, the last, to evaluate on")
+                        help="part of the text, the last documents or the end of the only one, to evaluate on")
     parser.add_argument("--tokenizer", metavar="PATH", help="file or folder (default: train one on the text)")
     parser.add_argument("--vocab-size", type=Range(256, 2**22), metavar="N",
                         help=f"size of a tokenizer trained here (default: {VOCAB_SIZE})")
@@ -104,15 +107,16 @@ def main() -> None:
     device = distributed.init_process_group(flags.choose_device(arguments.device))
     with distributed.first_goes_first():
         files = flags.data_files(arguments.data) if arguments.data else [str(fetch(CORPUS) / "text.txt")]
-    documents = [example["text"] for example in LanguageModelingDataset(*files, documents=arguments.documents)]
-    hold_out = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
-    cut = len(documents) - round(len(documents) * hold_out)
-    documents, held_out = documents[:cut], documents[cut:]
+    reading = {"documents": arguments.documents, "encoding": arguments.encoding, "skip_bad": arguments.skip_bad}
+    documents = [example["text"] for example in LanguageModelingDataset(*files, **reading)]
+    share = arguments.hold_out if arguments.hold_out is not None else 0.0 if arguments.data else 0.05
+    there = len(documents)
+    documents, held_out = hold_out(documents, share)
+    if len(documents) + len(held_out) > there:
+        print(f"the end of the last document is held out: {len(held_out[0]):,} characters", file=sys.stderr)
     eval_files = flags.data_files(arguments.eval_data or [])
     if eval_files:
-        held_out = [example["text"] for example in LanguageModelingDataset(*eval_files, documents=arguments.documents)]
-    if not documents:
-        raise ValueError(f"--hold-out {hold_out} leaves no document to learn from")
+        held_out = [example["text"] for example in LanguageModelingDataset(*eval_files, **reading)]
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
     writes = arguments.inspect is None and not arguments.dry_run
@@ -155,7 +159,7 @@ def main() -> None:
             dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, output=output,
                     as_json=arguments.json)
         return
-    parts = (f"the first {cut} documents", f"the last {len(held_out)} documents")
+    parts = (f"the first {len(documents)} documents, less {share}", f"the last {len(held_out)} documents")
     train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)
     with distributed.first_goes_first():
         train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size)

@@ -18,7 +18,7 @@ from llama.tasks.generation import TextGenerationTask
 from llama.tasks.labelled import Labelled, stride_windows
 from llama.trainer import Trainer
 from llama.training.data_checks import examine
-from llama.training.evaluation import add_up, evaluate
+from llama.training.evaluation import add_up, evaluate, evaluate_dataset
 from llama.training.inspect_samples import show_sample
 from llama.training.objective import Plain
 from llama.training.optimizer import TrainConfig
@@ -201,6 +201,22 @@ def test_worked_example_predictions_and_errors(tiny_model, tmp_path):
     assert sum(sum(row) for row in details["confusion"]["matrix"]) == 4 and "precision" in table
 
 
+def test_worked_example_a_label_that_the_model_does_not_know_is_an_error(tiny_model, caplog):
+    """As scikit-learn counts it; the loss is that of the others."""
+    task, meh = prepared(tiny_model), {"text": "a", "label": "meh", "place": "r:9"}
+    scores, results = evaluate_dataset(Plain(tiny_model, task), [*REVIEWS, meh])
+    assert "1 of 5 examples have labels that the model does not know, and count as errors: first 'meh' in r:9" in \
+        caplog.text
+    known, right = evaluate_dataset(Plain(tiny_model, task), REVIEWS)
+    assert scores["loss"] == pytest.approx(known["loss"]) and scores["accuracy"] == known["accuracy"] * 4 / 5
+    assert results[:4] == right and results[4]["gold"] == "meh" and not results[4]["correct"]
+    details, _ = task.report(results)
+    assert details["confusion"]["labels"] == ["neg", "pos", "meh"] and sum(details["confusion"]["matrix"][2]) == 1
+    other = PretrainedLlama(preset("test", vocab_size=tiny_model.config.vocab_size), tiny_model.tokenizer)
+    several = prepared(other, [{"text": "a", "labels": ["x", "y"]}], multi_label=True)
+    assert several.samples([{"text": "a", "labels": ["x", "z"]}], tiny_model.tokenizer)[0].goals == [[1, 0]]
+
+
 def test_worked_example_the_commands(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny_model.save("tiny")
@@ -235,8 +251,11 @@ def test_refusal_of_data_and_models_that_do_not_fit(tiny_model, tiny_tokenizer):
     with pytest.raises(ValueError, match="no head of labels for classification; tune one"):
         ClassificationTask().predict(tiny_model, ["a"])
     task = prepared(tiny_model)
-    with pytest.raises(ValueError, match="r:9: the label 'meh' is none of those that are learned .neg, pos."):
-        task.samples([{"text": "a", "label": "meh", "place": "r:9"}], tiny_tokenizer)
+    meh = {"text": "a", "label": "meh", "place": "r:9"}
+    with pytest.raises(ValueError, match="r:9: 'meh' is none of those that are learned .neg, pos.; mend it, or give"):
+        ClassificationTask().prepare(tiny_model, [*REVIEWS, meh])
+    with pytest.raises(ValueError, match="r:9: none of 1 examples has a label that the model knows .neg, pos."):
+        task.samples([meh], tiny_tokenizer)
     with pytest.raises(ValueError, match="this task asks for sequence, causal, for a, b"):
         ClassificationTask(("a", "b")).predict(tiny_model, ["a"])
     with pytest.raises(ValueError, match="causal attention, for neg, pos; this task asks for sequence, full"):

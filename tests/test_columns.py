@@ -51,6 +51,29 @@ def test_worked_example_only_blanks_and_tabs_separate(tmp_path):
     assert ColumnDataset(_file(tmp_path, ",,O\n1,5,B-N"), separator=",")[0]["tokens"] == [",", "1,5"]
 
 
+def test_worked_example_a_token_may_hold_a_blank_where_tabs_separate(tmp_path):
+    dataset = ColumnDataset(_file(tmp_path, "New York\tNNP\tB-LOC\nis\tVBZ\tO\t\n"))
+    assert dataset[0]["tokens"] == ["New York", "is"] and dataset[0]["tags"] == ["B-LOC", "O"]
+    assert dataset[0]["text"] == "New York is"
+
+
+def test_worked_example_documents_begin_in_every_form(tmp_path):
+    for separator, mark in ((" ", "-DOCSTART- -X- O O"), ("\t", "-DOCSTART-\tO"), (",", "-DOCSTART-"),
+                            (None, "-DOCSTART-")):
+        cell = separator or " "
+        path = _file(tmp_path, f"{mark}\n\na{cell}O\n{mark}\n\nb{cell}B-X\n")
+        assert [(example["tokens"], example["document"]) for example in ColumnDataset(path, separator=separator)] == [
+            (["a"], f"{path}:1"), (["b"], f"{path}:4")]
+
+
+@pytest.mark.parametrize("tags", [
+    "I-PER I-PER O I-LOC B-LOC O", "B-PER I-PER O B-LOC B-LOC O",                       # IOB1, BIO
+    "B-PER E-PER O S-LOC S-LOC O", "B-PER L-PER O U-LOC U-LOC O"])                      # BIOES and BMES, BILOU
+def test_two_ways_every_scheme_marks_the_same(tmp_path, tags):
+    path = _file(tmp_path, "".join(f"{token} {tag}\n" for token, tag in zip("abcdef", tags.split(), strict=True)))
+    assert ColumnDataset(path)[0]["tags"] == ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
+
+
 def test_worked_example_broken_tags_are_counted(tmp_path, caplog):
     dataset = ColumnDataset(_file(tmp_path, "a O\nb I-X\n\nc B-X\nd I-X\n\ne B-Y\nf I-X\n"))
     assert [example["tags"] for example in dataset] == [["O", "B-X"], ["B-X", "I-X"], ["B-Y", "B-X"]]
@@ -98,6 +121,7 @@ def test_worked_example_numbered_paragraphs_tell_their_article(tmp_path):
 @pytest.mark.parametrize(("content", "words"), [
     ("a O\nb\n", "a.conll:2: 'b' is no token with a tag; write both, or say what separates them"),
     ("a O\nb PER\n", "a.conll:2: 'PER' is no tag; tags are O, and one of"),
+    ("a O\nNew York B-LOC\n", "a.conll:2: 'New York B-LOC' has 3 columns, and 2 are expected; if a token holds"),
     ("\n\t\n", "a.conll: the file holds no tokens"),
     ("甲/n\n乙 丙/n\n", "a.conll:2: '乙' is no word with its part of speech; write word/tag"),
     ("甲/n\n[乙/n 丙/n\n", "a.conll:2: a bracket is opened before '乙' and not closed in this line"),

@@ -31,6 +31,7 @@ def _talk(question, answer, place):
 
 
 TALKS = [_talk("The dog?", "sleeps.", "f.jsonl:1"), _talk("天气？", "很好。", "f.jsonl:2")]
+READ = [{**talk, "messages": [talk["messages"][0], {**talk["messages"][1], "weight": 0}]} for talk in TALKS]
 
 
 def _report(task, data, tokenizer, vocab_size=None):
@@ -43,6 +44,18 @@ class CutsTheEnd(InstructionTask):
     def encode(self, example, tokenizer):
         sample = super().encode(example, tokenizer)
         return Sample(sample.ids[:-3], sample.loss_mask[:-3], sample.place, lost=3)
+
+
+class LosesTheBeginning(InstructionTask):
+    """As this program did it: of what is too long the end is kept."""
+
+    def encode(self, example, tokenizer):
+        sample = super().encode(example, tokenizer)
+        cut = sample.loss_mask.index(True) - 1
+        return dataclasses.replace(sample, ids=sample.ids[cut:], loss_mask=sample.loss_mask[cut:], cut=cut)
+
+    def prompts(self, example, tokenizer):
+        return ()
 
 
 class MasksThePaddingId(InstructionTask):
@@ -83,7 +96,7 @@ def broken(tiny_tokenizer, tmp_path, monkeypatch):
 
     def case(name):
         if name == "masked":
-            return InstructionTask("chatml", max_length=2), TALKS, V, "nothing is to be learned of its 2 ids"
+            return InstructionTask("chatml"), READ, V, "nothing is to be learned of its"
         if name == "eos":
             monkeypatch.setitem(FORMATS, "chatml", _turns(body="{}", tail="<|im_end|>\n"))
             return InstructionTask("chatml"), TALKS, V, f"the end id {end} at position"
@@ -92,6 +105,8 @@ def broken(tiny_tokenizer, tmp_path, monkeypatch):
         if name == "pad-is-eos":
             monkeypatch.setattr(tiny_tokenizer, "pad_id", end)
             return MasksThePaddingId("chatml", end), TALKS, V, f"is not learned, and is the padding id {end}"
+        if name == "question":
+            return LosesTheBeginning("chatml"), TALKS, V, "the answer is learned without its question, «The dog.»"
         if name == "doubled-bos":
             monkeypatch.setattr(tiny_tokenizer, "bos_id", tiny_tokenizer.special_ids["<|im_start|>"])
             monkeypatch.setitem(FORMATS, "chatml", dataclasses.replace(CHATML, begin="<bos>"))
@@ -202,6 +217,13 @@ def test_property_a_task_says_which_checks_apply(tiny_tokenizer):
     assert report.made == ["masked", "doubled-bos", "vocabulary"]
 
 
+def test_property_answers_that_lost_their_end_are_allowed_up_to_a_half(tiny_tokenizer):
+    long = _talk("The dog?", "sleeps. " * 99, "f.jsonl:3")
+    for data, failed in (([*TALKS, long], False), ([*TALKS, long, long, long], True)):
+        report = _report(InstructionTask("chatml", max_length=64), data, tiny_tokenizer)
+        assert ("eos-cut" in report.findings) is failed and report.counts.truncated == len(data) - 2
+
+
 def test_property_ids_outside_of_the_vocabulary_are_found_at_both_ends(tiny_tokenizer):
     for token in (-1, 400):
         class Strange(Task):
@@ -213,8 +235,7 @@ def test_property_ids_outside_of_the_vocabulary_are_found_at_both_ends(tiny_toke
 
 
 def test_property_training_goes_on_where_a_masked_sample_is_allowed(tiny_model):
-    trainer = Trainer(tiny_model, InstructionTask("chatml", max_length=2), TALKS, config=TrainConfig(epochs=1),
-                      allow=["masked"])
+    trainer = Trainer(tiny_model, InstructionTask("chatml"), READ, config=TrainConfig(epochs=1), allow=["masked"])
     assert trainer.train()["train"]["loss"] == 0
 
 

@@ -27,7 +27,7 @@ def test_worked_example_a_sample_line_by_line(letters):
     sample = Sample(letters.encode("hé o"), [True, False, True, True, False], "f.jsonl:3", cut=2)
     assert show_sample(sample, letters, colour=False).split("\n") == [
         "f.jsonl:3, as the model sees it (● is learned, · is only read):",
-        "  … 2 ids before these are cut off: the sample is too long",
+        "  … 2 ids of what stands before the answer are left out: the sample is too long",
         "     0     107 · h",
         "     1     198 · <C3>",
         "     2     172 ● <A9>            é",
@@ -161,7 +161,7 @@ def test_worked_example_both_doors_inspect_and_write_nothing(tiny_model, tmp_pat
     Path("a.txt").write_text("The dog sleeps.\n\n今天天气很好。\n", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     for door, command, words in (
-            (finetune, ["--model", "model", "--data", "a.jsonl", "--max-length", "99", "--inspect"], "check eos-cut"),
+            (finetune, ["--model", "model", "--data", "a.jsonl", "--max-length", "200", "--inspect"], "check eos-cut"),
             (finetune, ["--model", "model", "--data", "a.txt", "--task", "generation", "--max-length", "99",
                         "--inspect", "1", "--output", "model"], "check document-ends"),
             (train, ["--tokenizer", "model", "--data", "a.txt", "--inspect", "1"], "check document-ends")):

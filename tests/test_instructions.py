@@ -51,7 +51,8 @@ def test_worked_example_tools_and_parts(tmp_path):
     tools = [{"name": "f"}]
     records = [{"messages": talk, "tools": tools}, {"messages": talk, "tools": json.dumps(tools)}, {"messages": talk}]
     first, second, third = InstructionDataset(_file(tmp_path, records))
-    assert first["messages"] == [talk[0], {"role": "assistant", "content": "", "tool_calls": calls}, talk[2],
+    assert first["messages"] == [{"role": "user", "content": "Hi"},
+                                 {"role": "assistant", "content": "", "tool_calls": calls}, talk[2],
                                  {"role": "assistant", "content": "One.", "reasoning_content": "so"}]
     assert first["tools"] == second["tools"] == tools and "tools" not in third
 
@@ -61,28 +62,41 @@ def _chat(*turns):
 
 
 @pytest.mark.parametrize(("record", "words"), [
-    ({"question": "?", "answer": "!"}, "neither 'messages' .* nor 'instruction' .* it has question, answer"),
+    ({"title": "?", "body": "!"}, "neither 'messages' .* nor 'instruction' .* it has title, body"),
+    ({"text": "Once"}, "it has text; plain text is learned with --task generation"),
     ({}, "it has no fields"),
     ({"instruction": "Hi"}, "the field 'output' is missing; the record has instruction"),
     ({"instruction": "Hi", "output": " \n"}, "the field 'output' is empty; write an answer, or remove the record"),
     ({"instruction": 5, "output": "a"}, "the field 'instruction' is 5; it must be a text"),
-    ({"instruction": "Hi", "input": None, "output": "a"}, "the field 'input' is None; it must be a text"),
+    ({"instruction": "Hi", "input": 5, "output": "a"}, "the field 'input' is 5; it must be a text"),
     ({"messages": "Hi"}, "'messages' must be a list of objects"),
     ({"messages": []}, "'messages' must be a list of objects"),
-    ({"messages": ["Hi"]}, "'messages' must be a list of objects"),
+    ({"messages": ["Hi", 5]}, "'messages' must be a list of objects"),
     ({"messages": [{"role": "user"}]}, "the field 'content' is missing; the record has role"),
-    (_chat(("user", "Hi")), "the last message is the user's; a record must end with the assistant's"),
-    (_chat(("human", "Hi"), ("assistant", "Hi")), "the role 'human' is not known; roles are system, user, assistant"),
-    (_chat(("user", []), ("assistant", "Hi")), "a 'content' that is a list must hold objects with a 'type'"),
-    (_chat(("user", [{"type": "image_url"}]), ("assistant", "Hi")), "holds image_url, and this model reads text alone"),
-    (_chat(("user", "x"), ("assistant", [{"type": "text", "text": " "}])), "the assistant says nothing"),
-    (CHAT | {"tools": "{"}, "the field 'tools' is no JSON: "),
-    (CHAT | {"tools": {"name": "f"}}, "the field 'tools' must be a list of objects, one a tool"),
+    (_chat(("user", "Hi")), "the last message is the user's, and nobody answers; what the assistant says is"),
+    (_chat(("narrator", "Hi"), ("assistant", "Hi")), "the role 'narrator' is not known; roles are system, dev"),
     (_chat(("user", "Hi"), ("assistant", "")), "the assistant says nothing"),
 ])
 def test_refusal_names_the_line_of_the_record(tmp_path, record, words):
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*" + words):
         InstructionDataset(_file(tmp_path, [ALPACA, record]))
+
+
+def test_worked_example_skip_bad_goes_on_without_them_and_counts(tmp_path, caplog):
+    path = _file(tmp_path, [ALPACA, {"instruction": 5, "output": "a"}, CHAT, {"messages": []}])
+    assert [example["place"] for example in InstructionDataset(path, skip_bad=True)] == [f"{path}:1", f"{path}:3"]
+    assert (f"{path}: 2 left out by --skip-bad, the first: {path}:2: the field 'instruction' is 5; it must be a text, "
+            f"in quotation marks · {path}:4: 'messages' must be") in caplog.text
+    with pytest.raises(ValueError, match=r"b\.jsonl: the file holds no conversations to learn: .*jsonl:1: the record"):
+        InstructionDataset(_file(tmp_path, [{}], "b.jsonl"), skip_bad=True)
+
+
+def test_two_ways_a_table_and_json_hold_the_same(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('instruction,input,output\nTranslate.,你好,Hello\n"Say ""a"",\nb",,"a, b"\n', encoding="utf-8")
+    assert [example["messages"] for example in InstructionDataset(path)] == [
+        example["messages"] for example in InstructionDataset(_file(tmp_path, [
+            ALPACA, {"instruction": 'Say "a",\nb', "output": "a, b"}]))]
 
 
 def test_refusal_of_no_files():

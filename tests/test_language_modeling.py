@@ -1,6 +1,6 @@
 import pytest
 
-from llama.datasets.language_modeling import LanguageModelingDataset
+from llama.datasets.language_modeling import LanguageModelingDataset, hold_out
 
 TEXT = "One line,\nand another.\n\n \n四行诗\n\n\n\nlast\n"
 
@@ -76,3 +76,24 @@ def test_worked_example_texts_of_a_list():
     assert data[1]["place"] == "text 2"
     with pytest.raises(ValueError, match="none of the 1 texts"):
         LanguageModelingDataset([" "])
+
+
+@pytest.mark.parametrize(("documents", "share", "learned", "held"), [
+    (["a", "b", "c", "d"], 0.25, ["a", "b", "c"], ["d"]),
+    (["a", "b"], 0.0, ["a", "b"], []),
+    (["one two three four"], 0.3, ["one two "], ["three four"]),   # the last blank before
+    (["one\ntwo three four"], 0.3, ["one\ntwo "], ["three four"]),
+    (["天气" * 10], 0.2, ["天气" * 8], ["天气" * 2]),
+    (["one two three four", "five"], 0.1, ["one two three four", "fi"], ["ve"]),
+    (["one two three four", "e"], 0.1, ["one two three four"], ["e"]),
+])
+def test_worked_example_what_is_held_out(documents, share, learned, held):
+    assert hold_out(documents, share) == (learned, held)
+    assert "".join(learned + held) == "".join(documents)
+
+
+def test_refusal_to_hold_out_all_or_nothing():
+    for documents, share, words in ((["a", "b"], 0.9, "learn from"), (["a"], 0.5, "learn from"),
+                                    (["ab  "], 0.5, "evaluate on")):
+        with pytest.raises(ValueError, match=f"--hold-out {share}: of {len(documents)} doc.* nothing to {words}"):
+            hold_out(documents, share)

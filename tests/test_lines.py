@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from llama.datasets.lines import json_records, numbered_lines, text_field
@@ -26,15 +28,28 @@ def test_two_ways_a_list_and_one_a_line_give_the_same_records(tmp_path):
     assert list(json_records(items)) == [(f"{items}:2", {"a": 1}), (f"{items}:5", {"a": [2, "]"]})]
 
 
+def test_two_ways_objects_over_several_lines_are_those_of_one_a_line(tmp_path):
+    """As json.dumps(…, indent=1) prints them, one alone or one after the other."""
+    records = [{"a": 1}, {"a": {"b": [2, "}"]}}, {"a": 3}]
+    lines = _file(tmp_path, "\n".join(map(json.dumps, records)), "l.jsonl")
+    pretty = _file(tmp_path, "\n".join(json.dumps(record, indent=1) for record in records), "l.json")
+    assert [record for _, record in json_records(pretty)] == [record for _, record in json_records(lines)] == records
+    assert [place.rpartition(":")[2] for place, _ in json_records(pretty)] == ["1", "4", "12"]
+    assert list(json_records(_file(tmp_path, json.dumps(records[1], indent=1)))) == [
+        (str(tmp_path / "f.jsonl:1"), records[1])]
+
+
 @pytest.mark.parametrize(("content", "words"), [
     (b"", "f.jsonl: the file is empty"),
+    (b'{"a": \n{"a": 1}\n', "f.jsonl:1: this is not JSON"),
+    (b'{\n"a": 1\n}\n{\n"a" 2\n}\n', "f.jsonl:5: this is not JSON: Expecting ':' delimiter at column 5"),
     (b"\xef\xbb\xbf", "f.jsonl: the file holds nothing but blank lines"),
     (b" \n\n", "f.jsonl: the file holds nothing but blank lines"),
     (b'{"a": 1}\n{"a": "\xff"}', "f.jsonl:2: byte 8 of this line is not UTF-8; save the file as UTF-8 text"),
     (b'{"a": 1}\n{"a": \n', "f.jsonl:2: this is not JSON: Expecting value at column 7"),
     (b'{"a": 1}\n\n"text"', "f.jsonl:3: this is a JSON str; an object, {…}, is expected"),
-    (b"[" * 100_000, "f.jsonl:1: this is not JSON: it is nested too deeply"),
-    (b'{"a": ' + b"1" * 5000 + b"}", "f.jsonl:1: this is not JSON: it is nested too deeply, or holds a number of too"),
+    (b"[" * 100_000, "f.jsonl:1: this JSON cannot be read: it is nested too deeply"),
+    (b'{"a": ' + b"1" * 5000 + b"}", "f.jsonl:1: this JSON cannot be read: it is nested too deeply, or holds a number"),
     (b"[ ]", "f.jsonl: the list holds no records"),
     (b'[{"a": 1},\n{"a": 2}\n{"a": 3}]', "f.jsonl:3: the list of records should end here or go on after a comma"),
     (b'[{"a": 1},\n{"a": 2}\n', "f.jsonl:2: the list of records should end here .* cut off"),

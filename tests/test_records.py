@@ -58,6 +58,11 @@ def test_worked_example_tables_without_a_header(tmp_path, caplog):
 def test_worked_example_labels_are_texts_and_may_be_several_or_none(tmp_path):
     path = _file(tmp_path, '{"text": "a", "label": 1}\n{"text": "b", "label": true}', "a.jsonl")
     assert [example["label"] for example in RecordDataset(path)] == ["1", "true"]
+    pandas = _file(tmp_path, "text,label,date\na,True,\nb,False,\nc,1.5,\n", "a.csv")
+    json_lines = _file(tmp_path, '{"text": "a", "label": true}\n{"text": "b", "label": false, "date": null}\n'
+                                 '{"text": "c", "label": 1.5}', "d.jsonl")
+    assert _fields(RecordDataset(pandas)) == _fields(RecordDataset(json_lines))         # the same data twice
+    assert RecordDataset(pandas).labels == ["1.5", "false", "true"]
     several = RecordDataset(_file(tmp_path, '{"text": "a", "labels": ["x", 2, "x"]}\n{"text": "b", "labels": []}\n'
                                             '{"text": "c", "labels": "y | x"}', "b.jsonl"), fields=("text", "labels"))
     assert [example["labels"] for example in several] == [["x", "2"], [], ["y", "x"]]
@@ -75,7 +80,8 @@ def test_property_a_part_is_of_the_same_kind(tmp_path):
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a"}', "a.jsonl:2: the field 'label' is missing; .* has text"),
     ("a.jsonl", '{"text": " ", "label": "b"}', "a.jsonl:1: the field 'text' is empty; fill it in, or remove"),
-    ("a.jsonl", '{"text": "a", "label": 1.5}', "a.jsonl:1: the field 'label' is 1.5; it must be a text"),
+    ("a.jsonl", '{"text": "a", "label": [1]}', "a.jsonl:1: the field 'label' is .1.; it must be a text"),
+    ("a.jsonl", '{"text": "a", "label": NaN}', "a.jsonl:1: the field 'label' is nan; it must be a text"),
     ("a.jsonl", '{"text": "a", "label": "b", "labels": 3}', "a.jsonl:1: the field 'labels' is 3; it must be a list"),
     ("a.jsonl", '{"text": "a", "label": "b", "labels": "x||y"}', "a.jsonl:1: one of the labels is empty"),
     ("a.jsonl", '{"text": "a", "label": "b", "date": "1.5.24"}', "a.jsonl:1: the date is '1.5.24'; write year, month"),

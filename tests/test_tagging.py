@@ -6,6 +6,7 @@ from llama.datasets.columns import ColumnDataset
 from llama.datasets.tags import is_legal
 from llama.heads import remove_head
 from llama.tasks.tagging import Entity, NERTask, SegmentationTask
+from llama.tasks.task import IGNORE_INDEX
 from llama.trainer import Trainer
 from llama.training.data_checks import examine
 from llama.training.evaluation import evaluate
@@ -152,9 +153,10 @@ def test_refusal_of_tags_and_schemes(tiny_model, news):
         NERTask(scheme="IOB7")
     data = ColumnDataset(news)
     task = prepared(tiny_model, NERTask(), data)
-    with pytest.raises(ValueError, match="c:4: the tag 'B-MISC' is none of those that are learned"):
-        task.encode({"tokens": ["a"], "text": "a", "starts": [0], "tags": ["B-MISC"], "place": "c:4"},
-                    tiny_model.tokenizer)
+    other = {"tokens": ["a", "b"], "text": "a b", "starts": [0, 2], "tags": ["B-MISC", "O"], "place": "c:4"}
+    with pytest.raises(ValueError, match="c:4: 'B-MISC' is none of those that are learned"):
+        NERTask().prepare(tiny_model, [*data, other])
+    assert task.encode(other, tiny_model.tokenizer).goals == [IGNORE_INDEX, task.labels.index("O")]     # scored: missed
     with pytest.raises(ValueError, match="this task asks for tokens, causal, for B, M, E, S"):
         SegmentationTask().predict(tiny_model, ["a"])
     remove_head(tiny_model)

@@ -132,14 +132,32 @@ def test_worked_example_the_answer_and_its_end_are_learned(tiny_tokenizer):
     assert (sample.place, sample.cut) == ("f:1", 0)
 
 
-def test_property_an_overlong_sample_keeps_its_end(tiny_tokenizer):
-    whole = InstructionTask("chatml").encode({"messages": TALK}, tiny_tokenizer)
-    end = tiny_tokenizer.special_ids["<|im_end|>"]
-    for length in range(3, len(whole.ids) + 1):
-        sample = InstructionTask("chatml", max_length=length).encode({"messages": TALK}, tiny_tokenizer)
-        assert (sample.ids, sample.loss_mask) == (whole.ids[-length:], whole.loss_mask[-length:])
-        assert sample.cut == len(whole.ids) - length and sample.targets >= 1
-        assert sample.loss_mask[sample.ids.index(end, -2)]
+def test_worked_example_an_answer_of_weight_0_is_read(tiny_tokenizer):
+    wrong = [TALK[0], {"role": "assistant", "content": "barks.", "weight": 0}]
+    sample = InstructionTask("chatml").encode({"messages": [*wrong, *TALK]}, tiny_tokenizer)
+    learned = [i for i, learn in zip(sample.ids, sample.loss_mask, strict=True) if learn]
+    assert tiny_tokenizer.decode(learned) == "sleeps.<|im_end|>" and "barks." in tiny_tokenizer.decode(sample.ids)
+    assert not InstructionTask("chatml").encode({"messages": wrong}, tiny_tokenizer).targets
+
+
+def test_refusal_of_what_the_format_does_not_write(tiny_tokenizer):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {
+        "name": "weather", "arguments": {"city": "北京"}}}]}
+    thought = {"role": "assistant", "content": "sleeps.", "reasoning_content": "What do dogs do?"}
+    task = InstructionTask("chatml")
+    for example, words in (({"messages": [TALK[0], call]}, "'tool_calls' of this conversation .«weather»"),
+                           ({"messages": [TALK[0], thought]}, "'reasoning_content' of this conversation"),
+                           ({"messages": TALK, "tools": [{"name": "weather"}]}, "'chatml' has no place for tools")):
+        with pytest.raises(ValueError, match=f"f:9: .*{words}"):
+            task.encode(example | {"place": "f:9"}, tiny_tokenizer)
+
+
+def test_worked_example_conversations_that_cannot_be_written_are_skipped_when_asked(tiny_tokenizer, caplog):
+    data = [{"messages": [{"role": "tool", "content": "?"}, TALK[1]], "place": "f:1"}, {"messages": TALK}]
+    with pytest.raises(ValueError, match="f:1: message 1 of the chat has the role 'tool'.*--skip-bad"):
+        InstructionTask("chatml", skip_bad=False).samples(data, tiny_tokenizer)
+    assert len(InstructionTask("chatml", skip_bad=True).samples(data, tiny_tokenizer)) == 1
+    assert "1 left out by --skip-bad, the first: f:1: message 1" in caplog.text
 
 
 def test_two_ways_prompts_of_generation_begin_the_samples_of_tuning(tiny_tokenizer):
@@ -176,10 +194,18 @@ def test_property_the_format_is_the_one_asked_for_or_the_tokenizers_own(tiny_tok
 
 
 def test_property_cut_samples_are_counted(tiny_tokenizer, caplog):
-    long = [{"role": "user", "content": "The dog? " * 50}, TALK[1]]
-    samples = InstructionTask("chatml", max_length=40).samples([{"messages": TALK}, {"messages": long}], tiny_tokenizer)
-    assert [sample.cut > 0 for sample in samples] == [False, True]
-    assert "1 of 2 samples were longer than 40 tokens and lost their beginning" in caplog.text
+    asked = [{"role": "user", "content": "The dog? " * 50}, TALK[1]]
+    said = [TALK[0], {"role": "assistant", "content": "sleeps. " * 50}]
+    told = [*TALK, {"role": "user", "content": "?"}]
+    talks = [{"messages": each} for each in (TALK, asked, said, told)]
+    samples = InstructionTask("chatml", max_length=60).samples(talks, tiny_tokenizer)
+    assert [(sample.cut > 0, sample.lost > 0) for sample in samples] == [(0, 0), (1, 0), (0, 1), (0, 0)]
+    assert ("2 of 4 samples were longer than 60 tokens: 1 learn an answer without its end, 1 read a question without "
+            "its middle; --max-length") in caplog.text
+    whole = max(len(InstructionTask("chatml", 9999).encode(each, tiny_tokenizer).ids) for each in talks)
+    assert f"--max-length {whole - 1} holds all" in caplog.text     # the line end behind the last answer is nobody's
+    with pytest.raises(ValueError, match="none of 1 samples has room for an answer in 9 tokens"):
+        InstructionTask("chatml", max_length=9).samples(talks[:1], tiny_tokenizer)
 
 
 def test_property_both_tasks_lower_the_loss_of_what_they_teach(tmp_path, tiny_model):

@@ -229,7 +229,7 @@ def plain(model, folder, a, b):
 
 def documents(model, folder, a, b):
     text = folder / "data.txt"
-    text.write_text(f"{a}{b}\n\n{b}\n", encoding="utf-8")
+    text.write_text(f"{a}{b}\n\n{b}\n".replace("\0", ""), encoding="utf-8")         # of which text files have none
     task, rows = TextGenerationTask(), []
     for dataset in (LanguageModelingDataset(text, block_size=LONG), LanguageModelingDataset([a + b], block_size=LONG),
                     LanguageModelingDataset(jsonl(folder, {"text": a}, {"text": b}), block_size=LONG)):
@@ -240,7 +240,7 @@ def documents(model, folder, a, b):
 
 
 def classes(model, folder, a, b):
-    table = folder / "data.csv"
+    a, b, table = a.replace("\0", ""), b.replace("\0", ""), folder / "data.csv"
     with open(table, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label", "date"), (a, b, "2024-01-01"), (b, "x", "2024-01-01")])
     several = RecordDataset(jsonl(folder, {"text": a, "labels": [b]}), fields=("text", "labels"))
@@ -251,6 +251,7 @@ def classes(model, folder, a, b):
 
 def tags(model, folder, a, b):
     """As many words whatever they say."""
+    a, b = a.replace("\0", ""), b.replace("\0", "")
     path = folder / "data.conll"
     path.write_text("".join(f"{word} O\n" for word in ("x", a.replace(" ", "·"), b.replace(" ", "·"))),
                     encoding="utf-8")

@@ -19,6 +19,7 @@ from llama.datasets.instructions import InstructionDataset
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.datasets.records import RecordDataset
 from llama.datasets.squad import SquadDataset
+from llama.datasets.text_files import checked_encoding
 from llama.fast.agreement import readable, use_compiled_step, use_fused_blocks
 from llama.fast.fused_linear import packs_bfloat16
 from llama.heads import head_config, require_lm_head
@@ -94,12 +95,27 @@ class TaskFlags:
     pooling: Annotated[Literal["auto", "last", "mean"], "classification: score the last row of a text, or the mean of "
                        "all, with which a model learns faster from nothing; auto: as tuned, or else last"] = "auto"
     multi_label: Annotated[bool, "classification: any number of labels a text"] = False
-    columns: Annotated[tuple[str, ...], "what the columns of a table without a header hold, such as text,label"] = ()
+    columns: Annotated[tuple[str, ...], "what the columns of a table hold, such as text,label, or - for nothing"] = ()
+    header: Annotated[Literal["auto", "yes", "no"], "whether the first line of a table names its columns; auto: if it "
+                      "names one that is known"] = "auto"
+    encoding: Annotated[str, "of data files, such as gb18030; default: UTF-8"] = ""
+    skip_bad: Annotated[bool, "go on without the records in which something is wrong; they are counted, and the first "
+                        "named"] = False
     labels: Annotated[tuple[str, ...], "all labels, or types of entities, that there are; NAME=WORD says what a prompt "
                       "calls one; default: those of the model, or of the data that is learned"] = ()
     request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
     scheme: Annotated[Literal["BIO", "BMES"], "ner: tags that a new head learns, whatever those of the data"] = "BIO"
     period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files are read, for data sets."""
+        return {"encoding": self.encoding, "skip_bad": self.skip_bad}
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The same where they may be tables."""
+        return self.reading | {"columns": self.columns or None, "header": {"yes": True, "no": False}.get(self.header)}
 
     @property
     def words(self) -> dict[str, str]:
@@ -126,8 +142,11 @@ class TaskFlags:
         if self.overlap and self.task != "generation":
             raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
                              "it out")
-        if self.columns and self.task in ("instruction", "generation", "ner", "segmentation", "qa"):
-            raise ValueError(f"--columns: the data of --task {self.task} is in no table; leave it out")
+        if (self.columns or self.header != "auto") and self.task in ("instruction", "generation", "ner", "segmentation",
+                                                                     "qa"):
+            raise ValueError(f"--{'columns' if self.columns else 'header'}: the data of --task {self.task} is in no "
+                             "table; leave it out")
+        checked_encoding(self.encoding)
         if self.labels and self.task not in ("classification", "sentiment", "opinion", "ner"):
             raise ValueError(f"--labels: --task {self.task} has no labels to name; leave it out")
         if len(set(self.names)) < len(self.names) or "" in self.names:
@@ -271,32 +290,34 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
     if flags.task not in WRITING:
         return _task_of_labels(flags)
     options = {"chat_format": flags.chat_format or None, "max_length": flags.max_length,
-               "variables": template_variables(flags.template_args)}
+               "variables": template_variables(flags.template_args), "skip_bad": flags.skip_bad}
     if flags.task == "instruction":
-        return InstructionTask(**options), lambda files: InstructionDataset(*data_files(files))
+        return InstructionTask(**options), lambda files: InstructionDataset(*data_files(files), **flags.reading)
     if flags.task in ("summarization", "translation"):
         kind = SummarizationTask if flags.task == "summarization" else TranslationTask
         return kind(flags.request, **options), lambda files: RecordDataset(
-            *data_files(files), fields=("source", "target"), columns=flags.columns or None)
+            *data_files(files), fields=("source", "target"), **flags.table)
     return TextGenerationTask(), lambda files: LanguageModelingDataset(
-        *data_files(files), block_size=flags.max_length, overlap=flags.overlap, documents=flags.documents)
+        *data_files(files), block_size=flags.max_length, overlap=flags.overlap, documents=flags.documents,
+        **flags.reading)
 
 
 def _task_of_labels(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
     options = {"attention": "" if flags.attention == "auto" else flags.attention, "max_length": flags.max_length}
     if flags.task == "ner":
-        return NERTask(flags.names, scheme=flags.scheme, **options), lambda files: ColumnDataset(*data_files(files))
+        return NERTask(flags.names, scheme=flags.scheme, **options), lambda files: ColumnDataset(
+            *data_files(files), **flags.reading)
     if flags.task == "segmentation":
-        return SegmentationTask(**options), lambda files: ColumnDataset(*data_files(files), spans="words",
-                                                                        scheme="BMES")
+        return SegmentationTask(**options), lambda files: ColumnDataset(
+            *data_files(files), spans="words", scheme="BMES", **flags.reading)
     if flags.task == "qa":
-        return QuestionAnsweringTask(**options), lambda files: SquadDataset(*data_files(files))
+        return QuestionAnsweringTask(**options), lambda files: SquadDataset(*data_files(files), **flags.reading)
     pooling = "" if flags.pooling == "auto" else flags.pooling
     if flags.task == "opinion":                                     # labels and dates come along where they are
         return OpinionTask(flags.names, period=flags.period, pooling=pooling, **options), lambda files: RecordDataset(
-            *data_files(files), fields=("text",), columns=flags.columns or None)
+            *data_files(files), fields=("text",), **flags.table)
     task = ClassificationTask(flags.names, multi_label=flags.multi_label, pooling=pooling, **options)
-    return task, lambda files: RecordDataset(*data_files(files), columns=flags.columns or None,
+    return task, lambda files: RecordDataset(*data_files(files), **flags.table,
                                              fields=("text", "labels" if flags.multi_label else "label"))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama.datasets.lines import json_records, numbered_lines, text_field
+from llama.datasets.reading import Reading
 
 NAMED = 10                                                          # bad prompts, before they are only counted
 
@@ -27,19 +28,20 @@ class Prompt:
     ids: array
 
 
-class BadPrompts:
+class BadPrompts(Reading):
     """What is done about a prompt that cannot be used: it refuses the whole job, or with `skip` is left out."""
 
     def __init__(self, *, skip: bool):
+        super().__init__()
         self.skip, self.count = skip, 0
         self.among_others = False
 
-    def __call__(self, error: ValueError) -> None:
+    def wrong(self, what: ValueError | str) -> None:
         if not self.skip:
-            raise ValueError(f"{error}{', or --skip-bad to leave such prompts out' if self.among_others else ''}")
+            raise ValueError(f"{what}{', or --skip-bad to leave such prompts out' if self.among_others else ''}")
         self.count += 1
         if self.count <= NAMED:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {what}", file=sys.stderr)
 
     def report(self, prompts: Sequence[Prompt]) -> None:
         """Say how many were left out. Raises ValueError if that leaves nothing to do."""
@@ -64,16 +66,12 @@ def _holds_many(path: Path) -> bool:
 
 def _prompts_of(path: Path, bad: BadPrompts) -> Iterator[tuple[str, str]]:
     if _holds_many(path):
-        for place, record in json_records(path, bad):
-            try:
-                yield place, text_field(record, "prompt", place)
-            except ValueError as error:
-                bad(error)
+        yield from bad.each(lambda place, record: (place, text_field(record, "prompt", place)), json_records(path, bad))
         return
     try:                                                            # without the line end that editors close it with
         yield str(path), "\n".join(line for _, line in numbered_lines(path))
     except ValueError as error:
-        bad(error)
+        bad.wrong(error)
 
 
 def encode_prompts(prompts: Iterable[tuple[str, str]], encode: Callable[[str], list[int]], bad: BadPrompts
@@ -84,6 +82,6 @@ def encode_prompts(prompts: Iterable[tuple[str, str]], encode: Callable[[str], l
         try:
             good.append(Prompt(place, text, array("i", encode(text))))
         except ValueError as error:
-            bad(ValueError(f"{place}: {error}"))
+            bad.wrong(f"{place}: {error}")
     bad.report(good)
     return good

@@ -1,6 +1,7 @@
 """Sentences whose tokens carry tags: entities of a text, or its words.
 
-    columns     a token and its tag a line, others between them; a blank line ends a sentence     .conll .bio .bmes …
+    columns     a token and its tag a line, others between them, tabs or blanks as separators; a blank line ends a
+                sentence                                                                            .conll .bio .bmes …
     word/tag    a sentence a line, «江/nr 泽民/nr 在/p 北京/ns»; a blank line ends a document        tagged_words.py
 
 Which of the two a file holds is told by its first line, whatever its name. In columns, -DOCSTART- begins a document.
@@ -9,6 +10,7 @@ Tags come out in the scheme asked for, whichever of those of tags.py the file is
 Try: split lines with str.split(); tests/test_columns.py (test_worked_example_only_blanks_and_tabs_separate) fails.
 """
 
+import itertools
 import logging
 import re
 import unicodedata
@@ -18,13 +20,14 @@ from typing import Any, Literal
 
 from llama.datasets.examples import Examples, named_files
 from llama.datasets.lines import numbered_lines
+from llama.datasets.reading import Reading
 from llama.datasets.tagged_words import character_spans, is_tagged_words, sentences
 from llama.datasets.tags import LETTERS, SCHEMES, is_legal, spans_of, tags_of
 
 log = logging.getLogger(__name__)
 
 DOCUMENT = "-DOCSTART-"
-_BLANKS = re.compile(r"[ \t]+")                                     # U+3000 and its like may be tokens
+_BLANKS = re.compile(r" +")                                         # U+3000 and its like may be tokens
 
 Sentence = dict[str, Any]
 
@@ -38,15 +41,16 @@ class ColumnDataset(Examples):
     spans      what is read from word/tag files: "entities" (PER, LOC, ORG), or "words" (without a type). Their tokens
                are characters
     scheme     of the tags that come out: "BIO" or "BMES" (with O)
-    separator  of columns: None for any number of blanks and tabs, the token first and the tag last; given, the tag is
-               behind the last one in a line, and the token all that is before
+    separator  of columns: None for tabs, or in a line without any for blanks, the token first and the tag last; given,
+               the tag is behind the last one in a line, and the token all that is before
+    encoding, skip_bad  see reading.py; of a sentence in which something is wrong, nothing is kept
 
     Tags that break their scheme's rules are read as conlleval does, and counted aloud. Raises ValueError, naming file
     and line, for what is no token and tag.
     """
 
     def __init__(self, *files: str | Path, spans: Literal["entities", "words"] = "entities", scheme: str = "BIO",
-                 separator: str | None = None):
+                 separator: str | None = None, encoding: str | None = None, skip_bad: bool | None = None):
         self.files = named_files(files, ".conll, .bio, .bmes or other")
         if scheme not in SCHEMES or spans not in ("entities", "words"):
             raise ValueError(f"scheme is '{scheme}', one of {', '.join(SCHEMES)}; spans is '{spans}', one of entities, "
@@ -55,14 +59,15 @@ class ColumnDataset(Examples):
             raise ValueError("the separator is empty; give at least one sign, or None for blanks and tabs")
         self.scheme = scheme
         self._examples = []
-        for path in self.files:
-            if is_tagged_words(next((line for _, line in numbered_lines(path) if line.strip()), "")):
-                found = list(_tagged_words(path, spans, scheme))
-            else:
-                found = list(_columns(path, separator, scheme))
-            if not found:
-                raise ValueError(f"{path}: the file holds no tokens; give one that does")
-            self._examples += found
+        reading = Reading(encoding, skip_bad=skip_bad)
+
+        def sentences_of(path: Path) -> Iterator[Sentence]:
+            lines = numbered_lines(path, Reading(encoding, skip_bad=True))
+            if is_tagged_words(next((line for _, line in lines if line.strip()), "")):
+                return _tagged_words(path, spans, scheme, reading)
+            return _columns(path, separator, scheme, reading)
+
+        self._read(reading, sentences_of, "tokens")
 
     @property
     def types(self) -> list[str]:
@@ -89,27 +94,60 @@ def _is_wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def _columns(path: Path, separator: str | None, scheme: str) -> Iterator[Sentence]:
-    tokens, tags, begin, document, broken, count = [], [], 0, {}, 0, 0
-    for number, line in (*numbered_lines(path), (0, "")):
-        if line.strip(" \t"):
-            cells = _BLANKS.split(line.strip(" \t")) if separator is None else line.rsplit(separator, 1)
-            if cells[0] == DOCUMENT:
-                document = {"document": f"{path}:{number}"}
-                continue
-            begin = begin if tokens else number
-            tokens.append(cells[0])
+def _columns(path: Path, separator: str | None, scheme: str, reading: Reading) -> Iterator[Sentence]:
+    document, broken, count, width = {}, 0, 0, 0
+
+    def read(block: list[tuple[int, str]]) -> tuple[int, list[str], list[str]]:
+        nonlocal width
+        if block[0][1].startswith(DOCUMENT):
+            return block[0][0], [DOCUMENT], []
+        tokens, tags = [], []
+        for number, line in block:
+            cells = _cells(line, separator)
             tags.append(_checked(path, number, line, cells))
-        elif tokens:
-            text, starts = laid_out(tokens)
-            spans = spans_of(tags)
-            broken, count = broken + (not _keeps_rules(tags)), count + 1
-            yield {"tokens": tokens, "tags": tags_of(spans, len(tags), scheme), "text": text, "starts": starts,
-                   **document, "place": f"{path}:{begin}"}
-            tokens, tags = [], []
+            tokens.append(cells[0])
+            if separator is None and "\t" not in line:
+                width = width or len(cells)
+                if len(cells) != width:
+                    raise ValueError(f"{path}:{number}: '{line:.40}' has {len(cells)} columns, and {width} are "
+                                     "expected; if a token holds a blank, let tabs stand between the columns")
+        return block[0][0], tokens, tags
+
+    for begin, tokens, tags in reading.each(read, ((block,) for block in _blocks(path, reading))):
+        if tokens == [DOCUMENT]:
+            document = {"document": f"{path}:{begin}"}
+            continue
+        text, starts = laid_out(tokens)
+        spans = spans_of(tags)
+        broken, count = broken + (not _keeps_rules(tags)), count + 1
+        yield {"tokens": tokens, "tags": tags_of(spans, len(tags), scheme), "text": text, "starts": starts,
+               **document, "place": f"{path}:{begin}"}
     if broken:
         log.warning("%s: the tags of %d of %d sentences break the rules of their scheme, and were read as conlleval "
                     "reads them", path, broken, count)
+
+
+def _blocks(path: Path, reading: Reading) -> Iterator[list[tuple[int, str]]]:
+    """Lines without a blank one between them, numbered. One that begins a document stands alone."""
+    block = []
+    for number, line in itertools.chain(numbered_lines(path, reading), [(0, "")]):
+        begins = line.startswith(DOCUMENT)
+        if block and (begins or not line.strip(" \t")):
+            yield block
+            block = []
+        if begins:
+            yield [(number, line)]
+        elif line.strip(" \t"):
+            block.append((number, line))
+
+
+def _cells(line: str, separator: str | None) -> list[str]:
+    """The token first, the tag last. Where tabs separate, blanks belong to the token."""
+    if separator is not None:
+        return line.rsplit(separator, 1)
+    if "\t" in line:
+        return [cell.strip(" ") for cell in line.rstrip(" \t").split("\t")]
+    return _BLANKS.split(line.strip(" "))
 
 
 def _checked(path: Path, number: int, line: str, cells: list[str]) -> str:
@@ -130,8 +168,8 @@ def _keeps_rules(tags: list[str]) -> bool:
     return is_legal([LETTERS[tag[0]] + tag[1:] for tag in tags], "BMES")
 
 
-def _tagged_words(path: Path, wanted: str, scheme: str) -> Iterator[Sentence]:
-    for words, document, number in sentences(path):
+def _tagged_words(path: Path, wanted: str, scheme: str, reading: Reading) -> Iterator[Sentence]:
+    for words, document, number in sentences(path, reading):
         text = "".join(word for word, _ in words.words)
         found = character_spans(words, wanted)
         yield {"tokens": list(text), "tags": tags_of(found, len(text), scheme), "text": text,

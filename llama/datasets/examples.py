@@ -1,13 +1,18 @@
-"""What all data sets that lie in memory share: a length, examples by index, and parts of themselves."""
+"""What all data sets that lie in memory share: a length, examples by index, and parts of themselves.
+
+Try: let `part` keep all examples; tests/test_records.py (test_property_a_part_is_of_the_same_kind) fails.
+"""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama.datasets.reading import Reading
+
 
 class Examples(Sequence):
-    """Plain dicts, each with its `place`. A subclass reads `files` and fills `_examples`."""
+    """Plain dicts, each with its `place`. A subclass reads `files` into `_examples`."""
 
     _examples: list[dict[str, Any]]
 
@@ -22,6 +27,16 @@ class Examples(Sequence):
         part = copy.copy(self)
         part._examples = [self._examples[i] for i in indices]
         return part
+
+    def _read(self, reading: Reading, examples_of: Callable[[Path], Iterable[dict[str, Any]]], what: str) -> None:
+        """All files, one after the other. Raises ValueError for one that holds no `what`, with the first reason."""
+        for path in self.files:
+            found = list(examples_of(path))
+            if not found:
+                why = f": {reading.skipped[0]}" if reading.skipped else "; give one that does"
+                raise ValueError(f"{path}: the file holds no {what}{why}")
+            reading.tell(path)
+            self._examples += found
 
 
 def named_files(files: Sequence[str | Path], endings: str) -> list[Path]:

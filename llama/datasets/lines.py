@@ -7,64 +7,61 @@ Try: let `numbered_lines` split the whole text with str.splitlines(); tests/test
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llama.datasets.reading import Reading
+from llama.datasets.text_files import UTF8, opened
+
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")                            # JSON's
+_WORDS = re.compile(r"[^\x00-\x7f].*")
 _EMPTY_LIST = re.compile(r"\s*\[\s*]\s*")
 
 
-def refuse(error: ValueError) -> None:
-    raise error
+def numbered_lines(path: Path, reading: Reading | None = None) -> Iterator[tuple[int, str]]:
+    """The lines of a text file without their ends (LF or CR LF), counted from 1; a byte order mark is left out.
 
-
-def numbered_lines(path: Path, bad: Callable[[ValueError], None] = refuse) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file without their ends (LF or CR LF), counted from 1; a byte order mark is left out.
-
-    bad  gets what is wrong with a line; where it does not raise that, the line is left out
-
-    Raises FileNotFoundError for a missing file, ValueError for a folder, an empty file, or a line that is not UTF-8.
+    Raises what `text_files.opened` does, and ValueError for a line that is not of the encoding.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file; check the name, or the folder it is looked for in")
-    if path.is_dir():
-        raise ValueError(f"{path}: this is a folder; name the files in it")
-    number = 0
-    with open(path, "rb") as file:
+    reading = reading or Reading()
+    with opened(path, reading.encoding, flag=reading.has_flags) as (file, encoding):
         for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
             try:
-                yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode()
+                text = line.decode(encoding)
             except UnicodeDecodeError as error:
-                bad(ValueError(f"{path}:{number}: byte {error.start + 1} of this line is not UTF-8; "
-                               "save the file as UTF-8 text"))
-    if number == 0:
-        raise ValueError(f"{path}: the file is empty; give one that holds data")
+                reading.wrong(f"{path}:{number}: byte {error.start + 1} of this line is not {encoding.upper()}; "
+                              f"{_remedy(line, encoding, flag=reading.has_flags)}")
+                continue
+            yield number, text
 
 
-def json_records(path: Path, bad: Callable[[ValueError], None] = refuse) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) for each object of a file that holds one a line, or a JSON list of them: its first sign tells.
+def json_records(path: Path, reading: Reading | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) for each object of a file that holds one a line, or a JSON list of them, or objects that go on
+    over several lines: its first sign tells, and whether the first line is a value by itself.
 
-    bad  gets what is wrong with a line or an item; where it does not raise that, the line or item is left out
-
-    Raises ValueError, naming file and line, for what is not JSON and for what is no object. Behind what is not JSON in
-    a list nothing can be found, so that is refused in any case.
+    Raises ValueError, naming file and line, for what is not JSON and for what is no object.
     """
-    lines = ((number, line) for number, line in numbered_lines(path, bad) if line.strip())
-    first = next(lines, None)
-    if first is None:
-        raise ValueError(f"{path}: the file holds nothing but blank lines; give one that holds data")
-    if first[1].lstrip().startswith("["):
-        values = _list_items(path, "\n".join(line for _, line in numbered_lines(path)))
+    reading = reading or Reading()
+    lines = ((number, line) for number, line in numbered_lines(path, reading) if line.strip())
+    first = list(itertools.islice(lines, 2))
+    if not first:
+        raise ValueError(f"{path}: the file holds {'nothing but blank lines' if not reading.skipped else 'no text'}; "
+                         "give one that holds data")
+    if first[0][1].lstrip().startswith("["):
+        values = _list_items(path, _whole(path, reading))
+    elif _is_json(first[0][1]) or len(first) < 2 or _is_json(first[1][1]):
+        values = reading.each(lambda number, line: (number, _parse(path, number, line)), itertools.chain(first, lines))
     else:
-        values = _parsed_lines(path, itertools.chain([first], lines), bad)
-    for number, value in values:
-        if isinstance(value, dict):
-            yield f"{path}:{number}", value
-        else:
-            bad(ValueError(f"{path}:{number}: this is a JSON {type(value).__name__}; an object, {{…}}, is expected"))
+        values = _objects(path, _whole(path, reading))
+
+    def placed(number: int, value: Any) -> tuple[str, dict[str, Any]]:
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}:{number}: this is a JSON {type(value).__name__}; an object, {{…}}, is expected")
+        return f"{path}:{number}", value
+
+    yield from reading.each(placed, values)
 
 
 def text_field(record: dict[str, Any], name: str, place: str) -> str:
@@ -82,30 +79,48 @@ def text_field(record: dict[str, Any], name: str, place: str) -> str:
     return text
 
 
-def _parsed_lines(path: Path, lines: Iterable[tuple[int, str]], bad: Callable[[ValueError], None]
-                  ) -> Iterator[tuple[int, Any]]:
-    for number, line in lines:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            bad(ValueError(_not_json(path, number, error)))
-        else:
-            yield number, value
+def _remedy(line: bytes, encoding: str, *, flag: bool) -> str:
+    """What to do about a line that is not of this encoding; what it would say in the commonest other one is shown."""
+    remedy = "save the file as UTF-8 text"
+    if not flag:
+        return remedy
+    try:
+        text = line.decode("gb18030") if encoding == UTF8 else ""
+    except UnicodeDecodeError:
+        text = ""
+    if words := _WORDS.search(text):
+        return f"{remedy}, or, if it says «{words[0].strip():.20}», give --encoding gb18030"
+    return f"{remedy}, or name its encoding with --encoding"
+
+
+def _whole(path: Path, reading: Reading) -> str:
+    """A file that is read all at once: without a line that is wrong nothing of it could be read."""
+    strict = Reading(reading.encoding, skip_bad=False if reading.has_flags else None)
+    return "\n".join(line for _, line in numbered_lines(path, strict))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parse(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_not_json(path, number, error)) from None
 
 
 def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """(line, item) after item: json.loads would forget on which line each begins."""
     if _EMPTY_LIST.fullmatch(text):
         raise ValueError(f"{path}: the list holds no records; give a file that holds data")
-    decoder, number, counted = json.JSONDecoder(), 1, 0
+    number, counted = 1, 0
     end, sign = text.index("["), ","
     while sign == ",":
-        start = _WHITE_SPACE.match(text, end + 1).end()
-        number, counted = number + text.count("\n", counted, start), start
-        try:
-            item, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(_not_json(path, getattr(error, "lineno", number), error)) from None
+        number, item, counted, end = _value(path, text, end + 1, number, counted)
         yield number, item
         end = _WHITE_SPACE.match(text, end).end()
         sign = text[end : end + 1]
@@ -115,8 +130,26 @@ def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
                          "the file may be cut off")
 
 
+def _objects(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """(line, object) after object, however each is laid out over lines."""
+    number, counted, end = 1, 0, 0
+    while _WHITE_SPACE.match(text, end).end() < len(text):
+        number, item, counted, end = _value(path, text, end, number, counted)
+        yield number, item
+
+
+def _value(path: Path, text: str, begin: int, number: int, counted: int) -> tuple[int, Any, int, int]:
+    """The value behind `begin`: its line, itself, its place, which the next lines are counted from, and its end."""
+    start = _WHITE_SPACE.match(text, begin).end()
+    number += text.count("\n", counted, start)
+    try:
+        item, end = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_not_json(path, getattr(error, "lineno", number), error)) from None
+    return number, item, start, end
+
+
 def _not_json(path: Path, number: int, error: Exception) -> str:
-    why = "it is nested too deeply, or holds a number of too many digits"
     if isinstance(error, json.JSONDecodeError):
-        why = f"{error.msg} at column {error.colno}"
-    return f"{path}:{number}: this is not JSON: {why}"
+        return f"{path}:{number}: this is not JSON: {error.msg} at column {error.colno}"
+    return f"{path}:{number}: this JSON cannot be read: it is nested too deeply, or holds a number of too many digits"

@@ -5,32 +5,30 @@
     source, target    what is given, what is expected  translation, summarization
     date              besides, where a file has it     2024-05-01, 2024/5/1, 2024年5月1日, a time behind it or not
 
-    .jsonl, .json     objects with these fields, others are left aside
-    .csv              as RFC 4180: commas, quotation marks around fields that need them
-    .tsv, .txt        tabs alone, every other sign means itself, quotation marks too
+    .jsonl, .json       objects with these fields, others are left aside
+    .csv, .tsv, .txt    tables (tables.py), with a header that names these fields
 
-A table's first line is its header if it names one of these fields. Without one the columns are the fields asked for in
-their order, behind any first column that says the same on every line («to category»); `columns` says it otherwise.
+Without a header the columns are the fields asked for in their order, behind any first column that says the same on
+every line («to category»); `columns` says it otherwise.
 
 Try: read .tsv with csv's quotation marks; tests/test_records.py (test_worked_example_tables_without_a_header) fails.
 """
 
-import csv
 import datetime
-import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama.datasets.examples import Examples, named_files
-from llama.datasets.lines import json_records, numbered_lines, text_field
-
-log = logging.getLogger(__name__)
+from llama.datasets.lines import json_records, text_field
+from llama.datasets.reading import Reading
+from llama.datasets.tables import SKIP, TABLES, table_records
+from llama.datasets.text_files import ending
 
 FIELDS = ("text", "label", "labels", "source", "target", "date")
-SKIP = "-"
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+ENDINGS = (".jsonl", ".json", *TABLES)
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})-|/(\d{1,2})/|\.(\d{1,2})\.|年(\d{1,2})月)(\d{1,2})日?(?![0-9])")
 
 
@@ -39,15 +37,16 @@ class RecordDataset(Examples):
 
     fields   those that every record must have; others of FIELDS come along where they are
     columns  of tables: a field for each column, "-" for one to leave out: ("-", "text", "label")
-    header   whether the first line of tables is a header; None looks whether it names one of FIELDS. With `columns`
-             there is none unless True is said
+    header   whether the first line of tables is a header; None looks whether it names one of FIELDS
+    encoding, skip_bad  see reading.py
 
-    Labels are texts: what JSON holds as the number 1 or as true is "1" or "true". Dates are ISO days. Raises
-    ValueError, naming file and line, for a record that lacks a field or holds an empty one.
+    Labels are texts: what JSON holds as the number 1 or as true is "1" or "true", and so is what pandas writes as True.
+    Dates are ISO days. Raises ValueError, naming file and line, for a record that lacks a field or holds an empty one.
     """
 
     def __init__(self, *files: str | Path, fields: Sequence[str] = ("text", "label"),
-                 columns: Sequence[str] | None = None, header: bool | None = None):
+                 columns: Sequence[str] | None = None, header: bool | None = None, encoding: str | None = None,
+                 skip_bad: bool | None = None):
         self.files = named_files(files, " or ".join(ENDINGS))
         self.fields = tuple(fields)
         if not fields or not set(fields) <= set(FIELDS):
@@ -57,12 +56,17 @@ class RecordDataset(Examples):
                              f"fields, and else only {', '.join(FIELDS)} or {SKIP}: look at "
                              f"{', '.join(sorted(unknown))}")
         self._examples = []
-        for path in self.files:
-            found = [_example(record, self.fields, place) for place, record in
-                     _records(path, self.fields, columns, header)]
-            if not found:
-                raise ValueError(f"{path}: the file holds no records; give one that does")
-            self._examples += found
+        reading = Reading(encoding, skip_bad=skip_bad)
+
+        def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+            if ending(path) in TABLES:
+                return table_records(path, reading, known=FIELDS, fields=self.fields, columns=columns, header=header)
+            if ending(path) in ENDINGS:
+                return json_records(path, reading)
+            raise ValueError(f"{path}: records are read from {', '.join(ENDINGS)}; give it the ending of what it holds")
+
+        self._read(reading, lambda path: reading.each(
+            lambda place, record: _example(record, self.fields, place), records(path)), "records")
 
     @property
     def labels(self) -> list[str]:
@@ -71,73 +75,10 @@ class RecordDataset(Examples):
                        for label in example.get("labels", [example["label"]] if "label" in example else [])})
 
 
-def _records(path: Path, fields: Sequence[str], columns: Sequence[str] | None,
-             header: bool | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    kind = path.suffix.lower()
-    if kind in (".jsonl", ".json"):
-        return json_records(path)
-    if kind not in ENDINGS:
-        raise ValueError(f"{path}: records are read from {', '.join(ENDINGS)}; give it the ending of what it holds")
-    rows = list(_comma_rows(path) if kind == ".csv" else _tab_rows(path))
-    return _table(path, rows, fields, columns, header)
-
-
-def _tab_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    return ((number, line.split("\t")) for number, line in numbered_lines(path) if line.strip())
-
-
-def _comma_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """A quoted field may go over several lines: a row has the number of its first."""
-    reader = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True)
-    number = 1
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield number, row
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}:{number}: this is no row of comma-separated fields: {error}; write a quotation mark "
-                         'within a quoted field twice, or give the data as .jsonl') from None
-
-
-def _table(path: Path, rows: list[tuple[int, list[str]]], fields: Sequence[str], columns: Sequence[str] | None,
-           header: bool | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """Cells become fields by the header, by `columns`, or by their order; what was concluded is said."""
-    if not rows:
-        return
-    first = [cell.strip() for cell in rows[0][1]]
-    if header is None:
-        header = columns is None and not set(first).isdisjoint(FIELDS)
-    if header:
-        rows = rows[1:]
-        columns = columns or first
-        if missing := set(fields) - set(columns):
-            raise ValueError(f"{path}:1: the header names {', '.join(first)}, and not {', '.join(sorted(missing))}; "
-                             "rename its columns, or say with columns which is which")
-    elif columns is None:
-        columns = _by_order(path, rows, fields)
-        log.info("%s has no header; its columns are read as %s", path, ", ".join(columns))
-    for number, row in rows:
-        if len(row) != len(columns):
-            raise ValueError(f"{path}:{number}: this line has {len(row)} columns, and {len(columns)} are expected "
-                             f"({', '.join(columns)}); mend it, or say with columns what they hold")
-        yield f"{path}:{number}", dict(zip(columns, row, strict=True))
-
-
-def _by_order(path: Path, rows: list[tuple[int, list[str]]], fields: Sequence[str]) -> list[str]:
-    width = len(rows[0][1])
-    constant = len(rows) > 1 and len({row[0] for _, row in rows}) == 1
-    if width == len(fields) + 1 and constant:
-        return [SKIP, *fields]
-    if width == len(fields):
-        return list(fields)
-    raise ValueError(f"{path}:1: the first line has {width} columns and is no header; write one with "
-                     f"{' and '.join(fields)} above it, or say with columns what they hold")
-
-
 def _example(record: dict[str, Any], fields: Sequence[str], place: str) -> dict[str, Any]:
-    if isinstance(record.get("label"), int):
-        record = record | {"label": _as_text(record["label"])}
+    record = {name: value for name, value in record.items() if value is not None or name in fields}
+    if "label" in record:
+        record["label"] = _as_text(record["label"])
     if not record.get("date") and "date" not in fields:
         record = {name: value for name, value in record.items() if name != "date"}      # not every text has its day
     example: dict[str, Any] = {}
@@ -166,8 +107,10 @@ def _labels(record: dict[str, Any], place: str) -> list[str]:
 
 
 def _as_text(value: Any) -> Any:
-    """JSON's numbers and truth values as they stand in the file; everything else as it is."""
-    return str(value).lower() if isinstance(value, int) else value
+    """Numbers as they stand in the file, truth values as JSON writes them; everything else as it is."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        value = str(value)
+    return value.lower() if isinstance(value, str) and value.strip().lower() in ("true", "false") else value
 
 
 def _day(text: str, place: str) -> str:

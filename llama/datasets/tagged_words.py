@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.datasets.lines import numbered_lines
+from llama.datasets.reading import Reading
 from llama.datasets.tags import Span
 
 TYPES = {"nr": "PER", "ns": "LOC", "nt": "ORG"}                     # by the first two letters of a part of speech
@@ -41,9 +42,10 @@ def is_tagged_words(line: str) -> bool:
     return bool(items) and all(_parse_item(item) for item in items)
 
 
-def sentences(path: Path) -> Iterator[tuple[TaggedWords, str, int]]:
+def sentences(path: Path, reading: Reading | None = None) -> Iterator[tuple[TaggedWords, str, int]]:
     """(sentence, where its document begins, line) for every line that holds words; "" if no documents are marked."""
-    lines = [(number, line) for number, line in numbered_lines(path)]
+    reading = reading or Reading()
+    lines = list(numbered_lines(path, reading))
     last = max((i for i, (_, line) in enumerate(lines) if line.strip()), default=-1)
     lines = lines[: last + 1]
     marked = any(not line.strip() or _NUMBER.match(line) for _, line in lines)
@@ -56,9 +58,10 @@ def sentences(path: Path) -> Iterator[tuple[TaggedWords, str, int]]:
         if marked and (numbered[1] != article if numbered else fresh):
             document = f"{path}:{number}"
         article, fresh = numbered[1] if numbered else "", False
-        words = parse(line[numbered.end() :] if numbered else line, f"{path}:{number}")
-        if words.words:
-            yield words, document, number
+        item = line[numbered.end() :] if numbered else line, f"{path}:{number}"
+        for words in reading.each(parse, [item]):
+            if words.words:
+                yield words, document, number
 
 
 def parse(line: str, place: str) -> TaggedWords:

@@ -57,16 +57,15 @@ class ClassificationTask(LabelledTask):
     def labels_of(self, dataset: Sequence[Example]) -> list[str]:
         return sorted({label for example in dataset for label in self._right(example) or ()})
 
+    def unknown(self, example: Example) -> list[str]:
+        return [label for label in self._right(example) or () if label not in self.labels]
+
     def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Labelled]:
         ids, right = encode_prompt(tokenizer, example["text"]), self._right(example)
-        for label in right or ():
-            if label not in self.labels:
-                raise ValueError(f"{example.get('place', 'an example')}: the label '{label:.40}' is none of those that "
-                                 f"are learned ({', '.join(self.labels):.80}); mend it, or give all labels")
         if self.multi_label:
             goal: Any = [int(label in (right or ())) for label in self.labels]
         else:
-            goal = self.labels.index(right[0]) if right else IGNORE_INDEX
+            goal = self.labels.index(right[0]) if right and not self.unknown(example) else IGNORE_INDEX
         lost = max(0, len(ids) - self.max_length)
         ids = ids[: self.max_length]
         return [Labelled(ids, [False] * (len(ids) - 1) + [True], example.get("place", ""), lost=lost, goals=[goal],
@@ -86,9 +85,6 @@ class ClassificationTask(LabelledTask):
         if self.multi_label:
             return functional.binary_cross_entropy_with_logits(scores, targets.float(), reduction="sum")
         return super().loss(scores, targets)
-
-    def count(self, targets: Tensor) -> int:
-        return targets.numel()                                      # of several labels, each is a decision
 
     def decode(self, samples: Sequence[Labelled], scores: Sequence[Tensor]) -> Result:
         example, row = samples[0].example, scores[0][0]
@@ -125,11 +121,12 @@ class ClassificationTask(LabelledTask):
         as_json: dict[str, Any] = {"by_label": {label: each.scores() for label, each in counts.items()}}
         text = counts_table("label", counts)
         if not self.multi_label and len(self.labels) <= SHOWN:
-            matrix = confusion_matrix(gold, predicted, self.labels)
-            as_json["confusion"] = {"labels": list(self.labels), "matrix": matrix}
+            labels = list(dict.fromkeys((*self.labels, *gold)))     # behind them those that it cannot find
+            matrix = confusion_matrix(gold, predicted, labels)
+            as_json["confusion"] = {"labels": labels, "matrix": matrix}
             text += "\n\nright, and what was predicted (columns in the same order)\n" + "\n".join(
                 pad_to_width(label[:12], 24) + "".join(f"{count:>10,}" for count in row)
-                for label, row in zip(self.labels, matrix, strict=True))
+                for label, row in zip(labels, matrix, strict=True))
         return as_json, text
 
     def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[Any]:

@@ -6,16 +6,19 @@ of the last thing that the assistant says in each conversation, and what comes i
 The same chat format (tokenizer/chat.py, chat_template.py) lays out conversations here and in generation: a model that
 is tuned on one and asked in another answers worse, and often never stops.
 
-Try: cut overlong samples at their end; tests/test_tasks.py (test_property_an_overlong_sample_keeps_its_end) fails:
-without the end token among its targets a model goes on talking.
+Try: learn the answers whose weight is 0, too; tests/test_tasks.py (test_worked_example_an_answer_of_weight_0_is_read)
+fails.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from llama.checkpoint import PretrainedLlama
+from llama.datasets.reading import Reading
 from llama.metrics.overlap import chrf, rouge_scores
+from llama.tasks.fitting import fit, is_learned, refuse_lost, unlearn
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
 from tokenizer.chat import FORMATS, ChatFormat
@@ -35,19 +38,20 @@ class InstructionTask(Task):
 
     chat_format  a name in tokenizer.chat.FORMATS or a file with a chat template; None takes the tokenizer's own, and
                  alpaca for one that has none
-    max_length   ids of a sample; of a longer one the end is kept, with the answer and the id that closes it
+    max_length   ids of a sample; fitting.py says what of a longer one is kept
     variables    what else a template asks for, such as {"enable_thinking": False}
+    skip_bad     go on without conversations that the format cannot write; they are counted aloud
     """
 
-    checks = (*Task.checks, "eos", "eos-cut", "pad-is-eos", "prompt-prefix", "template")
+    checks = (*Task.checks, "eos", "eos-cut", "pad-is-eos", "question", "prompt-prefix", "template")
     name = "instruction"
 
     def __init__(self, chat_format: str | None = None, max_length: int = 512, *,
-                 variables: dict[str, Any] | None = None):
+                 variables: dict[str, Any] | None = None, skip_bad: bool | None = None):
         self.chosen = named_format(chat_format, variables) if chat_format else None
         if max_length < 2:
             raise ValueError(f"max_length is {max_length}; it must be at least 2: one id to read and one to learn")
-        self.max_length, self.variables = max_length, variables
+        self.max_length, self.variables, self.skip_bad = max_length, variables, skip_bad
         self._own: ChatTemplate | None = None
 
     def format(self, tokenizer: Tokenizer) -> ChatFormat | ChatTemplate:
@@ -67,26 +71,44 @@ class InstructionTask(Task):
         chosen = self.format(tokenizer).name
         if not (self.chosen or tokenizer.chat_template):
             log.warning("the tokenizer has no chat format; conversations are laid out in the format '%s'", chosen)
-        samples = [self.encode(example, tokenizer) for example in dataset]
-        if cut := sum(sample.cut > 0 for sample in samples):
-            log.warning("%d of %d samples were longer than %d tokens and lost their beginning; --max-length sets this",
-                        cut, len(samples), self.max_length)
+        reading = Reading(skip_bad=self.skip_bad)
+        fitted = list(reading.each(self.encode, ((example, tokenizer) for example in dataset)))
+        samples = [sample for sample in fitted if sample.targets or not (sample.cut or sample.lost)]
+        reading.tell(Path("conversations"))
+        if longer := [sample for sample in fitted if sample.cut or sample.lost]:
+            learned = [sample for sample in longer if sample.targets]
+            which = {"learn an answer without its end": sum(sample.lost > 0 for sample in learned),
+                     "read a question without its middle": sum(sample.cut > 0 for sample in learned),
+                     "have no room for an answer, and are left out": len(longer) - len(learned)}
+            log.warning("%d of %d samples were longer than %d tokens: %s; --max-length %d holds all", len(longer),
+                        len(fitted), self.max_length, ", ".join(f"{n} {what}" for what, n in which.items() if n),
+                        max(len(sample.ids) + sample.cut + sample.lost for sample in longer))
+        if fitted and not samples:
+            raise ValueError(f"none of {len(fitted)} samples has room for an answer in {self.max_length} tokens; raise "
+                             "--max-length")
         return samples
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         place = example.get("place", "")
         try:
-            ids, learned = self.format(tokenizer).encode(self.messages(example, tokenizer), tokenizer,
-                                                         **_brought(example))
+            found = fit(self.messages(example, tokenizer), lambda messages: self._encode(messages, example, tokenizer),
+                        tokenizer, self.max_length)
         except ValueError as error:
             raise ValueError(f"{place}: {error}" if place else str(error)) from None
-        cut = max(0, len(ids) - self.max_length)
-        return Sample(ids[cut:], learned[cut:], place, cut)
+        return Sample(found.ids, found.learned, place, found.cut, found.lost,
+                      {**example, "messages": found.messages})
+
+    def _encode(self, messages: Messages, example: dict[str, Any], tokenizer: Tokenizer
+                ) -> tuple[list[int], list[bool]]:
+        """Ids, and which are learned; without an answer that is only read, and with all that the example brought."""
+        ids, learned = self.format(tokenizer).encode(messages, tokenizer, **_brought(example))
+        refuse_lost(messages, example.get("tools", ()), ids, tokenizer)
+        return ids, unlearn(messages, learned)
 
     def prompts(self, example: dict[str, Any], tokenizer: Tokenizer) -> Iterator[list[int]]:
-        messages = self.messages(example, tokenizer)
+        messages = example.get("messages", [])
         for turn, message in enumerate(messages):
-            if message["role"] == "assistant":
+            if is_learned(message):
                 yield self.format(tokenizer).encode(messages[:turn], tokenizer, reply=True, apart=True,
                                                     **_brought(example))[0]
 
@@ -115,22 +137,41 @@ class InstructionTask(Task):
 
         self.bind(model)
         tokenizer, chat_format = model.tokenizer, self.format(model.tokenizer)
-        talks = [self.messages(example, tokenizer) for example in dataset]
-        prompts = [chat_format.encode(_behind(before, talk[:-1]), tokenizer, reply=True, apart=True,
-                                      **_brought(example))[0]
-                   for example, talk in zip(dataset, talks, strict=True)]
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))             # little padding
-        completions = generate(model, [prompts[i] for i in order], tokenizer=tokenizer, chat_format=chat_format,
+        room = max(model.config.context - max_new_tokens, model.config.context // 2)
+
+        def asked(example: dict[str, Any]) -> tuple[dict[str, Any], Messages, list[int]]:
+            talk = _answered(self.messages(example, tokenizer))
+            return example, talk, self._question(_behind(before, talk), example, tokenizer, room)
+
+        reading = Reading(skip_bad=self.skip_bad)                   # as `samples` goes on without them
+        every = [each for each in reading.each(asked, ((example,) for example in dataset))
+                 if len(each[2]) < model.config.context]
+        if len(every) < len(dataset):
+            log.warning("%d of %d questions cannot be asked, and are not scored", len(dataset) - len(every),
+                        len(dataset))
+        order = sorted(range(len(every)), key=lambda i: -len(every[i][2]))              # little padding
+        completions = generate(model, [every[i][2] for i in order], tokenizer=tokenizer, chat_format=chat_format,
                                sampling=SamplingConfig(temperature=0), max_new_tokens=max_new_tokens,
                                batch_size=batch_size)
         written = dict(zip(order, (completion.text.strip() for completion in completions), strict=True))
         return [{"place": example.get("place", ""), "text": self.given(example), "predicted": written[i],
                  "gold": (gold := text_of(talk[-1]).strip()), "correct": written[i].split() == gold.split()}
-                for i, (example, talk) in enumerate(zip(dataset, talks, strict=True))]
+                for i, (example, talk, _) in enumerate(every)]
+
+    def _question(self, talk: Messages, example: dict[str, Any], tokenizer: Tokenizer, room: int) -> list[int]:
+        """The ids that ask for the last answer of `talk`; of a question longer than `room` without its middle."""
+        brought = _brought(example)
+        ids = self.format(tokenizer).encode(talk[:-1], tokenizer, reply=True, apart=True, **brought)[0]
+        if len(ids) <= room:
+            return ids
+        asked = fit([{**message, "weight": 0} for message in talk[:-1]] + [{"role": "assistant", "content": "!"}],
+                    lambda messages: self._encode(messages, example, tokenizer), tokenizer, room).messages
+        return self.format(tokenizer).encode(asked[:-1], tokenizer, reply=True, apart=True, **brought)[0]
 
     def given(self, example: dict[str, Any]) -> str:
         """What an example asks, for people."""
-        return text_of(example["messages"][-2])
+        return next((text_of(message) for message in reversed(_answered(example["messages"])[:-1])
+                     if message["role"] == "user"), "")
 
     def compute_metrics(self, results: Sequence[Result]) -> dict[str, float]:
         """`exact_match` (blanks aside), `chrf` and `rouge_l` of answers."""
@@ -152,6 +193,12 @@ def text_of(message: dict[str, Any]) -> str:
 def _brought(example: dict[str, Any]) -> dict[str, Any]:
     """What an example has beside its messages, for templates that write it."""
     return {key: example[key] for key in ("tools", "documents") if example.get(key)}
+
+
+def _answered(talk: Messages) -> Messages:
+    """A conversation up to its last answer in words that is learned, or else its last message."""
+    said = [i for i, message in enumerate(talk) if is_learned(message) and message["content"]]
+    return talk[: said[-1] + 1] if said else talk
 
 
 def _behind(before: Messages, talk: Messages) -> Messages:

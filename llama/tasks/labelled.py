@@ -25,7 +25,7 @@ from llama.masks import bidirectional_mask
 from llama.metrics.counts import Counts
 from llama.model import Llama
 from llama.runtime.progress import pad_to_width
-from llama.tasks.task import Batch, Sample, Task, Totals, sort_by_length, to_device
+from llama.tasks.task import IGNORE_INDEX, Batch, Sample, Task, Totals, sort_by_length, to_device
 from tokenizer.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Labelled(Sample):
 
     goals    N: for each learned id what is right there, as whole numbers; IGNORE_INDEX where nobody says
     notes    position -> the same in words
-    example  what it was made of, the `number`-th of its data set
+    number   of the example in its data set
     places   where in the text of the example the learned ids stand, for tasks that point there
     """
 
@@ -50,7 +50,6 @@ class Labelled(Sample):
 
     goals: list[Any] = field(default_factory=list)
     notes: dict[int, str] = field(default_factory=dict)
-    example: Example = field(default_factory=dict, repr=False, compare=False)
     number: int = 0
     places: list[tuple[int, int]] = field(default_factory=list, repr=False, compare=False)
 
@@ -90,6 +89,10 @@ class LabelledTask(Task):
     def labels_of(self, dataset: Sequence[Example]) -> Iterable[str]:
         """What there is to find in a data set."""
         raise NotImplementedError
+
+    def unknown(self, example: Example) -> list[str]:
+        """What an example says is right and is none of the labels: nothing that is found can be that."""
+        return []
 
     def decode(self, samples: Sequence[Labelled], scores: Sequence[Tensor]) -> Result:
         """What was found in an example, from the scores (N, C) of its samples: "predicted", and what else there is.
@@ -167,13 +170,24 @@ class LabelledTask(Task):
                                        self.about(dataset), self.pooling or "last"),
                      generator=torch.Generator().manual_seed(seed))
         self.bind(model)
+        if example := next(filter(self.unknown, dataset), None):
+            raise ValueError(f"{example.get('place', 'an example')}: '{self.unknown(example)[0]:.40}' is none of those "
+                             f"that are learned ({', '.join(self.labels):.80}); mend it, or give all with --labels")
 
     def encode(self, example: Example, tokenizer: Tokenizer) -> Labelled:
         return self.pieces(example, tokenizer)[0]
 
     def samples(self, dataset: Sequence[Example], tokenizer: Tokenizer) -> list[Labelled]:
+        if unknown := [example for example in dataset if self.unknown(example)]:
+            first = unknown[0].get("place", "an example")
+            log.warning("%d of %d examples have labels that the model does not know, and count as errors: first '%s' "
+                        "in %s", len(unknown), len(dataset), self.unknown(unknown[0])[0], first)
         samples = [replace(sample, number=number) for number, example in enumerate(dataset)
                    for sample in self.pieces(example, tokenizer)]
+        if unknown and all(goal == IGNORE_INDEX for sample in samples for goal in sample.goals):
+            raise ValueError(f"{first}: none of {len(dataset)} examples has a label that the model knows "
+                             f"({', '.join(self.labels):.80}); give data for these, or tune the model for those of the "
+                             "data")
         if cut := sum(sample.lost > 0 for sample in samples):
             log.warning("%d of %d samples were longer than %d tokens and lost their end; --max-length sets this", cut,
                         len(samples), self.max_length)
@@ -216,6 +230,9 @@ class LabelledTask(Task):
 
     def targets(self, batch: Batch) -> Tensor:
         return batch["targets"]
+
+    def count(self, targets: Tensor) -> int:
+        return int((targets != IGNORE_INDEX).sum())                 # of several labels a text, each is a decision
 
     # From scores to what was found
 

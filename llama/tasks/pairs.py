@@ -28,8 +28,8 @@ class PairTask(InstructionTask):
     requests: tuple[str, str]                                       # before a source that is Chinese, that is not
 
     def __init__(self, request: str = "", *, chat_format: str | None = None, max_length: int = 512,
-                 variables: dict[str, Any] | None = None):
-        super().__init__(chat_format, max_length, variables=variables)
+                 variables: dict[str, Any] | None = None, skip_bad: bool | None = None):
+        super().__init__(chat_format, max_length, variables=variables, skip_bad=skip_bad)
         self.request = request
 
     def messages(self, example: dict[str, Any], tokenizer: Tokenizer) -> Messages:

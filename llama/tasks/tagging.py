@@ -97,11 +97,15 @@ class TaggingTask(LabelledTask):
         if "tags" not in example:
             return [IGNORE_INDEX] * len(example["tokens"])
         known = {label: i for i, label in enumerate(self.labels)}
-        tags = example["tags"] if set(example["tags"]) <= set(known) else convert(example["tags"], self.scheme)
-        if unknown := set(tags) - set(known):
-            raise ValueError(f"{example.get('place', 'an example')}: the tag '{min(unknown)}' is none of those that "
-                             f"are learned ({', '.join(self.labels):.80}); mend it, or give all types")
-        return [known[tag] for tag in tags]
+        return [known.get(tag, IGNORE_INDEX) for tag in self._tags(example)]
+
+    def _tags(self, example: Example) -> list[str]:
+        """In the scheme of the head."""
+        tags = example.get("tags", [])
+        return tags if set(tags) <= set(self.labels) else convert(tags, self.scheme)
+
+    def unknown(self, example: Example) -> list[str]:
+        return sorted(set(self._tags(example)) - set(self.labels))
 
     def decode(self, samples: Sequence[Labelled], scores: Sequence[Tensor]) -> Result:
         example = samples[0].example

@@ -35,8 +35,9 @@ class Sample:
     ids      L of them
     loss_mask  L: whether the model is to predict this id; the first is given, never predicted
     place    where it came from, for people
-    cut      how many ids were left out at the beginning, because the sample was too long
+    cut      how many ids were left out before what is learned, because the sample was too long
     lost     how many at the end, and with them perhaps what ends an answer
+    example  what it was made of, as it was written
     shift    row t is scored against id t + shift
     """
 
@@ -47,6 +48,7 @@ class Sample:
     place: str = ""
     cut: int = 0
     lost: int = 0
+    example: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def targets(self) -> int:

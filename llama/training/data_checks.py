@@ -20,6 +20,7 @@ from itertools import islice
 from typing import Any
 
 from llama.runtime.progress import Progress
+from llama.tasks.fitting import is_learned
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
 from tokenizer.chat_template import own_format
@@ -27,6 +28,7 @@ from tokenizer.chat_template import own_format
 AT_ONCE = 64                                                        # samples that become a batch, to be looked at
 PATIENCE = 2.0                                                      # seconds until progress is shown
 FEW = 8                                                             # examples by which two templates are compared
+EDGE = 8                                                            # characters by which a question is known
 
 
 @dataclass
@@ -67,12 +69,16 @@ class Data:
 
 @dataclass(frozen=True)
 class Check:
-    """`look` says what is wrong with a sample (or, in OF_DATA, with the data), in words and values; "" for nothing."""
+    """`look` says what is wrong with a sample (or, in OF_DATA, with the data), in words and values; "" for nothing.
+
+    share  of the samples in which it may fail
+    """
 
     name: str
     holds: str
     remedy: str
     look: Callable[[Any], str]
+    share: float = 0.0
 
 
 @dataclass
@@ -142,12 +148,11 @@ def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Toke
     made = [check for check in OF_SAMPLES if check.name in task.checks]
     report = Report(Counts(), [name for name in CHECKS if name in task.checks])
     ends = frozenset(task.ends(tokenizer))
-    examples = dataset if "prompt-prefix" in task.checks else None
     started, progress = time.monotonic(), Progress(len(samples), "checking sample")
     for start in range(0, len(samples), AT_ONCE):
         some = samples[start : start + AT_ONCE]
         for number, (sample, learned) in enumerate(zip(some, task.loss_mask(some), strict=True), start):
-            seen = Seen(sample, learned, examples[number] if examples else None, task, tokenizer, ends, vocab_size)
+            seen = Seen(sample, learned, sample.example, task, tokenizer, ends, vocab_size)
             _count(report.counts, seen)
             for check in made:
                 if what := check.look(seen):
@@ -156,6 +161,8 @@ def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Toke
         if time.monotonic() - started > PATIENCE:
             progress.show(start + len(some))
     progress.clear()
+    report.findings = {name: found for name, found in report.findings.items()
+                       if found.number > CHECKS[name].share * len(samples)}
     for check in OF_DATA:
         if check.name in task.checks and (what := check.look(Data(dataset, report.counts, task, tokenizer))):
             report.findings[check.name] = Finding("all of the data", what, None, 1)
@@ -223,18 +230,36 @@ def _unlearned_end(seen: Seen) -> tuple[str, str]:
     if after in seen.ends:
         why = "pad-is-eos" if after == seen.tokenizer.pad_id else "eos"
         return why, f"the end id {after} at position {last + 1} is not learned"
+    if seen.sample.lost and any(token in seen.ends for token, learn in zip(ids, learned, strict=True) if learn):
+        return "", ""                                               # an earlier answer has taught it
     return ("eos-cut" if seen.sample.lost else "eos",
             f"the last id to be learned is {ids[last]} at position {last}, which ends nothing")
 
 
+def _question(seen: Seen) -> str:
+    """Looked for in samples that lost something: the beginning or the end of what was last asked must be there."""
+    messages = seen.example.get("messages", ())
+    first = next((i for i, message in enumerate(messages) if is_learned(message)), 0)
+    asked = next((message["content"] for message in messages[:first][::-1] if message["role"] == "user"), "")
+    if not (seen.sample.cut or seen.sample.lost) or not asked.strip() or not any(seen.loss_mask):
+        return ""
+    text = seen.tokenizer.decode(seen.tokenizer.encode(asked)).strip()
+    left = seen.tokenizer.decode(seen.sample.ids[: seen.loss_mask.index(True)])
+    if text[:EDGE] in left or text[-EDGE:] in left:
+        return ""
+    return f"the answer is learned without its question, «{text[:40]}»: {seen.sample.cut} ids before it are cut off"
+
+
 def _prompt_prefix(seen: Seen) -> str:
-    cut, ids = seen.sample.cut, seen.sample.ids
+    ids = seen.sample.ids
     for prompt in seen.task.prompts(seen.example, seen.tokenizer):
-        given = prompt[cut:]
+        given = prompt[: len(ids)]
         if ids[: len(given)] != given:
             position = next(i for i in range(len(given)) if ids[i : i + 1] != given[i : i + 1])
             return (f"at position {position} the sample holds {ids[position : position + 1]}, the prompt that "
                     f"generation would be given {given[position : position + 1]}")
+        if len(prompt) >= len(ids):                                 # what comes later was left out
+            break
     return ""
 
 
@@ -263,10 +288,12 @@ def _document_ends(data: Data) -> str:
 OF_SAMPLES = (
     Check("masked", "every sample holds something to learn",
           "raise --max-length if it was cut, or remove it", _masked),
-    Check("eos", "every sample's answer is closed by an id at which generation stops, and learns it",
+    Check("eos", "every answer that was not cut is closed by an id at which generation stops, and learns it",
           "without it the tuned model never stops: choose a --chat-format whose answers end, or mend the task", _eos),
-    Check("eos-cut", "truncation left every answer its end",
-          "raise --max-length, or let the task cut at the beginning", _eos_cut),
+    Check("eos-cut", "truncation left most samples an answer with its end",
+          "raise --max-length: from such samples a model does not learn to stop", _eos_cut, share=0.5),
+    Check("question", "every answer that is learned has the question before it",
+          "raise --max-length, or let the task leave out the middle of the question", _question),
     Check("pad-is-eos", "an end that is also the padding id is learned all the same",
           "mask padding by its position instead of by its id, or give the tokenizer another pad_token", _pad_is_eos),
     Check("doubled-bos", "no text begins twice",

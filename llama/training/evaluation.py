@@ -70,4 +70,4 @@ def evaluate_dataset(objective: Plain, dataset: Any, *, batch_size: int = 8,
     if not isinstance(task, InstructionTask) or is_sharded(objective):
         return scores, []
     results = task.answered(model, dataset, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return scores | task.compute_metrics(results), results
+    return scores | (task.compute_metrics(results) if results else {}), results

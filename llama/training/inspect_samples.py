@@ -62,7 +62,7 @@ def show_sample(sample: Sample, tokenizer: Tokenizer, *, colour: bool, most: int
     characters = tokenizer.stream()
     lines = [visible(f"{sample.place or 'a sample'}, as the model sees it (● is learned, · is only read):")]
     if sample.cut:
-        lines.append(f"  … {sample.cut} ids before these are cut off: the sample is too long")
+        lines.append(f"  … {sample.cut} ids of what stands before the answer are left out: the sample is too long")
     for position, token in enumerate(sample.ids):
         known = 0 <= token < tokenizer.vocab_size
         piece = spelled(tokenizer.token_bytes(token)) if known else "(not in the vocabulary)"

@@ -37,6 +37,11 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.\n", "你好，世界！�
 ALPACA = [{"instruction": "Say it", "input": "你好", "output": "Hello"}, {"instruction": "Go", "output": "on"}]
 CHAT = [{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
                       {"role": "assistant", "content": "你好"}]}] * 2
+SHAREGPT = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f"}'},
+                               {"from": "observation", "value": "1"}, {"from": "gpt", "value": "你好"}],
+             "tools": '[{"name": "f"}]', "system": "Be kind."}, {"prompt": "Hi", "chosen": "Hello", "rejected": "Ha"}]
+FLAT = [{"id": 1, "context": "Paris is in France.", "question": "Where?",
+         "answers": {"text": ["France"], "answer_start": [12]}}]
 SQUAD = {"data": [{"title": "t", "paragraphs": [{"context": "Paris is in France.", "qas": [
     {"id": "1", "question": "Where?", "answers": [{"text": "France", "answer_start": 12}]},
     {"id": "2", "question": "Why?", "is_impossible": True, "answers": []}]}]}]}
@@ -180,6 +185,7 @@ def _data(place: Path) -> list[Reader]:
         "alpaca.jsonl": ("lines", lines, InstructionDataset),
         "alpaca.json": ("json", json.dumps(ALPACA), InstructionDataset),
         "chat.jsonl": ("lines", "".join(json.dumps(each) + "\n" for each in CHAT), InstructionDataset),
+        "sharegpt.jsonl": ("lines", "".join(json.dumps(each) + "\n" for each in SHAREGPT), InstructionDataset),
         "texts.jsonl": ("lines", '{"text": "one"}\n{"text": "二"}\n', LanguageModelingDataset),
         "prose.txt": ("text", "".join(TEXTS) + "\n\nAnother.\n", LanguageModelingDataset),
         "labels.jsonl": ("lines", '{"text": "good", "label": "+"}\n{"text": "坏", "label": "-"}\n', RecordDataset),
@@ -187,6 +193,7 @@ def _data(place: Path) -> list[Reader]:
         "labels.tsv": ("text", "text\tlabel\ngood\t+\n坏\t-\n", RecordDataset),
         "entities.conll": ("text", "John B-PER\nSmith I-PER\nruns O\n\n北 B-LOC\n京 I-LOC\n", ColumnDataset),
         "words.txt": ("text", "19980101-01-001-001/m  迈向/v  充满/v  希望/n  的/u\n", ColumnDataset),
+        "flat.jsonl": ("lines", "".join(json.dumps(each) + "\n" for each in FLAT), SquadDataset),
         "squad.json": ("json", json.dumps(SQUAD), SquadDataset),
         "cmrc.json": ("json", json.dumps(CMRC, ensure_ascii=False), SquadDataset),
     }
