@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 import signal
 import subprocess
@@ -151,6 +152,17 @@ def test_refusal_an_output_that_exists(tmp_path):
                            (("model", {"resume": True, "overwrite": True}), "give one of them")):
         with pytest.raises(ValueError, match=words):
             check(options[0], **options[1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells no living writer from a dead one")
+def test_property_what_a_killed_run_left_is_swept_also_where_the_next_is_refused(tmp_path):
+    """And an older result, put aside when the kill came between two renames, is back, so that it can be refused."""
+    for left in (".model.0a1b2c3d.aside", ".model.1a1b2c3d.partial", ".other.0a1b2c3d.partial"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "config.json").touch()
+    with pytest.raises(ValueError, match="exists already; give --overwrite"):
+        cli.check_output(tmp_path / "model", marker="config.json", overwrite=False, resume=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".other.0a1b2c3d.partial"}
 
 
 def test_refusal_of_flags_that_are_another_tasks():

@@ -382,6 +382,16 @@ def test_refusal_of_a_source_cut_short_leaves_nothing(packed, tmp_path, length):
     assert list(tmp_path.iterdir()) == [packed]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells no living writer from a dead one")
+def test_property_what_a_killed_conversion_left_is_swept_also_where_the_next_is_refused(packed, tmp_path):
+    (tmp_path / "x.gguf").touch()
+    for left in ("..0a1b2c3d.partial", ".x.gguf.0a1b2c3d.partial"):
+        (tmp_path / left).mkdir()
+    with pytest.raises(ValueError, match="exists; give another name, or --overwrite"):
+        convert(packed, tmp_path / "x.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.gguf", packed.name}
+
+
 def test_refusal_of_destinations(packed, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing does not exist; SOURCE is a model's file or folder"):
         convert(tmp_path / "nothing", tmp_path / "model")

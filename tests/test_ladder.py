@@ -14,7 +14,8 @@ HOME = Path(__file__).resolve().parent.parent
 LADDER = """
     tokenizer  llama.runtime.interrupt  llama.runtime.run_lock  llama.runtime.worker  llama.runtime.distributed
     llama.runtime.terminal  llama.runtime.ranges  llama.runtime.destinations  llama.runtime.room
-    weights.formats  llama.runtime.cli  llama.runtime.progress  llama.fast.numbers
+    weights.formats  llama.runtime.progress  llama.fast.numbers
+    llama.runtime.cli
     llama.config
     llama.config_json  llama.masks  llama.rope_scaling  llama.sampling  llama.stop_strings
     llama.cache

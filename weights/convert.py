@@ -37,7 +37,7 @@ with quiet_start(__name__):
     from tokenizer.chat_template import named_format
     from weights import download, hub
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
-    from weights.formats.atomic_write import atomic_files, atomic_folder
+    from weights.formats.atomic_write import atomic_files, atomic_folder, sweep
     from weights.formats.huggingface import HEADS, Ledger
     from weights.formats.paths import shown
     from weights.formats.plain_llama import plain_sizes
@@ -192,6 +192,8 @@ _HEAD = "lm_head.weight"
 
 
 def _refuse_existing(destination: Path, form: Form, *, overwrite: bool) -> None:
+    for name in (destination.name, ""):                             # leftovers of killed ones; "": of atomic_files
+        sweep(destination.parent, name)
     if form.kind == "hf":
         huggingface.refuse_existing(destination, overwrite=overwrite)
     elif form.kind == "meta":

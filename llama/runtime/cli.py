@@ -26,6 +26,7 @@ from llama.runtime import run_lock, terminal
 from llama.runtime.destinations import check_name
 from llama.runtime.ranges import ranges_of
 from llama.runtime.room import OutOfMemory, is_out_of_memory
+from weights.formats.atomic_write import sweep
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # where llama/, tokenizer/, weights/ and doors lie
 PACKAGES = ("llama", "tokenizer", "weights", "train.py", "finetune.py", "generate.py")
@@ -173,6 +174,7 @@ def check_output(output: Path, *, marker: str, overwrite: bool, resume: bool) ->
 
     marker  the file by which a result of this kind is known; a folder of another kind is never replaced
     """
+    sweep(output.parent, output.name)                               # before anything is refused: killed runs' leftovers
     run = Path(f"{output}.training")
     interrupted = any(run.glob("last-*.pt"))                        # states: llama/training/run_state.py
     if Path(f"{output}.training", "lock").exists():

@@ -48,6 +48,7 @@ def become(process: dict[str, Any]) -> None:
         os.dup2(file, number)
         os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)            # the launcher has read from its own
     os.environ.update(process["environment"])
     os.chdir(process["folder"])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
