@@ -54,7 +54,8 @@ def test_worked_example_tools_and_parts(tmp_path):
     assert first["messages"] == [{"role": "user", "content": "Hi"},
                                  {"role": "assistant", "content": "", "tool_calls": calls}, talk[2],
                                  {"role": "assistant", "content": "One.", "reasoning_content": "so"}]
-    assert first["tools"] == second["tools"] == tools and "tools" not in third
+    named = [{"type": "function", "function": tools[0]}]
+    assert first["tools"] == second["tools"] == named and "tools" not in third
 
 
 def _chat(*turns):

@@ -177,7 +177,7 @@ def test_two_ways_a_clone_in_a_folder_with_blanks_and_chinese_letters(tiny_model
     (clone / "数 据.jsonl").write_text('{"instruction": "你是谁", "output": "小驼"}\n', encoding="utf-8")
 
     (clone / "doors.py").write_text(DOORS, encoding="utf-8")
-    tune = ["finetune.py", "--lora", "--data", str(clone / "数 据.jsonl"), "--max-steps", "1", "--max-length", "64"]
+    tune = ["finetune.py", "--lora", "--data", str(clone / "数 据.jsonl"), "--max-steps", "1", "--max-length", "256"]
     write = ["generate.py", "--adapter", "数 据", "--prompt", "你好", "--max-new-tokens", "4", "--temperature", "0"]
     done = subprocess.run([sys.executable, clone / "doors.py", json.dumps([tune, write])], cwd=tmp_path,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8")
