@@ -3,7 +3,9 @@
     Q4_K, Q5_K    x ≈ d s q - dm m    8 groups of 32: s and m of 6 bits, q of 4 or 5; the block has d and dm, float16
     Q6_K          x ≈ d s q           16 groups of 16: s of 8 bits, q from -32 to 31; the block has d, float16
 
-A format says what whole numbers mean, not which to take. Here the squared error is made small, in two stages:
+A format says what whole numbers mean, not which to take. Here the squared error is made small, in two stages. (With
+minima, the square of each x's error counts by |x| + the root mean square of its group: large weights do more, and what
+the model says changes less than with plain squares, although these would be smaller: docs/formats.md.)
 
     a group    as if scale and minimum could be any numbers. Given q, the best are a line through the points (least
                squares); given the line, the best q are the nearest. Taking turns ends in the valley where it began,
@@ -42,57 +44,69 @@ class Rounded(NamedTuple):
 # ---- Q4_K and Q5_K ---------------------------------------------------------------------------------------------------
 
 
+class Points(NamedTuple):
+    """The numbers of B blocks in groups, and how much the square of each one's error counts."""
+
+    x: Tensor                           # (B, 8, 32)
+    weights: Tensor                     # (B, 8, 32)
+    n: Tensor                           # (B, 8, 1): Σ w of each group, as all sums that follow
+    total: Tensor                       # (B, 8, 1): Σ w x
+
+
 def with_minima(x: Tensor, bits: int) -> Rounded:
     """x (B, 8, 32) float32 -> x ≈ d s q - dm m, q of so many bits. Numbers that are none end in a d that is none."""
+    weights = x.abs() + x.square().mean(-1, keepdim=True).sqrt()
+    points = Points(x, weights, weights.sum(-1, keepdim=True), (weights * x).sum(-1, keepdim=True))
     top = 2**bits - 1
-    _, s, m = _best(_lines(x, top))                                 # (B, 8, 1), as all sums over a group
+    _, s, m = _best(_lines(points, top))
     d, dm = _half(s.amax(1, keepdim=True) / 63), _half(m.amax(1, keepdim=True) / 63)
     s, m = _whole(s / _divisor(d), 0, 63), _whole(m / _divisor(dm), 0, 63)
     for _ in range(TURNS):
-        _, s, m, *sums = _best(_neighbours(x, top, d, dm, s, m))
-        d, dm = _refitted(x, d, dm, s, m, *sums)
+        _, s, m, *sums = _best(_neighbours(points, top, d, dm, s, m))
+        d, dm = _refitted(points, d, dm, s, m, *sums)
     return Rounded(d.flatten(), s.squeeze(-1), _nearest(x, d * s, dm * m, top), dm.flatten(), m.squeeze(-1))
 
 
-def _lines(x: Tensor, top: int) -> Iterator[tuple[Tensor, ...]]:
+def _lines(points: Points, top: int) -> Iterator[tuple[Tensor, ...]]:
     """Error, scale and minimum of each group, from each start. A minimum lies at 0 or below, since m has no sign."""
-    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True)
+    low, high = points.x.amin(-1, keepdim=True).clamp(max=0), points.x.amax(-1, keepdim=True)
     for steps in STEPS:
         s = (high - low) / (top + steps)
         m = (s * top - low - high).clamp(min=0) / 2                 # the middle of the levels is that of the range
         for _ in range(TURNS):
-            q = _nearest(x, s, m, top)
-            s, m = _line(x, *_sums(x, q))
-        yield _error(x, s, m, *_sums(x, q)), s, m
+            q = _nearest(points.x, s, m, top)
+            s, m = _line(points, *_sums(points, q))
+        yield _error(points, s, m, *_sums(points, q)), s, m
 
 
-def _line(x: Tensor, q: Tensor, qq: Tensor, qx: Tensor) -> tuple[Tensor, Tensor]:
-    """The s and m ≥ 0 of the smallest Σ (s q - m - x)², from sums over a group."""
-    n, total = x.shape[-1], x.sum(-1, keepdim=True)
-    s = (n * qx - q * total) / _divisor(n * qq - q * q)
-    m = (s * q - total) / n
+def _line(points: Points, q: Tensor, qq: Tensor, qx: Tensor) -> tuple[Tensor, Tensor]:
+    """The s and m ≥ 0 of the smallest Σ w (s q - m - x)², from sums over a group."""
+    determinant = points.n * qq - q * q
+    determinant = torch.where(determinant > 1e-6 * points.n * qq, determinant, torch.inf)       # all q are alike
+    s = (points.n * qx - q * points.total) / determinant
+    m = (s * q - points.total) / _divisor(points.n)
     return torch.where(m < 0, qx / _divisor(qq), s).clamp(min=0), m.clamp(min=0)
 
 
-def _neighbours(x: Tensor, top: int, d: Tensor, dm: Tensor, s: Tensor, m: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _neighbours(points: Points, top: int, d: Tensor, dm: Tensor, s: Tensor, m: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Error, s, m and the sums of q, for each s nearby: q by the m of before, then m by these q."""
     for step in NEIGHBOURS:
         near = (s + step).clamp(0, 63)
-        sums = _sums(x, _nearest(x, d * near, dm * m, top))
-        best = (d * near * sums[0] - x.sum(-1, keepdim=True)) / x.shape[-1]
+        sums = _sums(points, _nearest(points.x, d * near, dm * m, top))
+        best = (d * near * sums[0] - points.total) / _divisor(points.n)
         best = _whole(best / _divisor(dm), 0, 63)
-        yield _error(x, d * near, dm * best, *sums), near, best, *sums
+        yield _error(points, d * near, dm * best, *sums), near, best, *sums
 
 
-def _refitted(x: Tensor, d: Tensor, dm: Tensor, s: Tensor, m: Tensor, q: Tensor, qq: Tensor, qx: Tensor
+def _refitted(points: Points, d: Tensor, dm: Tensor, s: Tensor, m: Tensor, q: Tensor, qq: Tensor, qx: Tensor
               ) -> tuple[Tensor, Tensor]:
-    """The d and dm of the smallest Σ (d s q - dm m - x)² over a block, where that has an answer."""
+    """The d and dm of the smallest Σ w (d s q - dm m - x)² over a block, where that has an answer."""
     over = lambda sums: sums.sum(1, keepdim=True)                   # noqa: E731  a block's groups
-    a, b, c = over(s * s * qq), over(s * m * q), over(m * m) * x.shape[-1]
-    p, r = over(s * qx), over(m * x.sum(-1, keepdim=True))
+    a, b, c = over(s * s * qq), over(s * m * q), over(m * m * points.n)
+    p, r = over(s * qx), over(m * points.total)
     determinant = a * c - b * b
     fitted, other = (p * c - b * r) / _divisor(determinant), (b * p - a * r) / _divisor(determinant)
-    sound = (determinant > 0) & (fitted > 0) & (other > 0)
+    sound = (determinant > 1e-6 * a * c) & (fitted > 0) & (other > 0)
     return _half(torch.where(sound, fitted, d)), _half(torch.where(sound, other, dm))
 
 
@@ -100,14 +114,15 @@ def _nearest(x: Tensor, s: Tensor, m: Tensor, top: int) -> Tensor:
     return ((x + m) / _divisor(s)).round_().clamp_(0, top)
 
 
-def _sums(x: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ q, Σ q² and Σ q x of each group."""
-    return q.sum(-1, keepdim=True), (q * q).sum(-1, keepdim=True), (q * x).sum(-1, keepdim=True)
+def _sums(points: Points, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ w q, Σ w q² and Σ w q x of each group."""
+    weighted = points.weights * q
+    return tuple(each.sum(-1, keepdim=True) for each in (weighted, weighted * q, weighted * points.x))
 
 
-def _error(x: Tensor, s: Tensor, m: Tensor, q: Tensor, qq: Tensor, qx: Tensor) -> Tensor:
-    """Σ (s q - m - x)² - Σ x² of each group, from its sums."""
-    return s * (s * qq - 2 * m * q - 2 * qx) + m * (m * x.shape[-1] + 2 * x.sum(-1, keepdim=True))
+def _error(points: Points, s: Tensor, m: Tensor, q: Tensor, qq: Tensor, qx: Tensor) -> Tensor:
+    """Σ w (s q - m - x)² - Σ w x² of each group, from its sums."""
+    return s * (s * qq - 2 * m * q - 2 * qx) + m * (m * points.n + 2 * points.total)
 
 
 # ---- Q6_K ------------------------------------------------------------------------------------------------------------
