@@ -222,7 +222,7 @@ MUTANTS = [
            "np.memmap(gguf.path, np.uint8",
            "tests/test_gguf_file.py::test_two_ways_a_model_in_parts_and_in_one_file"),
     Mutant("the scales of a K block are not fitted to it", "weights/formats/gguf_rounding.py",
-           "d, dm = _refitted(x, d, dm, s, m, *sums)",
+           "d, dm = _refitted(points, d, dm, s, m, *sums)",
            "d, dm = d, dm",
            "tests/test_gguf_rounding.py::test_two_ways_no_larger_error_than_that_of_llama_cpp"),
     Mutant("rows are not reordered in reading GGUF", "weights/formats/plain_llama.py",
