@@ -76,3 +76,13 @@ def test_worked_example_what_a_model_does_to_text_is_named():
 def test_refusal_of_damaged_models(damage):
     with pytest.raises(ValueError, match="no SentencePiece model, or not all of one"):
         read_model(damage)
+
+
+def test_refusal_of_fields_of_another_kind(llama):
+    """A number where a message or a text belongs, as one turned bit makes it."""
+    for more in (b"\x10\x05", b"\x18\x05", b"\x12\x03\xf0\x02\x01", b"\x1a\x02\x08\x01"):
+        with pytest.raises(ValueError, match="no SentencePiece model, or not all of one"):
+            read_model(llama + more)
+    score_as_text = b"\x0a\x08\x0a\x03low\x12\x01x"
+    with pytest.raises(ValueError, match="no SentencePiece model, or not all of one"):
+        read_model(score_as_text)

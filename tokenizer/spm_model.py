@@ -23,6 +23,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BPE = 2                                                     # a kind of model; 1 is Unigram
 
 _ROLES = {"unk_id": (45, "<unk>"), "bos_id": (46, "<s>"), "eos_id": (47, "</s>"), "pad_id": (48, "<pad>")}
+_KINDS = {2: {3: int, 24: int, 35: int, **{field: bytes for field, _ in _ROLES.values()}},     # of the fields read
+          3: {1: bytes, 2: bytes, 3: int, 4: int, 5: int}}
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 
@@ -75,7 +77,7 @@ class PieceModel:
     def id_of(self, role: str) -> int | None:
         """The id of unk_id, bos_id, eos_id or pad_id, which a file names by its piece."""
         field, default = _ROLES[role]
-        piece = self._trainer.get(field, default.encode()).decode()
+        piece = self._trainer.get(field, default.encode()).decode(errors="replace")
         ids = [id for id, (other, type) in enumerate(zip(self.pieces, self.types, strict=True))
                if other == piece and (type == UNKNOWN) == (role == "unk_id")]
         return ids[0] if ids else None
@@ -93,6 +95,12 @@ def read_model(data: bytes) -> PieceModel:
             pieces.append(entry[1].decode())
             scores.append(entry.get(2, 0.0))
             types.append(entry.get(3, NORMAL))
+        right = all(isinstance(score, float) for score in scores) and all(isinstance(type, int) for type in types)
+        for message, kinds in _KINDS.items():
+            found = _last_of(rest, message)
+            right = right and all(isinstance(found.get(number, kind()), kind) for number, kind in kinds.items())
+        if not right:
+            raise ValueError("a field of another kind")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
         raise ValueError(f"this is no SentencePiece model, or not all of one (it breaks off after {len(pieces):,} "
                          "pieces); fetch or copy it again") from None
