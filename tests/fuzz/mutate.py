@@ -95,7 +95,7 @@ def _places(value: Any, depth: int = 0) -> Any:
 
 
 def _line(content: bytes, draw: random.Random) -> bytes:
-    lines = content.splitlines(keepends=True)
+    lines = content.splitlines(keepends=True) or [b"\n"]
     i = draw.randrange(len(lines))
     if draw.random() < 0.2:
         lines[i] = draw.choice((b"", b"\n", b"\r\n", b"null\n", b"[]\n", b"5\n", lines[i].strip(), lines[i] * 2))
