@@ -108,7 +108,7 @@ def starts(python: str) -> list[str]:
 def requirements(torch: str, *, oldest: bool) -> list[str]:
     """What pip is asked for: torch, and the rest of requirements.txt, at the lower bounds where `oldest`."""
     lines = (HOME / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    rest = [line for line in lines if re.match(r"(?!torch\b)\w", line)]
+    rest = [line.partition("  #")[0] for line in lines if re.match(r"(?!torch\b)\w", line)]
     return ["torch" if torch == NEWEST else f"torch=={torch}", *(line.replace(">=", "==") if oldest else line
                                                                  for line in rest)]
 

@@ -114,6 +114,7 @@ def test_property_all_stop_after_the_same_step_when_one_is_interrupted(folder, t
     assert torch.load(folder / "interrupted.training" / "last-3.pt")["step"] == 3
 
 
+@shards
 def test_property_a_shard_that_is_damaged_on_one_rank_sets_all_back_to_the_state_before(two):
     assert {len(rank["full fsdp, resumed"]["norms"]) for rank in two} == {7}
     assert {len(rank["lora ddp, resumed"]["norms"]) for rank in two} == {5}
@@ -128,6 +129,7 @@ def test_refusal_a_loss_that_is_not_finite_on_one_rank_stops_all(folder, two):
     assert state["step"] == 3 and len(list((folder / "burst.training" / "last-3").iterdir())) == 2
 
 
+@shards
 def test_two_ways_all_skip_the_step_that_is_not_finite_on_one_rank(two):
     for run in ("skipped ddp", "skipped fsdp"):
         assert all(rank[run]["train"]["train"]["skipped"] == 1 and len(rank[run]["norms"]) == 9 for rank in two)

@@ -265,11 +265,11 @@ def run_job(write: Write, prompts: Sequence[Prompt], show: Emit, *, records: Rec
     def emit(number: int, completion: Completion) -> None:
         completion = dataclasses.replace(completion, prompt=prompts[number // num_samples].text)
         progress.clear()
+        summary.add(completion)                                     # who sees the text may end the job at once
         if records:
             records.write(dataclasses.asdict(completion))
         else:
             show(number, completion)
-        summary.add(completion)
         if number + 1 < texts:
             progress.show(number + 1, f"{summary.speed:.1f} tokens/s")
 
