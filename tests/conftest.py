@@ -11,6 +11,8 @@ from tokenizer import bpe
 
 torch.set_num_threads(1)                                          # tiny tensors: a second thread only gets in the way
 signal.signal(signal.SIGINT, signal.default_int_handler)          # a background job starts, and hands on, deaf to it
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)                  # and one under nohup deaf to this
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps, and the fox goes home.",
