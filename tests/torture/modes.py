@@ -28,7 +28,7 @@ TEXT = ["The quick brown fox jumps over the lazy dog. The dog sleeps, and the fo
 STEPS, SAVE_EVERY = 6, 2
 TRAIN = ("--device", "cpu", "--dtype", "float32", "--max-steps", str(STEPS), "--epochs", "9", "--batch-size", "2",
          "--save-every", str(SAVE_EVERY), "--eval-every", "2", "--output", "out")
-TUNE = ("finetune.py", "--model", "model", "--data", "data.jsonl", "--eval-data", "eval.jsonl", "--max-length", "128",
+TUNE = ("finetune.py", "--model", "model", "--data", "data.jsonl", "--eval-data", "eval.jsonl", "--max-length", "256",
         "--lr", "0.05", *TRAIN)
 WORSE = ("--lr", "0.9", "--schedule", "constant")                  # the best evaluation is not the last one
 TIMES = {"seconds", "tokens_per_second", "peak_memory"}
