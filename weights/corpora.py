@@ -4,6 +4,8 @@
     reviews          train, dev, test.jsonl with `text` and `label`, 80 : 10 : 10
     poems            authors/ and forms/, each with train, dev, test.jsonl as above
     three_kingdoms   text.txt
+    classical_modern train, dev, test.tsv of `source` and `target`, 99 : 0.5 : 0.5; the same sentences joined to
+                     passages in classical/ and modern/, each with train, dev, test.txt
 
 Near-duplicates (llama/datasets/split.py) are on one side of the newspaper; of reviews and poems only one is kept, and
 none of those that contradict each other. The same files come out every time.
@@ -13,6 +15,7 @@ Try: let `_certain` be True of every headline; tests/test_corpora.py
 """
 
 import hashlib
+import itertools
 import json
 import re
 import tarfile
@@ -21,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama.datasets.lines import numbered_lines
 from llama.datasets.split import grouped, split
 from llama.runtime.terminal import say
 from weights.formats.atomic_write import atomic_file
@@ -33,6 +37,8 @@ POETS, POEMS = 10, 500          # of each dynasty, of each poet
 FORMS = {(4, 5): "五言绝句", (4, 7): "七言绝句", (8, 5): "五言律诗", (8, 7): "七言律诗"}
 POEMS_OF_A_FORM = 2500
 NOBODY = ("不詳", "無名氏", "佚名")
+PASSAGE = 50                    # sentences that stay together
+HELD_OUT = 200                  # one passage of so many for dev, and one for test
 
 
 # ---- the newspaper ---------------------------------------------------------------------------------------------------
@@ -94,6 +100,66 @@ def three_kingdoms(listed: Path, folder: Path) -> None:
     chapters = json.loads(listed.read_bytes())
     paragraphs = ([line.strip() for line in chapter.splitlines()] for chapter in chapters)
     _write(folder / TEXT, "\n\n".join("\n".join(filter(None, lines)) for lines in paragraphs) + "\n")
+
+
+# ---- classical sentences and modern ones -----------------------------------------------------------------------------
+
+
+def classical_modern(source: Path, folder: Path) -> None:
+    """The repository's folder, or «book TAB classical TAB modern» a line, also packed -> pairs, and passages of prose.
+
+    Held out are whole passages, sentences that follow one another; what stands in one of them, word for word, on either
+    side, is left out of what is learned: books quote books.
+    """
+    passages: list[list[tuple[str, str]]] = [[]]
+    for book, pairs in itertools.groupby(_sentences(source), key=lambda sentence: sentence[0]):
+        for number, (_, old, new) in enumerate(pairs):
+            if number % PASSAGE == 0:
+                passages.append([])
+            passages[-1].append((old, new))
+        say(f"{book}: {number + 1:,} sentences")
+    drawn = sorted(range(1, len(passages)), key=lambda i: hashlib.sha256(passages[i][0][0].encode()).digest())
+    share = max(1, len(drawn) // HELD_OUT)
+    cuts = {"train": drawn[2 * share :], "dev": drawn[:share], "test": drawn[share : 2 * share]}
+    parts = {name: [passages[i] for i in sorted(cut)] for name, cut in cuts.items()}
+    held = {side for name in ("dev", "test") for passage in parts[name] for pair in passage for side in pair}
+    parts["train"] = [kept for passage in parts["train"]
+                      if (kept := [pair for pair in passage if not held.intersection(pair)])]
+    for name, part in reversed(parts.items()):
+        pairs = [pair for passage in part for pair in passage]
+        for side, kind in enumerate(("classical", "modern")):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            _write(folder / kind / f"{name}.txt",
+                   "\n\n".join("".join(pair[side] for pair in passage) for passage in part) + "\n")
+        say(f"{name}.tsv: {len(pairs):,} pairs, {sum(len(new) for _, new in pairs):,} modern characters")
+        _write(folder / f"{name}.tsv", "source\ttarget\n" + "".join(f"{old}\t{new}\n" for old, new in pairs))
+
+
+def _sentences(source: Path) -> Iterator[tuple[str, str, str]]:
+    """(book, classical, modern), each pair once; of a clone in the order of its paths."""
+    if source.is_dir():
+        root = source / "双语数据"
+        chapters = sorted(root.rglob("source.txt"))
+        if not chapters:
+            raise ValueError(f"{source}: there is no {root.name}/…/source.txt; give the cloned repository, or a file "
+                             "of lines «book TAB classical TAB modern»")
+        rows = ((path.relative_to(root).parts[0], old, new) for path in chapters for old, new in zip(
+            *(file.read_text(encoding="utf-8").split("\n") for file in (path, path.with_name("target.txt"))),
+            strict=True))
+    else:
+        rows = (_columns(source, number, line) for number, line in numbered_lines(source))
+    seen = set()
+    for book, old, new in rows:
+        pair = "".join(old.split()), "".join(new.split())
+        if all(pair) and pair not in seen:
+            seen.add(pair)
+            yield book, *pair
+
+
+def _columns(path: Path, number: int, line: str) -> list[str]:
+    if len(columns := line.split("\t")) != 3:
+        raise ValueError(f"{path}:{number}: {len(columns)} columns; «book TAB classical TAB modern» are expected")
+    return columns
 
 
 # ---- reviews and poems, by classes -----------------------------------------------------------------------------------

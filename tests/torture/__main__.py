@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--modes", type=lambda text: text.split(","), default=[mode.name for mode in MODES],
                         metavar="A,B", help=", ".join(mode.name for mode in MODES))
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw")
-    parser.add_argument("--kills", type=int, default=400, metavar="N", help="how many, over all modes")
+    parser.add_argument("--kills", type=int, default=200, metavar="N", help="how many, over all modes")
     parser.add_argument("--every", nargs="+", choices=CHOICES, default=(), metavar="KIND",
                         help="of these kinds all that there are, which takes hours: " + ", ".join(CHOICES))
     parser.add_argument("--share", type=float, metavar="MINUTES", help="stop after so many, whatever is left to try")

@@ -322,7 +322,7 @@ def asked_to_end(attack: Attack, number: int) -> str:
     attack.check_results()
     allowed = {128 + which}
     if not 0 < ended.steps < STEPS:                                 # before or after the loop of training
-        allowed |= {0, -which} | ({1} if attack.mode.processes > 1 else set())
+        allowed |= {0, -which} | ({1, -signal.SIGTERM} if attack.mode.processes > 1 else set())   # when others ended
     if not allowed.issuperset(ended.codes):
         raise Lost(f"exit codes {ended.codes} after step {ended.steps}: {ended.errors[-300:]}")
     if which == signal.SIGINT:
