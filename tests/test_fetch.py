@@ -348,7 +348,7 @@ def test_two_ways_a_clone_and_a_given_copy_make_the_same(repository, tmp_path):
         return [line for line in lines if line != "source\ttarget"]
 
     link, *wanted = pairs(fetch("texts"))
-    assert wanted == ["甲曰。\t甲说。", "乙曰。\t乙说。"] and link.endswith(str(tmp_path / "secret"))   # not what is there
+    assert wanted == ["甲曰。\t甲说。", "乙曰。\t乙说。"] and link.endswith(str(tmp_path / "secret"))  # no more
     assert not list((tmp_path / "home" / CACHE).iterdir())            # the clone is not kept
     copy = tmp_path / "copy.tsv"
     copy.write_text("书\t甲曰。\t甲说。\n书\t乙曰。\t乙说。\n", encoding="utf-8")
