@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from llama.config import DEFAULT_ROPE_THETA, ROPE_SCALING_FIELDS, LlamaConfig, RopeScaling
-from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, number, one_of, record, whole
+from tokenizer.checked_json import check_fields
+from weights.formats.huggingface import CONFIG_FIELDS, SCALES
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ PARTS = ("attention_bias", "qkv_bias", "mlp_bias", "sliding_window", "qk_norm", 
          "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _UNEVEN = ("mistral", "qwen2", "qwen3")                             # open where D is no multiple of H; Llama's refuses
 _WINDOWED = ("qwen2", "qwen3")                                      # which name a window, and whether it is used
-_SCALES = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
 
 def parts_of(config: LlamaConfig) -> set[str]:
@@ -57,17 +57,6 @@ def parts_of(config: LlamaConfig) -> set[str]:
     return {f"qk_norm={config.qk_norm}" if name == "qk_norm" else name for name in differing}
 
 
-# Of what is looked at before LlamaConfig and RopeScaling ask their own fields.
-_ROPE = record({}, {"rope_theta": number(above=0), "rope_type": TEXT, "type": TEXT, "factor": number(),
-                    "original_max_position_embeddings": whole(1), "partial_rotary_factor": number()})
-FIELDS = {"model_type": TEXT, "num_hidden_layers": whole(1), "num_attention_heads": whole(1),
-          "max_position_embeddings": whole(1), "original_max_position_embeddings": whole(1),
-          "rope_theta": number(above=0), "rope_parameters": _ROPE, "rope_scaling": _ROPE, "sliding_window": whole(),
-          "use_sliding_window": FLAG, "max_window_layers": whole(), "layer_types": listed(TEXT),
-          "architectures": listed(TEXT), "no_rope_layers": listed(one_of(0, 1)), "no_rope_layer_interval": whole(1),
-          **dict.fromkeys(_SCALES, number(above=0))}
-
-
 def config_from_dict(values: dict[str, Any]) -> LlamaConfig:
     """Read a Hugging Face `config.json`, of yesterday (rope_theta, rope_scaling) or of today (rope_parameters).
 
@@ -75,7 +64,7 @@ def config_from_dict(values: dict[str, Any]) -> LlamaConfig:
 
     Raises ValueError, naming the field, for anything that would change the arithmetic and is not built here.
     """
-    check_fields(values, FIELDS, "config.json")
+    check_fields(values, CONFIG_FIELDS, "config.json")
     _refuse_other_architectures(values)
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [name for name in required if name not in values]:
@@ -113,7 +102,7 @@ def config_to_dict(config: LlamaConfig) -> dict[str, Any]:
         own |= {"no_rope_layers": [int(i not in config.no_rope_layers) for i in range(config.num_hidden_layers)],
                 "use_sliding_window": False}
     elif kind == "granite":
-        own |= {name: getattr(config, name) for name in _SCALES}
+        own |= {name: getattr(config, name) for name in SCALES}
         own["attention_multiplier"] = config.attention_multiplier or config.head_dim**-0.5
     return {
         "architectures": [FAMILIES[kind].architecture],
@@ -199,7 +188,7 @@ def _read_parts(kind: str, values: dict[str, Any]) -> dict[str, Any]:
         turning = values.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in layers]
         parts["no_rope_layers"] = tuple(i for i, turns in enumerate(turning) if not turns)
     if kind == "granite":
-        parts |= {name: float(values[name]) for name in _SCALES if values.get(name) is not None}
+        parts |= {name: float(values[name]) for name in SCALES if values.get(name) is not None}
     return parts
 
 

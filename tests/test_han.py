@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llama.datasets.han import Converter
+from llama.clean.han import Converter
 
 
 @pytest.fixture

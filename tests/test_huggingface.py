@@ -183,7 +183,12 @@ def test_refusal_tensors_that_differ_from_the_ledger(tmp_path):
     (b"[" * 100_000, r"config.json: not JSON"),
     (b"[1]", r"config.json: holds a JSON list, but must hold an object"),
     (b"", r"config.json, line 1: not JSON"),
-], ids=["syntax", "not text", "long number", "too deep", "a list", "empty"])  # fmt: skip
+    (b'{"rope_parameters": 1e-320}', r"config.json: rope_parameters is "),
+    (b'{"architectures": 1}', r"config.json: architectures is "),
+    (b'{"tie_word_embeddings": "yes"}', r"config.json: tie_word_embeddings is "),
+    (b'{"hidden_size": "64"}', r"config.json: hidden_size is "),
+], ids=["syntax", "not text", "long number", "too deep", "a list", "empty", "no record", "no list", "no flag",
+        "text"])  # fmt: skip
 def test_refusal_of_a_bad_config(tmp_path, content, words):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=words):

@@ -29,6 +29,7 @@ LADDER = """
     llama.freeze
     llama.fast
     llama.datasets
+    llama.clean
     llama.metrics
     llama.tasks
     llama.zero_shot
@@ -38,6 +39,7 @@ LADDER = """
     weights.download
     weights.certificate
     weights.convert
+    weights.catalogue
     weights.fetch
     llama.pretrained
     llama.commands

@@ -126,7 +126,7 @@ TRAINING_TEMPLATES = (
     ("phi3_training.jinja", 947, "f00b774c5933129ee0a72bed355d9947cb09f8063d6cf23b7db71b33b5ea2162"),
 )
 
-# OpenCC's configurations that llama/datasets/han.py knows, the tables that they name, and OpenCC's own tests
+# OpenCC's configurations that llama/clean/han.py knows, the tables that they name, and OpenCC's own tests
 OPENCC = (
     ("data/CJK_Compatibility_Ideographs.txt", 8_834,
      "45d8b1dff7ac913bfa249409eb79437e269847beb9ad103dfba8d20f76073495"),

@@ -114,11 +114,14 @@ class RunFolder:
     def begin_after(self, last: int) -> None:
         """Drop what comes again: states and metrics of steps after `last`; with 0, all of an older run of this name.
 
-        With it goes what a killed run left half written.
+        With it goes what a killed run left half written. All processes go on when that is done.
         """
         distributed.barrier()                                       # all have read their state
-        if not distributed.is_rank0():
-            return
+        if distributed.is_rank0():
+            self._drop_after(last)
+        distributed.barrier()                                       # and none looks at what is about to go
+
+    def _drop_after(self, last: int) -> None:
         sweep(self.output.parent, self.output.name)
         sweep(self.path(""), alone=True)                            # the run's lock is held
         for kind in ("last", "best"):

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from llama.datasets.han import CONFIGURATIONS, Converter
+from llama.clean.han import CONFIGURATIONS, Converter
 from tests.parity.judges import Check, Judges
 from weights.fetch import fetch
 

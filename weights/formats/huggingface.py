@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from tokenizer.checked_json import read_object
+from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, number, one_of, read_object, record, whole
 from weights.formats.atomic_write import atomic_file, atomic_folder
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]                   # name, shape, dtype of one tensor
@@ -39,6 +39,20 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADS = ("lm_head.", "score.", "qa_outputs.", "classifier.")
 DEFAULT_ROPE_THETA = 10_000.0                                      # what a config without θ means
 LARGEST_HEADER = 100_000_000                                       # the format's own limit, in bytes
+
+# What readers look at in a config.json, and LlamaConfig and RopeScaling ask more of.
+_ROPE = record({}, {"rope_theta": number(above=0), "rope_type": TEXT, "type": TEXT, "factor": number(),
+                    "original_max_position_embeddings": whole(1), "partial_rotary_factor": number()})
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
+SCALES = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")     # Granite's
+CONFIG_FIELDS = {
+    **dict.fromkeys(_SIZES, whole(1)), **dict.fromkeys(SCALES, number(above=0)), "model_type": TEXT,
+    "rms_norm_eps": number(above=0), "tie_word_embeddings": FLAG, "architectures": listed(TEXT),
+    "rope_theta": number(above=0), "rope_parameters": _ROPE, "rope_scaling": _ROPE, "sliding_window": whole(),
+    "use_sliding_window": FLAG, "max_window_layers": whole(), "layer_types": listed(TEXT),
+    "no_rope_layers": listed(one_of(0, 1)), "no_rope_layer_interval": whole(1),
+    "quantization_config": record({}, {"quant_method": TEXT})}
 
 
 def stored_name(name: str, below: str = "model.") -> str:
@@ -71,11 +85,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's config.json as it is written. Raises FileNotFoundError or ValueError, both naming the file."""
+    """The folder's config.json as it is written, its CONFIG_FIELDS of the types that they must have.
+
+    Raises FileNotFoundError or ValueError, both naming the file.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; a model is a folder with config.json and model.safetensors")
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    check_fields(config, CONFIG_FIELDS, str(folder / "config.json"))
+    return config
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""The articles of a MediaWiki dump (Wikipedia and its like) as plain text, one after the other, of any size.
+
+    zhwiki-…-pages-articles.xml, also .bz2, .gz and .xz          https://www.mediawiki.org/wiki/Help:Export
+
+Of the markup, what is read as prose stays: paragraphs, headings, items of lists, the words of links. Templates, tables,
+references, pictures, categories and comments go, and with a template goes what it would have written. Of the variants
+that Chinese articles spell out, -{zh-hans:软件; zh-hant:軟體}-, the simplified one stays.
+
+Try: leave the loop out of `_without`; tests/test_mediawiki.py (test_worked_example_nested_templates_go) fails.
+"""
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.parsers import expat
+
+from llama.datasets.text_files import opened
+
+BLOCK = 1 << 16
+ARTICLES = "0"                                                      # their namespace; talk and users have others
+_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
+_TABLE = re.compile(r"\{\|(?:(?!\{\||\|\}).)*\|\}", re.DOTALL)
+_ASIDE = re.compile(r"<!--.*?-->|<(ref|math|gallery|timeline|code|source|syntaxhighlight|score|imagemap|table)\b"
+                    r"(?:[^<>]*/>|[^<>]*>.*?</\1\s*>)", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_LINK = re.compile(r"\[\[([^\[\]|]*)(?:\|([^\[\]]*))?\]\]")
+_OUTSIDE = re.compile(r"\[(?:https?:)?//[^\s\]]*\s*([^\]]*)\]")
+_VARIANTS = re.compile(r"-\{([^{}]*)\}-")
+_SIMPLIFIED = re.compile(r"(?:zh-(?:hans|cn|sg)|zh)\s*:\s*([^;]*)")
+_HEADING = re.compile(r"^=+\s*(.*?)\s*=+\s*$", re.MULTILINE)
+_ITEM = re.compile(r"^[*#:;]+\s*", re.MULTILINE)
+_MAGIC = re.compile(r"__[A-Z]+__")
+_QUOTES = re.compile(r"'{2,5}")
+_END = re.compile(r"^(参考资料|參考資料|参考文献|參考文獻|外部链接|外部連結|注释|註釋|脚注|腳註|参见|參見|References|"
+                  r"External links|See also|Notes|Further reading)$", re.MULTILINE)
+
+
+def articles(path: Path) -> Iterator[tuple[str, str, int]]:
+    """(title, plain text, line of the dump) of each page that is an article and no redirect.
+
+    Raises ValueError, naming the line, for what is no such XML, and for declarations, with which a few bytes could grow
+    to gigabytes.
+    """
+    made: list[tuple[str, str, int]] = []
+    page: dict[str, str] = {}
+    inside: list[str] = []
+    begun = 0
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal begun
+        inside.append(name)
+        if name == "page":
+            page.clear()
+            begun = parser.CurrentLineNumber
+        elif name == "redirect":
+            page["redirect"] = "yes"
+
+    def end(name: str) -> None:
+        inside.pop()
+        if name == "page" and page.get("ns", ARTICLES).strip() == ARTICLES and "redirect" not in page:
+            if text := plain_text(page.get("text", "")):
+                made.append((page.get("title", "").strip(), text, begun))
+
+    def words(data: str) -> None:
+        if inside and inside[-1] in ("title", "ns", "text"):
+            page[inside[-1]] = page.get(inside[-1], "") + data
+
+    def declared(*_: object) -> None:
+        raise ValueError(f"{path}:{parser.CurrentLineNumber}: the file declares a document type; a MediaWiki dump does "
+                         "not, so this is no dump, or a harmful one")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, words
+    parser.StartDoctypeDeclHandler = declared
+    try:
+        with opened(path) as (file, _):
+            while block := file.read(BLOCK):
+                parser.Parse(block, False)
+                yield from made
+                made.clear()
+            parser.Parse(b"", True)
+        yield from made
+    except expat.ExpatError as error:
+        raise ValueError(f"{path}:{error.lineno}: this is no XML, or cut short ({expat.ErrorString(error.code)}); give "
+                         "a MediaWiki dump, or get it again") from None
+
+
+def plain_text(markup: str) -> str:
+    """An article's prose: a paragraph, heading or item a line."""
+    text = _without(_ASIDE, markup)
+    text = _VARIANTS.sub(_variant, text)
+    text = _without(_TABLE, _without(_TEMPLATE, text))
+    text = _without(_LINK, text, _words_of_link)
+    text = _OUTSIDE.sub(r"\1", text)
+    text = html.unescape(_TAG.sub("", text))
+    text = _QUOTES.sub("", _MAGIC.sub("", _ITEM.sub("", _HEADING.sub(r"\1", text))))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    text = "\n".join(line for line in lines if line and line.strip("|!{}-–— "))
+    last = _END.search(text)
+    return text[: last.start()].strip() if last else text
+
+
+def _without(pattern: re.Pattern, text: str, put=lambda found: "") -> str:
+    """Again and again, from the inside out, until nothing is found."""
+    found = 1
+    while found:
+        text, found = pattern.subn(put, text)
+    return text
+
+
+def _words_of_link(found: re.Match) -> str:
+    """[[北京市|北京]] is 北京; a picture, a category and a link to another language is nothing."""
+    target, shown = found[1].strip(), found[2]
+    if ":" in target.strip(":") and not target.startswith(":"):
+        return ""
+    return (shown.rsplit("|", 1)[-1] if shown is not None else target.lstrip(":")).strip()
+
+
+def _variant(found: re.Match) -> str:
+    inside = found[1]
+    if simplified := _SIMPLIFIED.search(inside):
+        return simplified[1].strip()
+    return "" if "|" in inside[:2] or ":" in inside else inside
