@@ -43,7 +43,9 @@ LADDER = """
     weights.fetch
     llama.pretrained
     llama.commands
-    llama.evaluate  llama.merge  llama.cost  llama.quantize
+    llama.evaluate  llama.merge  llama.cost  llama.quantize  llama.resize
+    tokenizer.train
+    tokenizer.extend
     llama.benchmark
     train  finetune  generate
 """

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ log = logging.getLogger(__name__)
 # document come first, since encode(eos=True) writes the first.
 WELL_KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>")
 
+FIRST_NEW_ID = "first_new_id"       # in tokenizer_config.json: other programs keep fields that they do not know
+
 # What the files beside a vocabulary may say, of what is read here.
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 ADDED_TOKEN = record({"content": TEXT}, {"special": FLAG, **dict.fromkeys(FLAGS, FLAG)})
 ROLES = dict.fromkeys(("bos_token", "eos_token", "pad_token"), either(TEXT, record({"content": TEXT})))
 ROLE_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), either(whole(-1), listed(whole(-1))))
 TOKENIZER_CONFIG = ROLES | {
+    FIRST_NEW_ID: whole(),
     "add_bos_token": FLAG,
     "chat_template": either(TEXT, listed(record({"name": TEXT, "template": TEXT}))),
     "added_tokens_decoder": mapped(ADDED_TOKEN, lambda key: key.isascii() and key.isdecimal() and len(key) < 11,
@@ -231,6 +234,10 @@ class Tokenizer:
         """Whether text behind an added token starts anew, as at the beginning."""
         return self.restarts and token.id in self._controls
 
+    def spelling(self, data: bytes) -> list[int]:
+        """The ids that spell these bytes within a text, wherever they stand there: a piece of a larger vocabulary."""
+        raise NotImplementedError
+
     def vocabulary_files(self) -> dict[str, bytes]:
         """The files that hold the vocabulary itself."""
         raise NotImplementedError
@@ -289,6 +296,17 @@ class Tokenizer:
         """(begin, end, token) of the control tokens that a text spells, without the spaces that they take along."""
         return [(*match.span(), self._added_tokens[id]) for match in self._spelled.finditer(text)
                 if (id := self.special_ids.get(match[0])) is not None]
+
+    @property
+    def first_new_id(self) -> int:
+        """From which id on pieces were added to an older vocabulary (tokenizer/extend.py); vocab_size for none."""
+        return self._settings.tokenizer_config.get(FIRST_NEW_ID, self.vocab_size)
+
+    def settings_of_larger(self) -> Settings:
+        """The settings of this vocabulary with more pieces behind it: roles and templates stay."""
+        config = self._settings.tokenizer_config | {FIRST_NEW_ID: self.vocab_size}
+        return replace(self._settings, tokenizer_config=config, chat_template=self.chat_template,
+                       tool_template=self.tool_template)
 
     def _required(self, id: int | None, what: str) -> int:
         if id is None:

@@ -120,8 +120,17 @@ class BPETokenizer(Tokenizer):
     def encode_words(self, text: str, *, starts: bool) -> list[int]:
         return list(chain.from_iterable(map(self._words.__getitem__, self._rule.split(text))))
 
+    def words(self, text: str) -> list[str]:
+        """The words of a text, which merges do not cross."""
+        return self._rule.split(self.normalize(text, starts=True))
+
+    def spelling(self, data: bytes) -> list[int]:
+        return self._encode_bytes(data)
+
     def _encode_word(self, word: str) -> list[int]:
-        data = word.encode()
+        return self._encode_bytes(word.encode())
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
         if data in self._whole:
             return [self._whole[data]]
         return self._merge([id for byte in data if (id := self._byte_ids[byte]) is not None])
@@ -130,6 +139,19 @@ class BPETokenizer(Tokenizer):
         ranks, merged = self._ranks, self._merged
         return merge(ids, lambda left, right: ranks.get((left, right)),
                      lambda left, right: merged[ranks[left, right]])
+
+    def with_merges(self, merges: Sequence[tuple[int, int]]) -> "BPETokenizer":
+        """The vocabulary with further merges behind its own: pairs of ids, of which merge i makes vocab_size + i."""
+        model = self._spec["model"]
+        spelt = [bytes_to_unicode(data) for data in self._spellings]
+        for left, right in merges:
+            spelt.append(spelt[left] + spelt[right])
+        pairs = [[spelt[left], spelt[right]] for left, right in merges]
+        if not model["merges"] or isinstance(model["merges"][0], str):
+            pairs = [" ".join(pair) for pair in pairs]
+        new = {token: id for id, token in enumerate(spelt[self.vocab_size:], start=self.vocab_size)}
+        model = model | {"vocab": model["vocab"] | new, "merges": [*model["merges"], *pairs]}
+        return BPETokenizer(self._spec | {"model": model}, self.settings_of_larger())
 
     def vocabulary_files(self) -> dict[str, bytes]:
         return {"tokenizer.json": write_json(self._spec)}

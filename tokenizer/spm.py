@@ -86,10 +86,23 @@ class PieceTokenizer(Tokenizer):
     def starts_after(self, token: AddedToken) -> bool:
         return self.restarts and (self._apart or token.id in self._controls)
 
+    def spelling(self, data: bytes) -> list[int]:
+        return self.encode_words(data.decode(), starts=False)
+
+    @property
+    def pieces(self) -> list[str]:
+        """The model's pieces as it writes them, with ▁ for a space."""
+        return self._model.pieces
+
     @property
     def adds_tokens(self) -> bool:
         """Whether there are tokens that model_file() does not hold."""
         return bool(self._added)
+
+    @property
+    def ordinary_added(self) -> list[str]:
+        """Of these, the texts that are no control tokens."""
+        return [text for text in self._added if text in self._always]
 
     def model_file(self) -> bytes:
         """The content of tokenizer.model, without the tokens that the folder adds."""

@@ -81,12 +81,16 @@ class PlainPieceTokenizer(PieceTokenizer):
         if start < len(text):
             yield text[start:]
 
+    def merged(self, text: str) -> list[str]:
+        """What merging leaves of text with ▁ for its spaces: pieces, and characters that are none."""
+        return self._merge(text, {})
+
+    def _merge(self, text: str, cuts: dict[str, tuple[str, str]]) -> list[str]:
+        return merge(list(text), lambda left, right: self._rank(left, right, cuts), operator.add)
+
     def _encode_chunk(self, text: str) -> list[int]:
         cuts: dict[str, tuple[str, str]] = {}
-        ids = []
-        for piece in merge(list(text), lambda left, right: self._rank(left, right, cuts), operator.add):
-            ids += self._ids_of(piece, cuts)
-        return ids
+        return [id for piece in self._merge(text, cuts) for id in self._ids_of(piece, cuts)]
 
     def _rank(self, left: str, right: str, cuts: dict[str, tuple[str, str]]) -> float | None:
         score = self._scores.get(left + right)
