@@ -29,6 +29,7 @@ LAZY_EXPORTS = {
     "ZeroShot": "llama.zero_shot.zero_shot",
     "Trainer": "llama.trainer",
     "split": "llama.datasets.split",
+    "resize_embeddings": "llama.resize",
     "readable": "llama.fast.agreement",
 }
 
