@@ -175,8 +175,8 @@ def reviews(positive: Path, folder: Path) -> None:
 def poems(archive: Path, folder: Path) -> None:
     """The package of all poems of Tang and Song -> who of twenty wrote it, which of four forms it has, and their text.
 
-    In the text a poem is a document: «七言绝句《出塞》王昌龄», and a sentence a line; «诗» are those of other forms. What a
-    class is judged by is no part of train.txt, nor is a poem with a line of one that is held out.
+    In the text a poem is a document: «七言绝句《出塞》王昌龄», then a sentence a line; «诗» are those of other forms.
+    What a class is judged by is no part of train.txt, nor is a poem with a line of one that is held out.
     """
     written = list(_poems(archive))
     chosen: list[str] = []
