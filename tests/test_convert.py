@@ -205,11 +205,12 @@ def test_property_a_config_without_theta_gets_the_first_llamas_and_a_line_that_s
     ({"model_type": "gpt2"}, "config.json says model_type 'gpt2'"),
     ({"quantization_config": {"bits": 4}}, "the tensors are quantised in a way not known here"),
     ({"num_hidden_layers": 2}, "lacks the tensor layers.1.input_layernorm.weight"),
-    ({"num_hidden_layers": 10**12}, "has 1,000,000,000,000 layers by its config and 12 tensors"),
+    ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000; it must be a whole number from 1 to"),
     ({"num_key_value_heads": 1}, r"k_proj.weight has shape \[8, 8\], but its config asks for \[4, 8\]"),
-    ({"hidden_size": "wide"}, "source: hidden_size is 'wide'"),
+    ({"num_hidden_layers": 10**9}, "has 1,000,000,000 layers by its config and 12 tensors"),
+    ({"hidden_size": "wide"}, "source.config.json: hidden_size is 'wide'"),
     ({"num_attention_heads": None}, "source: num_attention_heads is None"),
-    ({"head_dim": "x"}, "source: head_dim is 'x'"),
+    ({"head_dim": "x"}, "source.config.json: head_dim is 'x'"),
     ({"rope_scaling": 3}, "rope_scaling is 3; it must be an object"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_refusal_of_a_folder_that_is_no_llama(tmp_path, change, words):

@@ -96,7 +96,7 @@ def test_refusal_scalings_that_metas_code_has_not(scaling, sentence):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"n_layers": "1"}, "params.json: n_layers is '1'; it must be a whole number of at least 1"),
+    ({"n_layers": "1"}, "params.json: n_layers is '1'; it must be a whole number from 1 to 2,147,483,647"),
     ({"n_layers": None}, "params.json: n_layers is None"),
     ({"n_kv_heads": 0}, "params.json: n_kv_heads is 0"),
     ({"vocab_size": -2}, "params.json: vocab_size is -2"),

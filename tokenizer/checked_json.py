@@ -47,8 +47,8 @@ ANYTHING = Field("anything", lambda value: True)
 
 
 def whole(least: int = 0, most: int = LARGEST) -> Field:
-    range_of = f"from {least:,} to {most:,}" if most < LARGEST else f"of at least {least:,}"
-    return Field(f"a whole number {range_of}", lambda value: type(value) is int and least <= value <= most)
+    return Field(f"a whole number from {least:,} to {most:,}",
+                 lambda value: type(value) is int and least <= value <= most)
 
 
 def number(least: float = -LARGEST_FLOAT, *, above: float = -math.inf) -> Field:
