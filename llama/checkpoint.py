@@ -124,7 +124,8 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
             if tied and owner == "embed_tokens":
                 replace_layer(model, "lm_head", layer.packed, layer.dtype)
             continue
-        parameter = nn.Parameter(tensor.to(device=device, dtype=dtype or tensor.dtype))
+        tensor = huggingface.cast(f"{place}: {name}", tensor, dtype or tensor.dtype)
+        parameter = nn.Parameter(tensor.to(device))
         setattr(model.get_submodule(owner), leaf, parameter)
     missing = expected.keys() - found - ({"lm_head.weight"} if tied else set())
     if missing or unknown:
@@ -132,17 +133,25 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
     model.tie_weights()
 
 
+# Far beyond what anything learns, and so far below float32's 3.4e38 that no query and no key can get there.
+LARGEST_WEIGHT = 1e15
+
+
 def refuse_non_finite(name: str, tensor: Tensor | QuantizedMatrix, place: str | Path) -> None:
-    """Raise ValueError for numbers that are not finite.
+    """Raise ValueError for numbers that are not finite, or so large that what is computed would not be.
 
     NaN in q_proj or k_proj would not even show: torch's attention on CPUs gives zeros for such rows, and the model
     writes text without that layer.
     """
     parts = tensor.tensors().values() if isinstance(tensor, QuantizedMatrix) else [tensor]
     for part in parts:
-        if part.is_floating_point() and part.numel() and not all(map(math.isfinite, map(float, part.aminmax()))):
-            raise ValueError(f"{place}: {name} holds numbers that are not finite (NaN or infinity); the file is "
-                             "damaged, or its training went wrong: take another")
+        if part.is_floating_point() and part.numel():
+            least, most = map(float, part.aminmax())
+            if not -LARGEST_WEIGHT <= least <= most <= LARGEST_WEIGHT:
+                what = f"{max(-least, most):g}, which nothing learns" if math.isfinite(most - least) else \
+                    "numbers that are not finite (NaN or infinity)"
+                raise ValueError(f"{place}: {name} holds {what}; the file is damaged, or its training went wrong: take "
+                                 "another")
 
 
 def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = True) -> None:

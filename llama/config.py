@@ -80,6 +80,9 @@ class RopeScaling:
         if self.original_max_position_embeddings < 1:
             raise ValueError("rotary scaling: original_max_position_embeddings is "
                              f"{self.original_max_position_embeddings}; it must be at least 1")
+        for name in ("factor", *ROPE_SCALING_FIELDS[self.kind]):
+            if type(value := getattr(self, name)) is int and name != "original_max_position_embeddings":
+                object.__setattr__(self, name, float(value))        # torch takes no whole number beyond 64 bits
 
     @property
     def attention_scaling(self) -> float:
@@ -150,9 +153,12 @@ class LlamaConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even")
-        for name in ("rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling"):
-            if not _is_number(getattr(self, name)) or not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
+        for name in ("rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+                     "attention_multiplier", "initializer_range"):
+            value, may_be_0 = getattr(self, name), name in ("attention_multiplier", "initializer_range")
+            if not _is_number(value) or not (value > 0 or value == 0 and may_be_0):
+                raise ValueError(f"{name} is {value!r}; it must be a number {'of at least' if may_be_0 else 'above'} 0")
+            object.__setattr__(self, name, float(value))            # torch takes no whole number beyond 64 bits
         for name in ("tie_word_embeddings", "attention_bias", "qkv_bias", "mlp_bias", "norm_after"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")

@@ -39,6 +39,7 @@ from llama.tasks.task import Batch, Task, to_device
 from llama.training import nonfinite, run_state, what_fits
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
 from llama.training.data_checks import examine
+from llama.training.eval_history import EvalHistory
 from llama.training.evaluation import evaluate
 from llama.training.fsdp import full_tensor, gather_full_state, meta_copy, shard
 from llama.training.objective import Plain
@@ -50,7 +51,8 @@ from weights.formats.atomic_write import WriteError
 
 
 class Trainer:
-    """Train what `requires_grad` in a model. `train()` returns {"train": …, "eval": …, "output": …}.
+    """Train what `requires_grad` in a model. `train()` returns {"train": …, "eval": …, "output": …}; "eval_before" are
+    the scores before the first step, and "eval_worse" is whether the loss was lower then.
 
     dtype   to compute in, with float32 masters of what is learned; None: the parameters' own
     output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes none, but with
@@ -114,9 +116,7 @@ class Trainer:
         self.step, self.tokens, self.seconds, self.skipped = 0, 0, 0.0, 0
         self.epoch, self.order = -1, torch.empty(0)                 # the order of the epoch that is under way
         self.prefetched: dict[tuple[int, ...], tuple[list[Batch], int]] = {}  # by the samples of a step
-        self.best, self.best_step, self.evals_since_best = math.inf, 0, 0
-        self.best_weights: dict[str, Any] = {}                      # as best.pt, where there is no folder for it
-        self.loss, self.scores = math.nan, {}
+        self.loss, self.history = math.nan, EvalHistory(self.folder)
         self.saved_step = 0                                         # of the newest state
         if resume:
             self._load_state()
@@ -136,6 +136,8 @@ class Trainer:
         memory_of_step = what_fits.watch_memory(self)
         self.optimizer.zero_grad()                                  # what a run that failed has left
         progress = Progress(0 if self._by_the_clock() else self.total_steps, "step")
+        if self.eval_samples is not None and self.step == 0:
+            self._evaluate(progress)                                # to be held against, not of the run's minutes
         before = self.seconds
         started = time.monotonic()
         model.train()
@@ -263,7 +265,7 @@ class Trainer:
 
     def _stop_early(self) -> bool:
         """Early stopping: no evaluation has been better for `patience` of them."""
-        return 0 < self.config.patience <= self.evals_since_best
+        return 0 < self.config.patience <= self.history.since_best
 
     def _due(self, every: int, at_epoch: bool) -> bool:
         last = self.step == self.total_steps or self._out_of_time()
@@ -271,23 +273,11 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> None:
         progress.clear()
-        self.scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer,
-                               batch_size=self.config.batch_size)
+        scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer, batch_size=self.config.batch_size)
+        print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()), file=sys.stderr)
         with self._saying_what_is_kept():
-            self.folder.log({"step": self.step, "eval": self.scores})
-        print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()), file=sys.stderr)
-        if self.scores["loss"] < self.best:
-            self.best, self.best_step, self.evals_since_best = self.scores["loss"], self.step, 0
-            if self.output:
-                with self._saying_what_is_kept():
-                    run_state.write_state(self.folder.best(self.step), {"step": self.step, "scores": self.scores},
-                                          self._learned(), self.objective)
-                    self.folder.prune()
-            else:
-                learned = {name: parameter.clone() for name, parameter in self._learned().items()}
-                self.best_weights = {"scores": self.scores, "learned": learned}
-        else:
-            self.evals_since_best += 1
+            self.folder.log({"step": self.step, "eval": scores})
+            self.history.add(self.step, scores, self._learned(), self.objective)
 
     def _report(self, progress: Progress, rate: float, norm: float) -> None:
         speed = self.tokens / self.seconds
@@ -306,19 +296,10 @@ class Trainer:
         device = self.model.device
         held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()
         peak = int(distributed.all_reduce_max(held)[0])             # of training, not of the proof
-        if 0 < self.best_step < self.step:
-            best = self.best_weights
-            if self.output:
-                with self._saying_what_is_kept():
-                    best = run_state.read_state(self.folder.best(self.best_step),
-                                                in_shards=run_state.in_shards(self._learned()))
-                run_state.restore(best, self._learned(), self.objective)
-            else:
-                for name, parameter in self._learned().items():
-                    parameter.copy_(best["learned"][name])
+        if 0 < self.history.best_step < self.step:
+            with self._saying_what_is_kept():
+                self.history.restore_best(self._learned(), self.objective)
             self.masters.copy_to_model()
-            self.scores = best["scores"]
-            print(f"the result is that of step {self.best_step}, which evaluated best", file=sys.stderr)
         if self.output:
             self._save_result(self.output)
         self.masters.restore_fp32()
@@ -333,7 +314,9 @@ class Trainer:
             print(f"torch compiled {train['compilations']} pieces of code", file=sys.stderr)
         if self.output:
             run_lock.release(self.output)
-        return {"train": train, "eval": self.scores, "output": str(self.output or "")}
+        self.history.tell_if_worse(self.config.lr)
+        return {"train": train, "eval_before": self.history.before, "eval": self.history.last,
+                "eval_worse": self.history.worse(), "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
         nonfinite.refuse_poisoned(self._learned(), self.step)
@@ -361,10 +344,9 @@ class Trainer:
         with self._saying_what_is_kept():
             run_state.write_state(self.folder.last(self.step), {
                 "settings": self.settings, "skipped": self.skipped,
-                "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                "best": (self.best, self.best_step, self.evals_since_best), "scores": self.scores, "loss": self.loss,
+                "step": self.step, "tokens": self.tokens, "seconds": self.seconds, "loss": self.loss,
                 "random": distributed.all_gather(run_state.random_state(self.model.device)),
-            }, self._learned(), self.objective, self.optimizer)
+            } | self.history.state(), self._learned(), self.objective, self.optimizer)
             self.saved_step = self.step
             self.folder.prune()
 
@@ -375,13 +357,8 @@ class Trainer:
         run_state.restore(state, learned, self.objective, self.optimizer)
         self.masters.copy_to_model()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.best, self.best_step, self.evals_since_best = state["best"]
-        self.scores, self.loss, self.saved_step = state["scores"], state["loss"], state["step"]
-        self.skipped = state.get("skipped", 0)
-        if self.best_step and not distributed.broadcast(self.folder.best(self.best_step).exists()):
-            print(f"{self.folder.best(self.best_step)} is not there; what evaluates best from here on counts",
-                  file=sys.stderr)
-            self.best, self.best_step, self.evals_since_best = math.inf, 0, 0
+        self.loss, self.saved_step, self.skipped = state["loss"], state["step"], state.get("skipped", 0)
+        self.history.load(state)
         run_state.set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
 

@@ -14,7 +14,8 @@ def split(text, *tokens):
     ({"rstrip": True}, "a <x> \n\u3000b", [["a "], "<x>", ["b"]]),
     ({"lstrip": True}, "a \t<x> b", [["a"], "<x>", [" b"]]),
     ({"lstrip": True, "rstrip": True}, " <x> ", ["<x>"]),
-    ({"single_word": True}, "a<x> <x>_ <x>。<x>", [["a<x> <x>_ "], "<x>", ["。"], "<x>"])])
+    ({"single_word": True}, "a<x> <x>_ <x>。<x>", [["a<x> <x>_ "], "<x>", ["。"], "<x>"]),
+    ({"single_word": True}, "e\u0301<x> <x>\u200d <x>Ⓐ ²<x>", [["e\u0301<x> <x>\u200d <x>Ⓐ ²"], "<x>"])])
 def test_worked_example_the_flags(flags, text, expected):
     assert split(text, AddedToken("<x>", 0, **flags)) == expected
 

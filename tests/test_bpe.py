@@ -303,6 +303,17 @@ def test_worked_example_split_rules_by_other_names_and_by_none(trained, caplog):
     assert "does not say how text is split (tokenizer.ggml.pre); by its tokens, as gpt2 does" in caplog.text
 
 
+def test_worked_example_a_word_that_is_a_token_and_that_no_merge_makes(trained):
+    """By llama.cpp: of two names for one split rule, one takes such a word whole, the other merges."""
+    vocabulary = trained.vocabulary()
+    tokens = [*vocabulary["tokens"][:-1], "Quux"]
+    merges = [merge for merge in vocabulary["merges"] if merge.replace(" ", "") != vocabulary["tokens"][-1]]
+    for name, whole in (("llama-bpe", True), ("falcon3", True), ("smaug-bpe", False), ("dbrx", False),
+                        ("tekken", True), ("gpt-4o", False), ("qwen2", False)):
+        read = bpe.from_vocabulary(vocabulary | {"pre": name, "tokens": tokens, "merges": merges})
+        assert (read.encode("Quux") == [len(tokens) - 1]) == whole, name
+
+
 @pytest.mark.parametrize("change, words", [
     ({"model": {"type": "Unigram"}}, "type Unigram; only BPE"),
     ({"model": {"byte_fallback": True}}, "SentencePiece vocabulary .* read it with load_tokenizer"),

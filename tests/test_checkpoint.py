@@ -125,7 +125,7 @@ def test_refusal_a_file_that_would_run_code(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"format": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="evil.pt: its content calls '(posix|nt) mkdir'"):
         load_model(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -160,6 +160,24 @@ def test_refusal_of_numbers_that_are_not_finite(value, form, tmp_path, tiny_mode
     save_model(tiny_model, tmp_path / form)
     with pytest.raises(ValueError, match="layers.1.self_attn.k_proj.weight holds numbers that are not finite"):
         load_model(tmp_path / form)
+
+
+@pytest.mark.parametrize("value", [2e15, -3e38])
+def test_refusal_of_numbers_by_which_queries_would_not_be_finite(value, tmp_path, tiny_model):
+    with torch.no_grad():
+        tiny_model.layers[1].self_attn.q_proj.weight[0, 0] = value
+    save_model(tiny_model, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"self_attn.q_proj.weight holds (2e\+15|3e\+38), which nothing learns"):
+        load_model(tmp_path / "model")
+
+
+def test_refusal_of_numbers_that_the_dtype_asked_for_cannot_hold(tmp_path, tiny_model):
+    with torch.no_grad():
+        tiny_model.layers[1].self_attn.q_proj.weight[0, 0] = -1e6
+    save_model(tiny_model, tmp_path / "model")
+    load_model(tmp_path / "model", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"q_proj.weight holds 1e\+06, beyond float16's 65504; take --dtype bfloat16"):
+        load_model(tmp_path / "model", dtype=torch.float16)
 
 
 # Files of a few bytes that ask for gigabytes, or for ever

@@ -37,6 +37,27 @@ def test_worked_example_yarns_magnitude():
     assert RopeScaling("linear", 4.0).attention_scaling == RopeScaling("llama3", 4.0).attention_scaling == 1
 
 
+@pytest.mark.parametrize("fields", [
+    {"rms_norm_eps": 10**30}, {"rope_theta": 10**30}, {"logits_scaling": 10**30}, {"residual_multiplier": 10**30},
+    {"rope_scaling": RopeScaling("linear", 10**30)}, {"rope_scaling": RopeScaling("dynamic", 10**30)},
+    {"rope_scaling": RopeScaling("llama3", 10**30, high_freq_factor=10**30)},
+    {"rope_scaling": RopeScaling("yarn", 10**30, attention_factor=10**30, beta_fast=10**30)}])
+def test_property_a_whole_number_of_any_size_may_stand_for_a_float(fields):
+    """JSON writes 10^30 without a point, and torch multiplies with no whole number beyond 64 bits."""
+    import torch
+
+    from llama.checkpoint import PretrainedLlama
+
+    with torch.no_grad():
+        assert PretrainedLlama(preset("test", vocab_size=8, **fields))(torch.tensor([[1, 2]])).shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize("value", ["0.02", None, float("nan"), float("inf"), -0.02, True, []])
+def test_refusal_a_spread_of_first_weights_that_is_no_number(value):
+    with pytest.raises(ValueError, match=r"initializer_range is .*; it must be a number of at least 0"):
+        preset("test", initializer_range=value)
+
+
 def test_refusal_of_a_scalings_field_that_its_kind_does_not_have():
     with pytest.raises(ValueError, match="'dynamic' has no original_max_position_embeddings, 64 was given"):
         RopeScaling("dynamic", 2.0, original_max_position_embeddings=64)

@@ -106,7 +106,7 @@ def test_two_ways_what_rank_0_wrote_is_what_was_trained(folder, two):
     loaded = dict(model.named_parameters())
     assert all(torch.equal(loaded[name], weight) for name, weight in two[0]["lora ddp"]["trained"].items())
     metrics = (folder / "full.training" / "metrics.jsonl").read_text(encoding="utf-8")
-    assert metrics.count('"loss"') == 11                            # ten steps, once
+    assert metrics.count('"loss"') == 12                            # ten steps, once, and evaluations before and after
 
 
 def test_property_all_stop_after_the_same_step_when_one_is_interrupted(folder, two):

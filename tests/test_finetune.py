@@ -3,6 +3,7 @@ import json
 import pytest
 
 import finetune
+from llama.training import recipes
 
 TALKS = [{"instruction": f"The dog {number}?", "output": "sleeps."} for number in range(4)]
 LABELS = [{"text": "The dog sleeps.", "label": "+"}, {"text": "天气很好。", "label": "-"}]
@@ -14,10 +15,10 @@ def door(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny_model.save("model")
 
-    def door(data, test, *flags):
+    def door(data, test, *flags, way=("--lora",)):
         for name, records in (("a.jsonl", data), ("test.jsonl", test)):
             (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-        monkeypatch.setattr("sys.argv", ["finetune.py", "--lora", "--model", "model", "--data", "a.jsonl",
+        monkeypatch.setattr("sys.argv", ["finetune.py", *way, "--model", "model", "--data", "a.jsonl",
                                          "--test-data", "test.jsonl", "--max-steps", "1", "--device", "cpu", "--output",
                                          "adapter", "--overwrite", "--max-length", "100", *flags])
         finetune.main()
@@ -62,3 +63,21 @@ def test_worked_example_flags_of_reading_reach_the_files(door, tmp_path, caplog)
     assert "1 left out by --skip-bad, the first: gbk.jsonl:2: the field" in caplog.text
     with pytest.raises(ValueError, match="gbk.jsonl:1: byte 42 .* if it says «天气很好.*», give --encoding gb18030"):
         door(TALKS, TALKS, *flags)
+
+
+@pytest.mark.parametrize(("way", "rate"), [(("--lora",), 3e-4), (("--freeze-layers", "1"), 2e-4), ((), 1e-4),
+                                           (("--freeze", "norms"), 1e-4), (("--lora", "--lr", "0.5"), 0.5)])
+def test_worked_example_each_way_of_tuning_learns_at_its_own_rate(door, tmp_path, monkeypatch, way, rate):
+    recipe = recipes.RECIPES["instruction"]._replace(lr=(3e-4, 2e-4, 1e-4))
+    monkeypatch.setitem(recipes.RECIPES, "instruction", recipe)
+    door(TALKS, TALKS, "--chat-format", "chatml", "--schedule", "constant", way=way)
+    lines = [json.loads(line) for line in (tmp_path / "adapter.training" / "metrics.jsonl").open(encoding="utf-8")]
+    assert [line["lr"] for line in lines if "lr" in line] == [rate]
+
+
+def test_worked_example_a_run_that_ends_worse_says_so_in_its_json(door):
+    flags = ("--chat-format", "chatml", "--eval-data", "test.jsonl", "--lr", "30")
+    result, said = door(TALKS, TALKS, *flags, way=())
+    before, after = result["eval_before"]["loss"], result["eval"]["loss"]
+    assert result["eval_worse"] is True and after > before
+    assert f"loss {after:.4f}, before {before:.4f}; start anew with an --lr below 30\n" in said

@@ -1,5 +1,7 @@
 import json
 import os
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,37 @@ def test_two_ways_an_adapter_of_peft_computes_what_it_does_there(name, caplog):
         torch.testing.assert_close(model(tokens)[0], there, rtol=0, atol=1e-5)
     apart = "alone" in name or "head" in name
     assert ("no longer tied" in caplog.text) == apart != model.config.tie_word_embeddings
+
+
+def test_two_ways_an_adapter_of_an_older_peft(tmp_path):
+    """adapter_model.bin, a pickle: the tensors of a folder written by peft, two of them views of one storage."""
+    shutil.copy(PEFT / "plain" / peft_folder.CONFIG, tmp_path)
+    tensors = load_file(PEFT / "plain" / peft_folder.TENSORS)
+    (first, second), rest = list(tensors)[:2], list(tensors)[2:]
+    shared = torch.cat([tensors[first].flatten(), tensors[second].flatten()])
+    views = shared.split([tensors[first].numel(), tensors[second].numel()])
+    torch.save({first: views[0].view_as(tensors[first]), second: views[1].view_as(tensors[second]),
+                **{name: tensors[name].T.contiguous().T for name in rest}}, tmp_path / "adapter_model.bin")
+    model = load_model(PEFT / "base")
+    load_adapter(model, tmp_path)
+    tokens = torch.tensor([[(7 * i * i + 3) % 48 for i in range(24)]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], load_file(PEFT / "plain" / "logits.safetensors")["logits"],
+                                   rtol=0, atol=1e-5)
+
+
+def test_refusal_an_adapter_that_would_run_code(folder, tmp_path):
+    (folder / "adapter" / peft_folder.TENSORS).unlink()
+
+    class Command:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"x": Command()}, folder / "adapter" / "adapter_model.bin")
+    refused(folder, "adapter_model.bin: its content calls .posix mkdir.")
+    (folder / "adapter" / "adapter_model.bin").write_bytes(pickle.dumps({"x": Command()}))
+    refused(folder, "adapter_model.bin: this is a bare pickle")
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("moved", [True, False])
@@ -249,11 +282,20 @@ def test_refusal_damaged_files(folder, name, content):
     refused(folder, "damaged|not JSON|JSON list")
 
 
+@pytest.mark.parametrize("factor, alpha", [(1e9, 16), (1e7, 1e6)])
+def test_refusal_of_a_product_that_would_not_be_finite(folder, factor, alpha):
+    """Finite factors, and queries of NaN: the text would come without that layer, and nobody be told."""
+    path = folder / "adapter" / peft_folder.TENSORS
+    save_file({name: tensor * factor for name, tensor in load_file(path).items()}, path)
+    edit(folder / "adapter", lora_alpha=alpha)
+    refused(folder, r"the adapter's product B A for [\w.]+ holds [\d.]+e\+\d\d, which nothing learns")
+
+
 def test_refusal_missing_and_empty(folder):
     save_file({}, folder / "adapter" / peft_folder.TENSORS)
     refused(folder, "the adapter is empty")
-    (folder / "adapter" / peft_folder.TENSORS).rename(folder / "adapter" / "adapter_model.bin")
-    refused(folder, "missing; adapter_model.bin is a pickle")
+    (folder / "adapter" / peft_folder.TENSORS).unlink()
+    refused(folder, "adapter_model.safetensors is missing, and so is adapter_model.bin")
     (folder / "adapter" / peft_folder.CONFIG).unlink()
     refused(folder, "no adapter folder")
     with pytest.raises(ValueError, match="the adapter is empty"):

@@ -11,6 +11,7 @@ from tokenizer.pretokenize import RULES, rule_of_gguf, rule_of_json
 ENGLISH = "It's 10  o'clock, I'LL  wait\r\n\r\n\tnow. "
 CHINESE = "2024年3月，价格是１２元！"
 SPACES = "a\u00a0b\u0085\u3000c\x1cd \x1f\n e"            # U+001C and U+001F are white space to Python's \s alone
+CASES = "HTTPServer camelCase ÉTÉ'S //\n"
 SIGNS = "'ſee e\u0301 👩‍👩‍👧 ½²Ⅷ हिन्दी"
 
 EXAMPLES = {
@@ -42,6 +43,21 @@ EXAMPLES = {
         SPACES: ["a", "\u00a0", "b", "\u0085", "\u3000", "c", "\x1c", "d", " \x1f", "\n", " e"],
         SIGNS: ["'", "ſee", " e", "\u0301", " 👩‍👩‍👧", " ", "½", "²", "Ⅷ", " ह", "ि", "न", "्", "द", "ी"],
     },
+    "tekken": {
+        ENGLISH: ["It", "'s", " ", "1", "0", " ", " o", "'clock", ",", " I", "'LL", " ", " wait", "\r\n\r\n", "\tnow",
+                  ".", " "],
+        CHINESE: ["2", "0", "2", "4", "年", "3", "月", "，价格是", "１", "２", "元", "！"],
+        SPACES: ["a", "\u00a0b", "\u0085", "\u3000c", "\x1cd", " \x1f\n", " e"],
+        SIGNS: ["'ſee", " e\u0301", " 👩‍👩‍👧", " ", "½", "²", "Ⅷ", " हिन्दी"],
+        CASES: ["HTTPServer", " camel", "Case", " ÉTÉ", "'S", " //\n"],
+    },
+    "o200k": {
+        ENGLISH: ["It's", " ", "10", " ", " o", "'clock", ",", " I'LL", " ", " wait", "\r\n\r\n", "\tnow", ".", " "],
+        CHINESE: ["202", "4", "年", "3", "月", "，价格是", "１２", "元", "！"],
+        SPACES: ["a", "\u00a0b", "\u0085", "\u3000c", "\x1cd", " \x1f\n", " e"],
+        SIGNS: ["'ſee", " e\u0301", " 👩‍👩‍👧", " ", "½²Ⅷ", " हिन्दी"],
+        CASES: ["HTTPServer", " camel", "Case", " ÉTÉ'S", " //\n"],
+    },
 }
 
 
@@ -50,7 +66,7 @@ def odd_text(seed: int) -> str:
     draw = random.Random(seed)
     atoms = ["'s", "'S", "'ll", "'Ve", "1", "234", "٣", "½", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u0085",
              "\u2028", "\u3000", "\x1c", "\x1f", "\x00", "\u200b", "e\u0301", "你好", "，", "مرحبا", "ไทย", "Don't",
-             "_", "!!", "🇨🇳", "ß", "ǅ", "ª", "²", "𠮷", "𝟙"]
+             "_", "!!", "🇨🇳", "ß", "ǅ", "ª", "²", "𠮷", "𝟙", "ABCdef", "É", "ſ", "/\n"]
     return "".join(draw.choices(atoms, k=draw.randint(0, 30)))
 
 
@@ -64,6 +80,9 @@ def split_slowly(pattern: str, text: str) -> list[str]:
         r"\p{L}": members(lambda char: unicodedata.category(char).startswith("L")) + "a",
         r"\p{N}": members(lambda char: unicodedata.category(char).startswith("N")) + "0",
         r"\s": white,
+        r"\p{M}": members(lambda char: unicodedata.category(char).startswith("M")) + r"\U0010ffff",     # never empty
+        **{rf"\p{{{kind}}}": members(lambda char, kind=kind: unicodedata.category(char) == kind)
+           for kind in ("Lu", "Lt", "Ll", "Lm", "Lo")},
     }
     pattern = pattern.replace(r"(?!\S)", f"(?![^{white}])")
     for name, chars in classes.items():
@@ -80,7 +99,8 @@ def test_worked_examples_split_as_the_tokenizers_library_splits_them(name):
 
 def test_worked_example_digits_go_alone_in_threes_or_together():
     assert {name: rule.split("1234") for name, rule in RULES.items()} == {
-        "gpt2": ["1234"], "llama3": ["123", "4"], "qwen2": ["1", "2", "3", "4"], "smollm": ["1", "2", "3", "4"]}
+        "gpt2": ["1234"], "llama3": ["123", "4"], "qwen2": ["1", "2", "3", "4"], "smollm": ["1", "2", "3", "4"],
+        "tekken": ["1", "2", "3", "4"], "o200k": ["123", "4"]}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -132,5 +152,5 @@ def test_refusal_of_an_unknown_rule_quotes_it():
         rule_of_json({"type": "ByteLevel", "add_prefix_space": True})
     with pytest.raises(ValueError, match="null"):
         rule_of_json(None)
-    with pytest.raises(ValueError, match="'deepseek-llm' .*known are: gpt-2, mpt, llama-bpe"):
+    with pytest.raises(ValueError, match="'deepseek-llm' .*known are: gpt-2, mpt, .*, llama-bpe"):
         rule_of_gguf("deepseek-llm")

@@ -1,19 +1,26 @@
 import argparse
 import typing
 
+import pytest
+
 from llama.commands import flags
 from llama.training import recipes
 
+WAYS = ({"lora": True}, {"freeze_layers": 3}, {}, {"freeze": "norms"})
+
 
 def _flags(**given):
-    return argparse.Namespace(**({"epochs": None, "batch_size": None, "lr": None, "lora": True} | given))
+    unsaid = {"epochs": None, "batch_size": None, "lr": None, "lora": False, "freeze_layers": 0, "freeze": ""}
+    return argparse.Namespace(**(unsaid | given))
 
 
-def test_worked_example_a_task_brings_its_flags():
-    for lora, rate in ((True, recipes.RECIPES["ner"].lr), (False, recipes.RECIPES["ner"].lr_whole)):
-        arguments = _flags(task="ner", lora=lora)
+@pytest.mark.parametrize("task", recipes.RECIPES)
+def test_worked_example_a_task_brings_its_flags_and_each_way_its_rate(task):
+    recipe = recipes.RECIPES[task]
+    for way, rate in zip(WAYS, (*recipe.lr, recipe.lr[2]), strict=True):    # --freeze may leave nearly all to learn
+        arguments = _flags(task=task, **way)
         recipes.complete(arguments)
-        assert (arguments.epochs, arguments.batch_size, arguments.lr) == (*recipes.RECIPES["ner"][:2], rate)
+        assert (arguments.epochs, arguments.batch_size, arguments.lr) == (*recipe[:2], rate)
 
 
 def test_property_what_is_given_stays():
@@ -25,4 +32,6 @@ def test_property_what_is_given_stays():
 def test_property_every_task_has_one_and_help_shows_it():
     tasks = typing.get_args(typing.get_args(typing.get_type_hints(flags.TaskFlags, include_extras=True)["task"])[0])
     assert set(recipes.RECIPES) == set(tasks)
-    assert all(any(line.split()[:1] == [task] for line in recipes.table().splitlines()) for task in tasks)
+    lines = {words[0]: words[1:] for line in recipes.table().splitlines() if (words := line.split())}
+    for task, recipe in recipes.RECIPES.items():
+        assert [float(each) for each in lines[task]] == [recipe.epochs, recipe.batch_size, *recipe.lr]

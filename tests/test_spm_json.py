@@ -60,6 +60,34 @@ def test_worked_example_where_the_first_word_gets_a_space():
             assert tokenizer.decode(tokenizer.encode("lo<s> lo", allow_special=True)) == "lo<s> lo"
 
 
+META = metaspace("always")
+
+
+@pytest.mark.parametrize("normalizer, pre_tokenizer, like", [
+    (PREPEND, {"type": "Sequence", "pretokenizers": []}, (PREPEND, None)),
+    ({"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [step]} for step in
+                                          PREPEND["normalizers"]]}, None, (PREPEND, None)),
+    ({"type": "Sequence", "normalizers": []}, {"type": "Sequence", "pretokenizers": [META]}, (None, META)),
+    (None, {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "split": False}, (None, META)),
+    (None, {"type": "Metaspace", "replacement": "▁", "add_prefix_space": False, "split": False},
+     (None, metaspace("never")))])
+def test_two_ways_one_pipeline_is_spelt(normalizer, pre_tokenizer, like):
+    """As the library tokenizers reads them, compared there on texts with added tokens of every flag."""
+    one, other = JSONPieceTokenizer(spec(normalizer=normalizer, pre_tokenizer=pre_tokenizer)), JSONPieceTokenizer(
+        spec(normalizer=like[0], pre_tokenizer=like[1]))
+    for text in ("low lo", " lo", "lo<s> lo", "", "  "):
+        assert one.encode(text, allow_special=True) == other.encode(text, allow_special=True)
+
+
+@pytest.mark.parametrize("split, expected", [(True, ["▁lo", "▁", "▁lo"]), (False, ["▁lo", "▁▁", "lo"])])
+def test_worked_example_a_metaspace_that_cuts_words_apart(split, expected):
+    """Ids of the library tokenizers 0.23.3; `split` is true where a file does not say it."""
+    content = spec(normalizer=None, merges=[["▁", "▁"], *MERGES], pre_tokenizer={
+        key: value for key, value in META.items() if key != "split" or not split})
+    content["model"]["vocab"]["▁▁"] = len(PIECES)
+    assert pieces(JSONPieceTokenizer(content), "lo  lo") == expected
+
+
 def test_worked_example_a_chat_begins_with_a_space_only_where_text_after_a_control_token_does():
     for scheme, begins in (("always", "▁"), ("first", "[")):
         tokenizer = JSONPieceTokenizer(spec(normalizer=None, pre_tokenizer=metaspace(scheme)))

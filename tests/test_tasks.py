@@ -1,5 +1,6 @@
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from llama.tasks.instruction import InstructionTask
 from llama.tasks.task import IGNORE_INDEX, Sample, Task, Totals, to_device
 from llama.training.objective import Plain
 from tokenizer.chat import FORMATS
+
+TEMPLATES = Path(__file__).parent / "fixtures" / "chat_templates"
 
 TALK = [{"role": "user", "content": "The dog?"}, {"role": "assistant", "content": "sleeps."}]
 
@@ -175,6 +178,26 @@ def test_two_ways_each_answer_of_a_conversation_follows_what_generation_would_be
         assert prompts[0] == task.prompt("The dog?", tiny_tokenizer) and len(prompts) == 2
         for prompt in prompts:
             assert sample.ids[: len(prompt)] == prompt and sample.loss_mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+
+
+@pytest.mark.parametrize("variables, thought, expected", [
+    ({"enable_thinking": False}, "", ["A<|im_end|>", "B<|im_end|>"]),
+    ({}, "<think>\nhm\n</think>\n\n", [f"<think>\nhm\n</think>\n\n{word}<|im_end|>" for word in "AB"])])
+def test_worked_example_answers_that_the_template_writes_otherwise_later(variables, thought, expected, tiny_tokenizer,
+                                                                         caplog):
+    """By a template like Qwen 3's: each answer is learned as it is asked for, the ones before it are read as they are
+    then written; and an answer follows what generation would be given."""
+    task = InstructionTask(str(TEMPLATES / "thinking.jinja"), variables=variables)
+    talk = [{"role": "user", "content": "one"}, {"role": "assistant", "content": f"{thought}A"},
+            {"role": "user", "content": "two"}, {"role": "assistant", "content": f"{thought}B"}]
+    samples = task.samples([{"messages": talk}, {"messages": talk[:2]}], tiny_tokenizer)
+    learned = [tiny_tokenizer.decode([id for id, flag in zip(sample.ids, sample.loss_mask, strict=True) if flag])
+               for sample in samples]
+    assert learned == [*expected, expected[0]]
+    assert "2 answers are samples of their own" in caplog.text
+    for sample in samples:
+        (prompt,) = task.prompts(sample.example, tiny_tokenizer)
+        assert sample.ids[: len(prompt)] == prompt
 
 
 def test_property_a_chat_format_brings_the_end_of_its_answers(tiny_tokenizer, monkeypatch):

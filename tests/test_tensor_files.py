@@ -77,7 +77,7 @@ def test_refusal_of_bin_files_that_hold_more_than_tensors(tmp_path):
     with pytest.raises(ValueError, match=r"pytorch_model.bin: 'step' is a int and no tensor; save the model's"):
         tensor_ledger(tmp_path)
     path.write_bytes(b"\x80\x04c__main__\nrun\n.")
-    with pytest.raises(ValueError, match="pytorch_model.bin: this is no file of tensors"):
+    with pytest.raises(ValueError, match="pytorch_model.bin: this is a bare pickle"):
         tensor_ledger(tmp_path)
 
 

@@ -82,6 +82,20 @@ def test_property_nothing_that_prints_gets_past_the_streams(monkeypatch):
     assert not COMMANDS & set(shown) and shown.count(visible(EVIL)) >= 10
 
 
+def test_worked_example_what_is_said_of_a_models_files_is_said_once(monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(logging, "lastResort", handler := logging.StreamHandler(said))
+
+    def main():
+        for name, text in (("tokenizer.base", "A"), ("weights.formats.sources", "B"), ("tokenizer.base", "A"),
+                           ("llama.datasets.reading", "C"), ("llama.datasets.reading", "C")):
+            handler.handle(logging.makeLogRecord({"name": name, "msg": text}))
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert said.getvalue().split() == ["A", "B", "C", "C"]
+
+
 def test_property_a_file_gets_exactly_what_was_written(monkeypatch):
     screen = watched(monkeypatch)
     out = io.StringIO()

@@ -4,6 +4,7 @@ import lzma
 
 import pytest
 
+from llama.datasets import text_files
 from llama.datasets.instructions import InstructionDataset
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.datasets.lines import numbered_lines
@@ -38,6 +39,18 @@ def test_two_ways_packed_and_plain_hold_the_same(tmp_path, pack):
         packed, there = _file(tmp_path, pack(content.encode()), f"{name}.xz"), _file(tmp_path, content.encode(), name)
         both = [[{**example, "place": ""} for example in kind(path)] for path in (packed, there)]
         assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_refusal_what_unpacks_to_out_of_all_proportion(tmp_path, pack, monkeypatch):
+    """One endless line, or lines without end; what is small may be as packed as it likes."""
+    for unit in (b"a", b"\n", b'{"text": "a"}\n'):
+        packed = _file(tmp_path, pack(unit * 400_000))
+        assert _lines(packed)
+        monkeypatch.setattr(text_files, "_ALWAYS", 9999)
+        with pytest.raises(ValueError, match="a.txt: the packed file holds more than 200 times its size, as no text"):
+            _lines(packed)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "GBK", "utf-16", "utf-16-le", "utf-32", "UTF8", "utf-8-sig"])

@@ -136,9 +136,9 @@ def test_two_ways_the_best_is_kept_without_a_folder_too(tiny_model):
     config = TrainConfig(epochs=20, batch_size=6, lr=0.3, schedule="constant", eval_every=1, patience=3, warmup=0.0)
     trainer = Trainer(tiny_model, _task(), EXAMPLES, EXAMPLES, config=config)
     result = trainer.train()
-    assert 0 < trainer.best_step < trainer.step                     # 0.3 diverges
+    assert 0 < trainer.history.best_step < trainer.step                     # 0.3 diverges
     again = trainer_module.evaluate(Plain(tiny_model, _task()), trainer.samples, tiny_model.tokenizer, batch_size=6)
-    assert again["loss"] == pytest.approx(trainer.best, rel=1e-5) == result["eval"]["loss"]
+    assert again["loss"] == pytest.approx(trainer.history.best, rel=1e-5) == result["eval"]["loss"]
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "model"])
@@ -436,12 +436,12 @@ def test_worked_example_a_run_whose_best_was_deleted_goes_on_without_it(tiny_mod
 
     first = trainer(3)
     first.train()
-    best = tmp_path / "x.training" / f"best-{first.best_step}.pt"
+    best = tmp_path / "x.training" / f"best-{first.history.best_step}.pt"
     best.unlink()
     again = trainer(6, resume=True)
     assert f"{best} is not there; what evaluates best from here on counts" in capsys.readouterr().err
     again.train()
-    assert again.best_step > 3
+    assert again.history.best_step > 3
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("lr", 0.0), ("lr", math.nan), ("warmup", 2.0),

@@ -1,6 +1,6 @@
 """Text ↔ ids. `load_tokenizer` reads whatever a model brings; which kind it is, its content says, never its name.
 
-    pretokenize.py   where words end, by the rules of GPT-2, Llama 3, SmolLM and Qwen 2
+    pretokenize.py   where words end, by the rules of GPT-2, Llama 3, Qwen 2, SmolLM and Mistral
     bpe_merge.py     merging neighbours, the best pair first
     bpe.py           byte-level byte-pair encoding, and bpe_train.py, how its merges are learned
     tiktoken_ranks.py         tiktoken's rank files

@@ -11,11 +11,14 @@ fails, and a model of the family of Phi 3 reads one token more after every role.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tokenizer.pretokenize import WHITE_SPACE
 
+_OF_WORDS = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"))
+_CIRCLED = re.compile("[\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")     # letters
 _SPACES = frozenset(map(chr, WHITE_SPACE)) | {"\r", "\n"}
 
 
@@ -68,4 +71,9 @@ def with_spaces(text: str, begin: int, end: int, token: AddedToken, last: int) -
 
 
 def _in_word(text: str, begin: int, end: int) -> bool:
-    return bool(re.match(r"\w", text[begin - 1 : begin]) or re.match(r"\w", text[end : end + 1]))
+    return begin > 0 and _is_of_a_word(text[begin - 1]) or end < len(text) and _is_of_a_word(text[end])
+
+
+def _is_of_a_word(char: str) -> bool:
+    """Unicode's \\w (UTS 18), which has marks and joiners, and of numbers only digits; Python's has neither."""
+    return unicodedata.category(char) in _OF_WORDS or char in "\u200c\u200d" or _CIRCLED.match(char) is not None

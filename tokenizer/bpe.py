@@ -41,7 +41,7 @@ from tokenizer.checked_json import (
     record,
     whole,
 )
-from tokenizer.pretokenize import RULES, SplitRule, rule_of_gguf, rule_of_json
+from tokenizer.pretokenize import RULES, WHOLE_WORDS, SplitRule, rule_of_gguf, rule_of_json
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class BPETokenizer(Tokenizer):
         refuse_other_modes(spec)
         _refuse_what_is_not_of_bytes(spec)
         self._rule = rule_of_json(spec.get("pre_tokenizer"))
-        self._nfc = _normalizers(spec.get("normalizer")) == ["NFC"]
+        self._nfc = bool(steps_of(spec.get("normalizer"), "normalizers"))
         self._ranks, self._merged = _read_merges(model["merges"], vocab)
         spellings = {id: unicode_to_bytes(token) for token, id in vocab.items()}
         spellings |= {token["id"]: token["content"].encode() for token in added}
@@ -180,7 +180,7 @@ class BPETokenizer(Tokenizer):
         if self._nfc != _composes(self._rule):
             raise ValueError(f"a GGUF file cannot say that text is {'' if self._nfc else 'not '}put into the form NFC "
                              f"before it is split by the rule '{self._rule.gguf_names[0]}'")
-        if bool(self._whole) == _ignores_merges(self._rule):
+        if bool(self._whole) == (self._rule.gguf_names[0] in WHOLE_WORDS):
             return
         for token in self._spec["model"]["vocab"]:
             word = unicode_to_bytes(token).decode(errors="replace")
@@ -232,21 +232,19 @@ def with_bos(settings: Settings, bos: str | None, spec: dict) -> Settings:
 def _refuse_what_is_not_of_bytes(spec: dict) -> None:
     if spec["model"].get("byte_fallback"):
         raise ValueError("tokenizer.json holds a SentencePiece vocabulary (byte_fallback); read it with load_tokenizer")
-    if _normalizers(spec.get("normalizer")) not in ([], ["NFC"]):
+    if any(step != {"type": "NFC"} for step in steps_of(spec.get("normalizer"), "normalizers")):
         raise ValueError(f"tokenizer.json asks for the normalizer {str(spec['normalizer'])[:200]}; only NFC, or none, "
                          "is known here")
 
 
-def _normalizers(normalizer: Any) -> list[Any]:
-    """The types of all steps, of which a Sequence may have any number."""
-    match normalizer:
+def steps_of(step: Any, key: str) -> list[Any]:
+    """The steps of a normaliser or pre-tokeniser: a Sequence may hold any number of them under `key`, Sequences too."""
+    match step:
         case None:
             return []
-        case {"type": "Sequence", "normalizers": [*steps]}:
-            return [kind for step in steps for kind in _normalizers(step)]
-        case {"type": "NFC"}:
-            return ["NFC"]
-    return [normalizer]
+        case {"type": "Sequence"} if isinstance(step.get(key), list):
+            return [each for inner in step[key] for each in steps_of(inner, key)]
+    return [step]
 
 
 def _read_merges(merges: list, vocab: dict[str, int]) -> tuple[dict[tuple[int, int], int], list[int]]:
@@ -279,11 +277,6 @@ def bos_of(post_processor: dict | None) -> str | None:
 def _composes(rule: SplitRule) -> bool:
     """Whether the vocabularies of this rule put text into the form NFC first."""
     return rule.name == "qwen2"
-
-
-def _ignores_merges(rule: SplitRule) -> bool:
-    """Whether a word that is a token is that token at once, whatever merges would make of it."""
-    return rule.name == "llama3"
 
 
 def tokenizer_json(vocab: dict[str, int], merges: list[str], rule: SplitRule, *, added: dict[str, int],
@@ -327,7 +320,8 @@ def from_vocabulary(vocabulary: dict) -> BPETokenizer:
     bos = tokens[vocabulary["bos_id"]] if vocabulary["add_bos"] and vocabulary["bos_id"] is not None else None
     rule = rule_of_gguf(vocabulary["pre"]) if vocabulary["pre"] else _rule_by_marks(tokens)
     spec = tokenizer_json({token: id for id, token in enumerate(tokens)}, vocabulary["merges"], rule,
-                          added=added, control=control, bos=bos, ignore_merges=_ignores_merges(rule))
+                          added=added, control=control, bos=bos,
+                          ignore_merges=(vocabulary["pre"] or rule.gguf_names[0]) in WHOLE_WORDS)
     return BPETokenizer(spec, Settings.of_vocabulary(vocabulary))
 
 

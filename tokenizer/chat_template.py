@@ -167,6 +167,22 @@ class ChatTemplate:
                 self._heads[tokenizer] = ""
         return self._heads[tokenizer]
 
+    def writes_as_asked(self, messages: Sequence[Message], tokenizer: Any, **given: Any) -> bool:
+        """Whether every answer stands behind what asking for it writes, and whole. Templates of models that think write
+        earlier answers without their thoughts, or without the empty ones that asking for none adds."""
+        text, head = self.render(messages, tokenizer, **given).plain(), self._head(tokenizer)
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        words = [messages[number].get(key) for number in answers for key in ("content", "reasoning_content")]
+        if not all(said.strip() in text for said in words if isinstance(said, str)):
+            return False
+        if text.count(head) >= len(answers):
+            return True
+        try:
+            asked = [self.render(messages[:number], tokenizer, reply=True, **given).plain() for number in answers]
+        except ValueError:                                          # an answer that nobody asked for
+            return True
+        return all(map(text.startswith, asked))
+
     def closing_token(self, tokenizer: Any) -> int | None:
         """The id by which the template closes an answer: the first special token behind it; None if there is none.
 

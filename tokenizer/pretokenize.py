@@ -1,14 +1,14 @@
 r"""Where byte-pair merges may not reach: the rules that split text into words before BPE, one a line, as published.
 
-A rule is a regular expression over Unicode: \p{L} letters (categories L*), \p{N} numbers (N*), \s white space. Python's
-`re` knows neither category, and its \s is not White_Space (it adds U+001C to U+001F). So a rule is matched not against
-the text but against its *shadow*, which has the same length and in which an ASCII character of the same class stands
-for every character:
+A rule is a regular expression over Unicode: \p{L} letters (categories L*; of them \p{Lu} large, \p{Ll} small), \p{M}
+marks, \p{N} numbers (N*), \s white space. Python's `re` knows no category, and its \s is not White_Space (it adds
+U+001C to U+001F). So a rule is matched not against the text but against its *shadow*, which has the same length and in
+which one character of the same class stands for every character:
 
     text    Don't  wait, 李白生于701年…
-    shadow  Don't  wait, xxxx701x!
+    shadow  Don't  wait, ªªªª701ª!
 
-The regular expression then needs ASCII classes alone, `re` runs it at full speed, and the spans it finds cut the text.
+The regular expression then needs few characters alone, `re` runs it at full speed, and the spans it finds cut the text.
 
 The categories are those of Python's `unicodedata` (Unicode 14.0 in Python 3.11, see UNICODE). Characters that a later
 version added count as unassigned here, and other programs may split around them otherwise; no other text is affected.
@@ -29,23 +29,27 @@ WHITE_SPACE = {0x09, 0x0B, 0x0C, 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B
                0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
 
 
+LARGE, SMALL, CASELESS, MARK, LONG_S = "X", "x", "\u00aa", "\u0301", "\u017f"
+_CLASSES = {r"\p{Lu}\p{Lt}": "A-Z", r"\p{Ll}": f"a-z{LONG_S}", r"\p{Lm}\p{Lo}": CASELESS, r"\p{M}": MARK,
+            r"\p{L}": f"A-Za-z{CASELESS}{LONG_S}", r"\p{N}": r"\d"}
+_SHADOWS = {"Lu": LARGE, "Lt": LARGE, "Ll": SMALL, "Lm": CASELESS, "Lo": CASELESS}    # x begins no English contraction
+
+
 class _Shadow(dict):
-    """Code point -> the ASCII character that stands for it. Filled as characters are met: few texts hold many."""
+    """Code point -> the character that stands for it. Filled as characters are met: few texts hold many."""
 
     def __missing__(self, code: int) -> str:
         category = unicodedata.category(chr(code))
-        if code < 128:
+        if code < 128 or chr(code) == LONG_S:                       # ſ is an s where a rule ignores case
             shadow = chr(code)
         elif code in WHITE_SPACE:
             shadow = "\t"           # not " ", which rules name by itself
-        elif code == 0x17F:
-            shadow = "S"            # ſ is an s where a rule ignores case, and so is S; all rules that do not write s
         elif category[0] == "L":
-            shadow = "x"            # a letter that begins no English contraction
-        elif category[0] == "N":
-            shadow = "0"
+            shadow = _SHADOWS[category]
+        elif category[0] in "MN":
+            shadow = MARK if category[0] == "M" else "0"
         else:
-            shadow = "!"            # marks, signs, controls, unassigned: but no apostrophe, which rules name
+            shadow = "!"            # signs, controls, unassigned: but no apostrophe, which rules name
         self[code] = shadow
         return shadow
 
@@ -70,8 +74,9 @@ class SplitRule:
 
     @cached_property
     def _regex(self) -> re.Pattern:
-        pattern = re.sub(r"\[[^]]*]", lambda bracket: bracket[0].replace(r"\p{L}", "A-Za-z"), self.pattern)
-        return re.compile(pattern.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", r"\d"), re.ASCII)
+        pattern = re.sub(r"\[[^]]*]", lambda bracket: _spelled_out(bracket[0]), self.pattern)
+        pattern = pattern.replace("(?i:'s", f"(?i:'[s{LONG_S}]")
+        return re.compile(_spelled_out(pattern.replace(r"\p{L}", r"[\p{L}]")), re.ASCII)
 
     def split(self, text: str) -> list[str]:
         """The words of `text`; joined they are `text` again. Linear in its length.
@@ -82,6 +87,12 @@ class SplitRule:
         if text.isascii():
             return self._regex.findall(text)
         return [text[word.start():word.end()] for word in self._regex.finditer(text.translate(_shadow))]
+
+
+def _spelled_out(pattern: str) -> str:
+    for name, members in _CLASSES.items():
+        pattern = pattern.replace(name, members)
+    return pattern
 
 
 def _byte_level(*, splits: bool) -> dict:
@@ -106,13 +117,29 @@ _QWEN2 = _LLAMA3.replace("{1,3}", "")
 # no space with it, and a run of white space before a digit stays whole, as it does at the end of a text.
 _SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
+# Words begin at a large letter, as in camelCase (Mistral's Tekken; OpenAI's o200k adds contractions).
+_LARGE, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (rf"[^\r\n\p{{L}}\p{{N}}]?{_LARGE}*{_SMALL}+|[^\r\n\p{{L}}\p{{N}}]?{_LARGE}+{_SMALL}*|\p{{N}}"
+           r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+_CONTRACTED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = _TEKKEN.replace(f"{_SMALL}+|", f"{_SMALL}+{_CONTRACTED}|").replace(
+    rf"{_SMALL}*|\p{{N}}|", rf"{_SMALL}*{_CONTRACTED}|\p{{N}}{{1,3}}|")
+
+# Names in GGUF files: for each, llama.cpp gives the ids that the rule gives.
 RULES = {rule.name: rule for rule in (
-    SplitRule("gpt2", ("gpt-2", "mpt"), _GPT2, _byte_level(splits=True)),
-    SplitRule("llama3", ("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), _LLAMA3, _split(_LLAMA3)),
-    SplitRule("qwen2", ("qwen2", "deepseek-r1-qwen"), _QWEN2, _split(_QWEN2)),
-    SplitRule("smollm", ("smollm", "starcoder", "refact", "command-r"), _SMOLLM,
+    SplitRule("gpt2", ("gpt-2", "mpt", "olmo", "phi-2", "jais", "gigachat", "mellum", "trillion", "a.x-4.0"), _GPT2,
+              _byte_level(splits=True)),
+    SplitRule("llama3", ("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3", "falcon-h1", "pixtral",
+                         "midm-2.0", "lfm2", "glm4", "chatglm-bpe"), _LLAMA3, _split(_LLAMA3)),
+    SplitRule("qwen2", ("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2, _split(_QWEN2)),
+    SplitRule("smollm", ("smollm", "starcoder", "refact", "command-r", "exaone", "codeshell", "minerva-7b"), _SMOLLM,
               _sequence({"type": "Digits", "individual_digits": True}, splits=True)),
+    SplitRule("tekken", ("tekken",), _TEKKEN, _split(_TEKKEN)),
+    SplitRule("o200k", ("gpt-4o", "llama4"), _O200K, _split(_O200K)),
 )}
+# Those by which a GGUF file says besides that a word that is a token is that token, whatever merges would make of it.
+WHOLE_WORDS = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+                         "glm4", "tekken"))
 
 
 def rule_of_gguf(pre: str | None) -> SplitRule:

@@ -8,19 +8,25 @@ Where a space is put before a word differs between generations of these files:
 
     normalizer Prepend              before every stretch of text: at the beginning, and after each added token but those
                                     that are looked for in normalised text
+    normalizer Replace alone        nowhere
     pre_tokenizer Metaspace, always the same after every token, except where the text begins with a space already
     pre_tokenizer Metaspace, first  only at the beginning, except there
+    pre_tokenizer Metaspace, never  nowhere
+
+A Metaspace with `split` cuts before every ▁, so that no pair is merged across.
 
 Try: let `starts_after` be true for "first"; tests/test_spm_json.py
 (test_worked_example_where_the_first_word_gets_a_space) fails.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from tokenizer.added_tokens import AddedToken
 from tokenizer.base import Settings, check_ids, is_control, write_json
-from tokenizer.bpe import SPEC, bos_of, refuse_other_modes, with_added, with_bos
+from tokenizer.bpe import SPEC, bos_of, refuse_other_modes, steps_of, with_added, with_bos
 from tokenizer.checked_json import check_value
 from tokenizer.spm_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
 from tokenizer.spm_pure import PlainPieceTokenizer
@@ -39,10 +45,10 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
         check_value(spec, SPEC, "tokenizer.json")
         spec = with_added(spec, settings)
         refuse_other_modes(spec)
-        self._prefix = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
+        self._prefix, self._split = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
         self._pairs = _pairs_of(spec["model"])
         bos = bos_of(spec.get("post_processor"))
-        model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix != "never")
+        model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix not in ("replace", "never"))
         self.restarts = self._prefix != "first"
         super().__init__(model, replace(with_bos(settings, bos, spec), added={}), apart=True,
                          flags=spec.get("added_tokens") or [])
@@ -53,7 +59,7 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
         self._neighbours = {(left[-1], right[0]) for left, right in self._pairs}
 
     def normalize(self, text: str, *, starts: bool) -> str:
-        if self._prefix in ("always", "first"):
+        if self._prefix not in ("prepend", "replace"):
             return text
         return ("▁" if starts and self._prefix == "prepend" and text else "") + text.replace(" ", "▁")
 
@@ -62,9 +68,13 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
         return self._prefix == "always" or self._prefix == "prepend" and not token.normalized
 
     def _spelt(self, text: str, *, starts: bool) -> str:
-        if self._prefix in ("prepend", "never"):                    # `normalize` has done it
+        if self._prefix in ("prepend", "replace"):                  # `normalize` has done it
             return text
         return super()._spelt(text, starts=starts and text[:1] not in (" ", "▁"))
+
+    def _chunks(self, text: str) -> Iterator[str]:
+        for word in re.split("(?=▁)", text) if self._split else [text]:
+            yield from super()._chunks(word)
 
     def _rank(self, left: str, right: str, cuts: dict) -> float | None:
         return self._pairs.get((left, right))
@@ -89,6 +99,9 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
         if cuts != len(self._pairs) or not all(_is_group(group) for group in _groups(list(self._pairs))):
             raise ValueError("the merges of this tokenizer.json are not those of a SentencePiece model, so that no "
                              "scores say the same; use the tokenizer.model that it was made from")
+        if self._split:
+            raise ValueError("this tokenizer.json cuts words apart before it merges, which no SentencePiece model "
+                             "does; use the tokenizer.model that it was made from")
         if self._prefix in ("always", "first"):
             raise ValueError("this tokenizer.json puts a space before the first word of a text unless one is there, "
                              "which no SentencePiece model does; use the tokenizer.model that it was made from")
@@ -160,15 +173,17 @@ def _pairs_of(model: dict) -> dict[tuple[str, str], int]:
     return pairs
 
 
-def _prefix_of(normalizer: Any, pre_tokenizer: Any) -> str:
-    """Where a space is put before a word: "prepend", "always", "first" (see above), or "never"."""
-    match normalizer, pre_tokenizer:
-        case {"type": "Sequence", "normalizers": [first, second]}, None if [first, second] == [_PREPEND, _REPLACE]:
-            return "prepend"
-        case ({"type": "Sequence", "normalizers": [only]}, None) | (only, None) if only == _REPLACE:
-            return "never"
-        case None, {"type": "Metaspace", "replacement": "▁", "split": False, "prepend_scheme": str(scheme)} \
-                if scheme in ("always", "first", "never"):
-            return scheme
+def _prefix_of(normalizer: Any, pre_tokenizer: Any) -> tuple[str, bool]:
+    """Where a space is put before a word: "prepend", "replace", "always", "first" or "never" (see above); and whether
+    words are cut apart before they are merged."""
+    match steps_of(normalizer, "normalizers"), steps_of(pre_tokenizer, "pretokenizers"):
+        case [first, second], [] if [first, second] == [_PREPEND, _REPLACE]:
+            return "prepend", False
+        case [only], [] if only == _REPLACE:
+            return "replace", False
+        case [], [{"type": "Metaspace", "replacement": "▁", **how}]:
+            scheme = how.get("prepend_scheme", "always" if how.get("add_prefix_space", True) else "never")
+            if scheme in ("always", "first", "never"):
+                return scheme, how.get("split") is not False
     raise ValueError(f"tokenizer.json writes spaces in a way not known here: normalizer {normalizer}, pre_tokenizer "
                      f"{pre_tokenizer}")

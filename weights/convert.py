@@ -226,7 +226,7 @@ def _passing(source: Source, ledger: Ledger, written: "list[Written]",
         progress.show(done, name)
         tensor = source.read(name)
         before, read_as = digest([tensor]), tensor.dtype
-        tensor = _cast(name, tensor, dtype)
+        tensor = huggingface.cast(name, tensor, dtype)
         expected, rule = stored(name, tensor) if stored else (digest([tensor]), _rule(read_as, dtype))
         written.append(Written(name, shape, rule, before, expected, read_as))
         if done == len(ledger):
@@ -237,13 +237,6 @@ def _passing(source: Source, ledger: Ledger, written: "list[Written]",
 
 def _rule(before: torch.dtype, after: torch.dtype) -> str:
     return "as it was" if before == after else f"cast to {_name(after)}"
-
-
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype)
-    if dtype == torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
-        raise ValueError(f"{name} holds {tensor.abs().max():g}, beyond float16's 65504; take --dtype bfloat16")
-    return cast
 
 
 def _cast_ledger(ledger: Ledger, wanted: torch.dtype | None) -> Ledger:

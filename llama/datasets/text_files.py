@@ -39,6 +39,8 @@ NO_TEXT = {                                                         # first byte
     **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), ("a pickle, which is a program", _LINES)),
 }
 _HEAD = 4096                                                        # bytes that are looked at
+_MOST = 200                                                         # times its packed size: text gives some 10
+_ALWAYS = 64 << 20                                                  # bytes that any packed file may hold
 _TAR = 257                                                          # where a tar archive says so
 
 
@@ -57,6 +59,29 @@ def checked_encoding(name: str) -> str:
                          "GB2312), big5 or utf-16") from None
 
 
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds, as long as that is not out of all proportion: 400 kB can unpack to many gigabytes."""
+
+    def __init__(self, path: Path, content: IO[bytes]):
+        self.path, self.content = path, content
+        self.left = max(_ALWAYS, _MOST * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self.content.readinto(buffer)
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"{self.path}: the packed file holds more than {_MOST} times its size, as no text does; "
+                             "unpack it, if it is what you expect")
+        return count
+
+    def close(self) -> None:
+        self.content.close()
+        super().close()
+
+
 @contextmanager
 def opened(path: Path, encoding: str = UTF8, *, flag: bool = False) -> Iterator[tuple[IO[bytes], str]]:
     """(its bytes, their encoding), unpacked, without a byte order mark; lines of them end with a line feed.
@@ -64,7 +89,7 @@ def opened(path: Path, encoding: str = UTF8, *, flag: bool = False) -> Iterator[
     flag  whether there is an --encoding for a remedy to name
 
     Raises FileNotFoundError for a missing file, ValueError for a folder, an empty file, what is no text, and a packed
-    file that is damaged.
+    file that is damaged or out of all proportion.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file; check the name, or the folder it is looked for in")
@@ -72,7 +97,7 @@ def opened(path: Path, encoding: str = UTF8, *, flag: bool = False) -> Iterator[
         raise ValueError(f"{path}: this is a folder; name the files in it")
     with open(path, "rb") as file:
         unpack = next((unpack for magic, unpack in PACKED.items() if file.peek(8).startswith(magic)), None)
-        with io.BufferedReader(unpack(file)) if unpack else file as content:
+        with io.BufferedReader(_Unpacked(path, unpack(file)), 1 << 16) if unpack else file as content:
             try:
                 yield _as_text(path, content, encoding, flag=flag)
             except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:

@@ -117,6 +117,10 @@ def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> Non
     for key, tensor in adapter.tensors.items():
         refuse_non_finite(key, tensor, place)
     check_tensors(place, adapter.tensors, expected, bases, hidden_size=model.config.hidden_size)
+    for path in adapted:
+        A, B = (adapter.tensors[f"{path}.lora_{letter}.weight"].abs().max().float() for letter in "AB")
+        largest = config.scale_of(path) * config.rank_of(path) * A * B                      # that α/r · B A can have
+        refuse_non_finite(f"the adapter's product B A for {path}", largest, place)
     attach(model, config, name, tied=tied, generator=torch.Generator())            # leaves the global one alone
     with torch.no_grad():
         for key, parameter in adapter_tensors(model, name).items():

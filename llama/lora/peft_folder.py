@@ -1,4 +1,5 @@
-"""What a LoRA adapter is on disk: PEFT's folder, adapter_config.json and adapter_model.safetensors, in and out.
+"""What a LoRA adapter is on disk: PEFT's folder, adapter_config.json and adapter_model.safetensors, in and out. The
+adapter_model.bin of older ones is read, as plain data (weights/formats/torch_file.py).
 
 PEFT names a tensor after the module that it wraps, `base_model.model.` before it; here names are those of memory:
 `layers.0.self_attn.q_proj.lora_A.weight`, or `embed_tokens.weight` for a matrix that is learned whole. The fingerprint
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from llama.heads import KINDS, SPAN, HeadConfig
@@ -36,8 +37,10 @@ from tokenizer.checked_json import (
 )
 from weights.formats.atomic_write import atomic_folder
 from weights.formats.huggingface import memory_name, misfit, read_json, stored_name, to_json, write_safetensors
+from weights.formats.tensor_files import tensors_of
 
 CONFIG, TENSORS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+BIN = "adapter_model.bin"                                           # of older PEFTs; read where there is no other
 PREFIX = "base_model.model."
 FINGERPRINT, HEAD = "base_fingerprint", "head"                      # keys in the header of the tensor file
 
@@ -134,23 +137,22 @@ def read_adapter(folder: str | Path) -> Adapter:
     check_fields(values, FIELDS, str(folder / CONFIG))
     _refuse_options(values, folder / CONFIG)
     config = config_from_peft(values, folder / CONFIG)
-    path = folder / TENSORS
-    if not path.is_file():
-        pickled = "; adapter_model.bin is a pickle, which can run code: save it as safetensors" \
-            if (folder / "adapter_model.bin").exists() else "; copy the adapter folder again"
-        raise FileNotFoundError(f"{path} is missing{pickled}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {memory_name(name.removeprefix(PREFIX)): file.get_tensor(name) for name in file.keys()}
-            metadata = file.metadata() or {}
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: damaged or cut short ({error}); copy it again") from None
+    path = next((folder / name for name in (TENSORS, BIN) if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder / TENSORS} is missing, and so is {BIN}; copy the adapter folder again")
+    tensors = {memory_name(name.removeprefix(PREFIX)): tensor.read() for name, tensor in tensors_of(path).items()}
+    metadata = _metadata(path) if path.name == TENSORS else {}
     if not tensors:
         raise ValueError(f"{path}: the adapter is empty: it holds no tensor and would change nothing; train it again")
     tied = bool(values.get("ensure_weight_tying"))
     template = (folder / TEMPLATE).read_bytes().decode(errors="replace") if (folder / TEMPLATE).is_file() else ""
     return Adapter(config, tensors, tied, str(values.get("base_model_name_or_path") or ""),
                    metadata.get(FINGERPRINT, ""), template, _head(metadata.get(HEAD), tensors, path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _head(recorded: str | None, tensors: dict[str, Tensor], path: Path) -> HeadConfig | None:

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import errno
 import itertools
+import logging
 import os
 import re
 import select
@@ -202,6 +203,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         if hasattr(stream, "reconfigure"):                          # not None, where it was closed, nor a notebook's
             stream.reconfigure(encoding="utf-8", errors=errors)     # Chinese where the system has another code page
     terminal.guard()
+    if logging.lastResort:                                          # the handler of whoever sets up none
+        logging.lastResort.addFilter(terminal.SaidOnce())
     try:
         main()
         sys.stdout.flush()

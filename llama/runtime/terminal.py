@@ -14,6 +14,7 @@ The streams themselves do it (`guard`, once, in cli.run), so no `print` can forg
 Try: take U+202E out of `_COMMANDS`; tests/test_terminal.py (test_worked_example_what_a_terminal_obeys_is_shown) fails.
 """
 
+import logging
 import re
 import sys
 import traceback
@@ -22,6 +23,8 @@ from typing import Any, TextIO
 
 # C0 but tab and line end, DEL, C1, and what turns the direction of text. Joiners, as in emoji, are no commands.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+_READERS = ("weights.formats.", "tokenizer", "llama.checkpoint", "llama.config_json", "llama.lora.files")
 
 
 def visible(text: str) -> str:
@@ -60,6 +63,22 @@ def bare(stream: TextIO) -> TextIO:
     """The stream for commands of our own, a colour or a line that is rewritten; text beside them goes through
     `visible`."""
     return getattr(stream, "bare", stream)
+
+
+class SaidOnce(logging.Filter):
+    """What there is to say about a model's files is said the first time that they are read, and not again where a
+    conversion, a merge or a proof reads them anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not (record.name or "").startswith(_READERS):
+            return True
+        before = len(self.said)
+        self.said.add(record.getMessage())
+        return len(self.said) > before
 
 
 def say(text: str) -> None:

@@ -27,6 +27,7 @@ from tokenizer.chat_template import ChatTemplate, named_format, own_format
 log = logging.getLogger(__name__)
 
 PLAIN = "alpaca"                                                    # for base models, which have no format of their own
+APART = "answer"                                                    # in an example: which answer of it is learned
 ANSWER = 128                                                        # ids of an answer that is judged, at most
 
 Messages = list[dict[str, Any]]
@@ -72,7 +73,12 @@ class InstructionTask(Task):
         if not (self.chosen or tokenizer.chat_template):
             log.warning("the tokenizer has no chat format; conversations are laid out in the format '%s'", chosen)
         reading = Reading(skip_bad=self.skip_bad)
-        fitted = list(reading.each(self.encode, ((example, tokenizer) for example in dataset)))
+        parts = [part for each in reading.each(self._as_asked, ((example, tokenizer) for example in dataset))
+                 for part in each]
+        if divided := sum(APART in part for part in parts):
+            log.warning("%d answers are samples of their own: the chat template writes an answer otherwise once more "
+                        "is said, as without its thoughts", divided)
+        fitted = list(reading.each(self.encode, ((part, tokenizer) for part in parts)))
         samples = [sample for sample in fitted if sample.targets or not (sample.cut or sample.lost)]
         reading.tell(Path("conversations"))
         if longer := [sample for sample in fitted if sample.cut or sample.lost]:
@@ -87,6 +93,21 @@ class InstructionTask(Task):
             raise ValueError(f"none of {len(fitted)} samples has room for an answer in {self.max_length} tokens; raise "
                              "--max-length")
         return samples
+
+    def _as_asked(self, example: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """The example itself, or where the template writes its answers otherwise than they are asked for, a copy for
+        each answer, which ends with it and only reads the others."""
+        talk, chat_format = self.messages(example, tokenizer), self.format(tokenizer)
+        answers = [number for number, message in enumerate(talk) if is_learned(message)]
+        try:
+            if len(answers) < 2 or isinstance(chat_format, ChatFormat) or \
+                    chat_format.writes_as_asked(talk, tokenizer, **_brought(example)):
+                return [example]
+        except ValueError as error:
+            place = example.get("place", "")
+            raise ValueError(f"{place}: {error}" if place else str(error)) from None
+        read = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in talk]
+        return [{**example, "messages": [*read[:number], talk[number]], APART: number} for number in answers]
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         place = example.get("place", "")

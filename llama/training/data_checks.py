@@ -299,7 +299,8 @@ OF_SAMPLES = (
     Check("doubled-bos", "no text begins twice",
           "let either the template or the tokenizer write the beginning, not both", _doubled_bos),
     Check("prompt-prefix", "what generation is given before an answer is what the sample holds there, id for id",
-          "encode prompt and answer so that the border between them is also one between tokens", _prompt_prefix),
+          "encode prompt and answer so that the border between them is also one between tokens, by a template that "
+          "writes before an answer what it asks with (--chat-format, --template-args)", _prompt_prefix),
     Check("vocabulary", "every id has a row in the model's embedding",
           "take the tokenizer that belongs to the model", _vocabulary),
 )

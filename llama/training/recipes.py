@@ -12,18 +12,19 @@ Try: let `complete` replace what was given; tests/test_recipes.py (test_property
 import argparse
 from typing import NamedTuple
 
+WAYS = ("lora", "last", "all")                                      # of tuning: an adapter, the last blocks, everything
+
 
 class Recipe(NamedTuple):
-    """Flags of a run, by their names; `lr` with LoRA, `lr_whole` without."""
+    """Flags of a run, by their names; --lr by the way of tuning, in the order of WAYS."""
 
     epochs: int
     batch_size: int
-    lr: float
-    lr_whole: float
+    lr: tuple[float, float, float]
 
 
-_TEXTS = Recipe(epochs=3, batch_size=16, lr=1e-3, lr_whole=1e-4)
-_WRITTEN = Recipe(epochs=3, batch_size=4, lr=5e-4, lr_whole=5e-4)
+_TEXTS = Recipe(epochs=3, batch_size=16, lr=(1e-3, 1e-4, 1e-4))
+_WRITTEN = Recipe(epochs=3, batch_size=4, lr=(5e-4, 1e-4, 5e-5))
 
 RECIPES = {
     "instruction": _WRITTEN,
@@ -42,11 +43,16 @@ RECIPES = {
 FLAGS = ("epochs", "batch_size", "lr")
 
 
+def way_of(arguments: argparse.Namespace) -> str:
+    """Of WAYS, that which flags ask for. What --freeze leaves may be nearly all: it learns as all weights do."""
+    return "lora" if arguments.lora else "last" if arguments.freeze_layers else "all"
+
+
 def complete(arguments: argparse.Namespace) -> None:
-    """Give --epochs, --batch-size and --lr, where they were left out, the values of their task."""
+    """Give --epochs, --batch-size and --lr, where they were left out, the values of task and way of tuning."""
     recipe = RECIPES[arguments.task]
-    values = recipe.epochs, recipe.batch_size, recipe.lr if arguments.lora else recipe.lr_whole
-    for name, value in zip(FLAGS, values, strict=True):
+    rate = recipe.lr[WAYS.index(way_of(arguments))]
+    for name, value in zip(FLAGS, (recipe.epochs, recipe.batch_size, rate), strict=True):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
 
@@ -54,6 +60,8 @@ def complete(arguments: argparse.Namespace) -> None:
 def table() -> str:
     """All of them, for --help."""
     lines = ["Unless given, by --task; no limit of time unless --minutes gives one:", "",
-             f"  {'task':<16}{'--epochs':>9}{'--batch-size':>14}{'--lr':>9}{'--lr without --lora':>21}"]
-    return "\n".join(lines + [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}{each.lr:>9.0e}{each.lr_whole:>21.0e}"
-                              for task, each in RECIPES.items()])
+             f"  {'task':<16}{'--epochs':>9}{'--batch-size':>14}{'--lr with --lora':>19}{'--freeze-layers':>17}"
+             f"{'all weights':>13}"]
+    return "\n".join(lines + [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}" + "".join(
+        f"{rate:>{width}.0e}" for rate, width in zip(each.lr, (19, 17, 13), strict=True))
+        for task, each in RECIPES.items()])

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
@@ -156,6 +158,11 @@ def _models(place: Path) -> list[Reader]:
     save_adapter(model, adapter)
     for file, kind in (("adapter_config.json", "json"), ("adapter_model.safetensors", "safetensors")):
         add(file, adapter, file, kind, lambda folder: load_adapter(load_model(hf), folder))
+    pickled = place / "pickled"
+    shutil.copytree(adapter, pickled)
+    torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
+    (pickled / "adapter_model.safetensors").unlink()
+    add("adapter_model.bin", pickled, "adapter_model.bin", "zip", lambda folder: load_adapter(load_model(hf), folder))
     return found
 
 

@@ -18,7 +18,7 @@ from weights.formats.gguf_file import GGUF, get
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6    # of tokens; control: a sign, no text
 CLOSING = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
-STARTS_WITH_BOS = ("llama-bpe", "llama3", "llama-v3")              # split rules whose files may leave add_bos_token out
+STARTS_WITH_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
 ENDS = ("eos", "eot", "eom")            # the keys for them: end of text, of turn, of message
 
 

@@ -11,6 +11,7 @@ reader that maps the file would find float32 numbers at odd addresses.
 """
 
 import json
+import math
 import os
 import struct
 from collections import Counter
@@ -69,6 +70,17 @@ def below_head(architectures: list[str] | None) -> str:
     """What comes before the names of a class of models, but for its head. Two classes have an older word for it."""
     older = {"LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering"}
     return "transformer." if older.intersection(architectures or ()) else "model."
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype. Raises ValueError where one of its numbers would become infinite."""
+    most = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
+    if tensor.is_floating_point() and tensor.numel() and most < torch.finfo(tensor.dtype).max:
+        if most < (largest := max(map(abs, map(float, tensor.aminmax())))) < math.inf:
+            kind = str(dtype).removeprefix("torch.")
+            wider = "bfloat16" if dtype == torch.float16 else "float32"
+            raise ValueError(f"{name} holds {largest:g}, beyond {kind}'s {most:g}; take --dtype {wider}")
+    return tensor.to(dtype)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     if form is None:
         raise FileNotFoundError(f"{folder} holds neither {', nor '.join(FORMS)}; copy the tensors there")
     if not form.endswith(".json"):
-        return {memory_name(name): tensor for name, tensor in _content(folder / form).items()}
+        return {memory_name(name): tensor for name, tensor in tensors_of(folder / form).items()}
     return _in_shards(folder / form)
 
 
@@ -78,7 +78,7 @@ def _in_shards(index: Path) -> dict[str, StoredTensor]:
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index.parent / shard} is missing, but {index.name} names it; fetch or copy it "
                                     "again")
-        shards[shard] = _content(index.parent / shard)
+        shards[shard] = tensors_of(index.parent / shard)
     found: dict[str, StoredTensor] = {}
     for shard, tensors in shards.items():
         for name, tensor in tensors.items():
@@ -95,8 +95,11 @@ def _in_shards(index: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _content(path: Path) -> dict[str, StoredTensor]:
-    """What one file holds, by the names in it."""
+def tensors_of(path: Path) -> dict[str, StoredTensor]:
+    """What one file holds, by the names in it; a .bin is read as plain data, anything else as .safetensors.
+
+    Raises ValueError, naming the file, for what is damaged, and for a pickle of anything else.
+    """
     return _of_bin(path) if path.suffix == ".bin" else _of_safetensors(path)
 
 

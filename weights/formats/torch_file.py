@@ -8,9 +8,9 @@ Try: in `load_torch_file`, load with weights_only=False; tests/test_checkpoint.p
 """
 
 import errno
+import os
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,11 @@ import torch
 from torch import Tensor
 
 from weights.formats.atomic_write import atomic_file
+from weights.formats.plain_pickle import strange_call
+
+_END_64, _LOCATOR, _END = 56, 20, 22                                # bytes of the three records that end an archive
+
+_PICKLE = b"\x80"                                                   # its first byte; today a zip is around it
 
 
 def save_torch_file(path: Path, content: dict[str, Any]) -> None:
@@ -56,7 +61,7 @@ def load_torch_file(path: Path, what: str) -> dict[str, Any]:
     """What `save_torch_file` wrote, read as plain data: a file from elsewhere cannot run code here."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
-    _refuse_compressed(path, what)
+    _refuse_strange(path, what)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
@@ -67,32 +72,76 @@ def load_torch_file(path: Path, what: str) -> dict[str, Any]:
         raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
-    for name, tensor in _tensors(content):
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.nbytes > path.stat().st_size:
-            raise ValueError(f"{path}: {name!r:.80} has {tensor.numel():,} numbers, more than the file holds; fetch or "
-                             "copy it again")
+    _refuse_balloons(path, content)
     return content
 
 
-def _refuse_compressed(path: Path, what: str) -> None:
-    """torch.save compresses nothing, and of a few packed bytes gigabytes could come."""
+def _refuse_strange(path: Path, what: str) -> None:
+    """torch.save compresses nothing and calls little, and of a few bytes that do otherwise gigabytes could come."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, UnicodeDecodeError):
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            pickled = [entry for entry in entries if entry.orig_filename.lower().endswith("data.pkl")]
+            if not _ends_with_its_directory(file) or len(pickled) != 1:
+                raise ValueError
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) \
+                    or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                called = "compressed"
+            else:
+                called = strange_call(archive.read(pickled[0]))
+    except (zipfile.BadZipFile, RuntimeError, ValueError, IndexError, KeyError, TypeError, EOFError, struct.error):
+        with open(path, "rb") as file:
+            if file.read(1) == _PICKLE:
+                raise ValueError(f"{path}: this is a bare pickle, as torch wrote it before 1.6, or not of torch at "
+                                 "all; read and save it again with a newer torch, or as .safetensors") from None
         raise ValueError(f"{path}: this is no {what}, or a damaged one") from None
-    if packed or unpacked > path.stat().st_size:
+    if called == "compressed":
         raise ValueError(f"{path}: its content is compressed, which torch.save never does; save it again with torch")
+    if called:
+        raise ValueError(f"{path}: its content calls {called!r}, which tensors and plain values need not; save those "
+                         "alone")
 
 
-def _tensors(content: dict[str, Any], depth: int = 3) -> Iterator[tuple[str, Tensor]]:
-    """Those in it, and in the dictionaries in it."""
-    for name, value in content.items():
+def _ends_with_its_directory(file: BinaryIO) -> bool:
+    """Whether the list of entries lies right before the archive's end and nothing behind that.
+
+    Otherwise Python would take the last list and torch another one, whose entries nobody has looked at.
+    """
+    length = file.seek(0, os.SEEK_END)
+    file.seek(-min(length, _END_64 + _LOCATOR + _END), os.SEEK_END)
+    end = file.read().rjust(_END_64 + _LOCATOR + _END, b"\0")
+    large, (locator, last) = end[:_END_64], (end[_END_64:-_END], end[-_END:])
+    if not last.startswith(b"PK\5\6") or last[-2:] != b"\0\0":
+        return False
+    size, start = struct.unpack_from("<II", last, 12)
+    place = length - _END
+    if locator.startswith(b"PK\6\7"):
+        place -= _LOCATOR + _END_64
+        size, start = struct.unpack_from("<QQ", large, 40)
+        if not large.startswith(b"PK\6\6") or struct.unpack_from("<Q", locator, 8)[0] != place:
+            return False
+    return start + size == place
+
+
+def _refuse_balloons(path: Path, content: dict[str, Any]) -> None:
+    """Refuse tensors of more numbers than the file, and lists that hold one another so often that nobody could print
+    them: what is walked through costs a byte of the file each.
+    """
+    most = path.stat().st_size
+    waiting: list[tuple[Any, Any]] = [("", content)]
+    for _ in range(most):
+        if not waiting:
+            return
+        name, value = waiting.pop()
         if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, dict) and depth:
-            yield from _tensors(value, depth - 1)
+            if value.device.type != "cpu" or value.layout != torch.strided or value.nbytes > most:
+                raise ValueError(f"{path}: {name!r:.80} has {value.numel():,} numbers, more than the file holds; fetch "
+                                 "or copy it again")
+        elif isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list | tuple):
+            waiting += [(name, each) for each in value]
+    raise ValueError(f"{path}: its lists hold one another, and unfold to more than the file holds; save it again")
 
 
 def spooled(file: BinaryIO, numbers: memoryview, dtype: torch.dtype) -> Tensor:
