@@ -1,4 +1,4 @@
-"""Adapt a model to examples: LoRA (--lora), all but the first blocks (--freeze-layers N), or everything.
+"""Adapt a model to examples: LoRA (--lora), new rows, all but the first blocks (--freeze-layers N), or everything.
 
     python finetune.py --lora                                   # default model, bundled data
     python finetune.py --lora --model weights/my-llama --data my.jsonl --eval-data dev.jsonl
@@ -24,7 +24,7 @@ with quiet_start(__name__):
     from llama.commands import flags
     from llama.freeze import freeze, trainable_parameters, unfreeze
     from llama.lora.files import load_adapter
-    from llama.lora.swap import add_lora, merge_lora
+    from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
     from llama.pretrained import get_model, stored_bytes
@@ -60,6 +60,8 @@ def main() -> None:
     how.add_argument("--freeze", default="", metavar="PATTERN",
                      help="keep what fits these names as it is, with commas between: embeddings, norms, blocks, head, "
                      "q_proj, 'layers.1?.mlp.*'")
+    parser.add_argument("--train-new-rows", action="store_true",
+                        help="learn the rows of the pieces that the vocabulary was grown by: alone, or beside --lora")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"examples to learn (default: examples/{DATA})")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="evaluate on these during training")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")
@@ -72,23 +74,28 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     flags.add_inspection(parser)
     for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
-        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern"))
+        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
     parser.table = recipes.table()
     arguments = parser.parse_args()
     recipes.complete(arguments)
-    if arguments.lora and arguments.adapter:
-        raise ValueError("--lora learns a new adapter on a plain model; without --lora, --adapter is merged into the "
-                         "model that is tuned")
+    adapts = arguments.lora or arguments.train_new_rows            # what is learned is an adapter
+    if adapts and arguments.adapter:
+        raise ValueError("--lora and --train-new-rows learn a new adapter on a plain model; without them, --adapter is "
+                         "merged into the model that is tuned")
+    if arguments.train_new_rows and (arguments.freeze or arguments.freeze_layers):
+        raise ValueError("--train-new-rows learns new rows and nothing else; leave --freeze and --freeze-layers out")
+    if arguments.train_new_rows and not arguments.lora and arguments.task not in flags.WRITING:
+        raise ValueError(f"--task {arguments.task} learns a head of labels, and --train-new-rows rows; add --lora")
     if not arguments.lora and cli.from_flags(LoRAConfig, arguments) != LoRAConfig():
         raise ValueError("--rank, --targets and the other flags of an adapter mean nothing without --lora")
-    if arguments.quantize != "none" and not arguments.lora:
+    if arguments.quantize != "none" and not adapts:
         raise ValueError(f"--quantize {arguments.quantize}: few bits do not learn; add --lora, or leave it out")
     if arguments.quantize != "none" and arguments.merge:
         raise ValueError(f"--merge cannot fold an adapter into {arguments.quantize} weights; leave it out, and then "
                          "merge into the model in floats: python -m llama.merge")
-    if arguments.merge and not arguments.lora:
+    if arguments.merge and not adapts:
         raise ValueError("--merge folds what --lora learned into the model; without --lora there is nothing to merge")
     if (arguments.patience or arguments.eval_every) and not arguments.eval_data:
         raise ValueError("--patience and --eval-every need --eval-data to evaluate on")
@@ -115,13 +122,13 @@ def main() -> None:
     if task_flags.words:
         raise ValueError("--labels NAME=WORD says what a prompt calls a label; a head that is learned needs the name "
                          "alone")
-    kind = "adapters" if arguments.lora else "weights"
+    kind = "adapters" if adapts else "weights"
     writes = arguments.inspect is None and not arguments.dry_run and distributed.is_rank0()
     output = Path(arguments.output or cli.unique_path(home() / kind, Path(files[0]).stem, take=writes))
     output = distributed.broadcast(output)
     merged = Path(f"{output}-merged")
     if writes:
-        cli.check_output(output, marker="adapter_config.json" if arguments.lora else "config.json",
+        cli.check_output(output, marker="adapter_config.json" if adapts else "config.json",
                          overwrite=arguments.overwrite, resume=arguments.resume)
         run_lock.take(output)
         if arguments.merge:
@@ -133,9 +140,9 @@ def main() -> None:
     dtype = flags.choose_dtype(model_flags.dtype, device, purpose="train")
     program = resident_set_size()
     with distributed.first_goes_first():                            # it may have to be fetched
-        model = get_model(model_flags.model, device=device, dtype=dtype if arguments.lora else torch.float32,
+        model = get_model(model_flags.model, device=device, dtype=dtype if adapts else torch.float32,
                           seed=model_flags.seed, bits=model_flags.bits)
-    if is_quantized(model) and (arguments.merge or not arguments.lora):
+    if is_quantized(model) and (arguments.merge or not adapts):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
     flags.check_model(task_flags, model)
@@ -150,7 +157,10 @@ def main() -> None:
         inspect_samples(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
               allow=arguments.allow, as_json=model_flags.json)
         return
-    if arguments.lora:
+    if adapts:
+        if arguments.train_new_rows:
+            lora_config = dataclasses.replace(lora_config, rows=new_rows(model))
+            lora_config = lora_config if arguments.lora else dataclasses.replace(lora_config, targets=())
         add_lora(model, lora_config, generator=torch.Generator().manual_seed(model_flags.seed))
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
@@ -158,7 +168,7 @@ def main() -> None:
         freeze(model, pattern=arguments.freeze)
     print(trainable_parameters(model), file=sys.stderr)
 
-    masters = None if arguments.lora else dtype
+    masters = None if adapts else dtype
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
                       readable=model_flags.readable)
@@ -185,8 +195,8 @@ def main() -> None:
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     labels = task_flags.task not in ("instruction", "generation")
     use = "python -m llama.evaluate" if labels else "python generate.py"
-    use += f" {'--adapter' if arguments.lora else '--model'} {shlex.quote(str(output))}"
-    if model_flags.model != flags.ModelFlags.model and arguments.lora:
+    use += f" {'--adapter' if adapts else '--model'} {shlex.quote(str(output))}"
+    if model_flags.model != flags.ModelFlags.model and adapts:
         use += f" --model {shlex.quote(model_flags.model)}"
     if model_flags.bits:
         use += f" --quantize {model_flags.quantize}"

@@ -121,7 +121,7 @@ def _matching(names: list[str], patterns: str) -> set[str]:
 
 def _part(name: str) -> str:
     """The row of the table that a parameter belongs to; blocks by their numbers."""
-    if adapter := re.search(r"\.adapters\.([^.]+)", name):         # LoRALinear's and Replaced's
+    if adapter := re.search(r"\.adapters\.([^.]+)", name):         # of any wrapper
         return f"adapter '{adapter[1]}'"
     if fnmatchcase(name, PARTS["norms"]):
         return "norms"

@@ -1,12 +1,18 @@
 import json
 
 import pytest
+import torch
 
 import finetune
+from llama.checkpoint import load_model
+from llama.resize import resize_embeddings
 from llama.training import recipes
+from tokenizer.bpe_extend import extend_bpe
 
 TALKS = [{"instruction": f"The dog {number}?", "output": "sleeps."} for number in range(4)]
 LABELS = [{"text": "The dog sleeps.", "label": "+"}, {"text": "天气很好。", "label": "-"}]
+
+CHINESE = ["我们去北京，北京的天气很好，今天去。"] * 4
 
 
 @pytest.fixture
@@ -81,3 +87,49 @@ def test_worked_example_a_run_that_ends_worse_says_so_in_its_json(door):
     before, after = result["eval_before"]["loss"], result["eval"]["loss"]
     assert result["eval_worse"] is True and after > before
     assert f"loss {after:.4f}, before {before:.4f}; start anew with an --lr below 30\n" in said
+
+
+@pytest.fixture
+def grown(tiny_model, tmp_path, monkeypatch, capsys):
+    """finetune.py on text, new rows of a grown tiny model, as one calls it."""
+    monkeypatch.chdir(tmp_path)
+    resize_embeddings(tiny_model, extend_bpe(tiny_model.tokenizer, CHINESE, 12))
+    tiny_model.save("model")
+    (tmp_path / "zh.txt").write_text("\n\n".join(CHINESE * 4), encoding="utf-8")
+
+    def door(*flags):
+        monkeypatch.setattr("sys.argv", ["finetune.py", "--train-new-rows", "--model", "model", "--task", "generation",
+                                         "--data", "zh.txt", "--max-length", "16", "--batch-size", "2", "--schedule",
+                                         "constant", "--warmup", "0", "--lr", "0.01", "--device", "cpu", *flags])
+        finetune.main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+    return door
+
+
+@pytest.mark.parametrize("more", [[], ["--lora", "--targets", "q_proj"]], ids=["alone", "beside LoRA"])
+def test_property_new_rows_learn_and_old_ones_stay_to_the_bit(grown, tmp_path, more):
+    grown(*more, "--max-steps", "4", "--output", "whole", "--merge")
+    before, after = load_model(tmp_path / "model"), load_model(tmp_path / "whole-merged")
+    V = before.tokenizer.first_new_id
+    assert torch.equal(before.embed_tokens.weight[:V], after.embed_tokens.weight[:V])
+    assert (before.embed_tokens.weight[V:] != after.embed_tokens.weight[V:]).any(1).all()
+    others = {name for name, parameter in after.named_parameters()
+              if not torch.equal(parameter, before.get_parameter(name))}
+    assert others == {"embed_tokens.weight"} | {f"layers.{i}.self_attn.q_proj.weight" for i in range(2) if more}
+    grown(*more, "--max-steps", "2", "--output", "parts")
+    grown(*more, "--max-steps", "4", "--output", "parts", "--resume")
+    whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+    assert more or whole.stat().st_size < 2 * 12 * 32 * 4 + 2000                        # the rows, twice as PEFT has it
+
+
+def test_refusal_of_new_rows_with_what_they_do_not_go_with(grown):
+    with pytest.raises(ValueError, match="--task sentiment learns a head of labels, .* add --lora"):
+        grown("--task", "sentiment")
+    with pytest.raises(ValueError, match="--train-new-rows learns new rows and nothing else; leave --freeze"):
+        grown("--freeze", "blocks")
+
+
+def test_refusal_of_new_rows_where_there_are_none(door):
+    with pytest.raises(ValueError, match="the model's vocabulary was not grown, so no rows are new"):
+        door(TALKS, TALKS, "--train-new-rows", "--chat-format", "chatml")

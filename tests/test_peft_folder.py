@@ -248,7 +248,7 @@ def test_property_an_adapter_on_a_merged_model_records_no_base(folder, caplog):
 
 @pytest.mark.parametrize("option, value", [
     ("bias", "all"), ("bias", "lora_only"), ("fan_in_fan_out", True), ("lora_bias", True), ("layers_pattern", "h"),
-    ("target_parameters", ["x"]), ("trainable_token_indices", [1]), ("layer_replication", [[0, 2]]),
+    ("target_parameters", ["x"]), ("trainable_token_indices", [900]), ("layer_replication", [[0, 2]]),
     ("alora_invocation_tokens", [1]), ("use_qalora", True), ("kasa_config", {"x": 1}), ("init_lora_weights", "olora"),
     ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", [4]), ("layers_to_transform", "0"), ("alpha_pattern", 4),
     ("target_modules", "q_proj"), ("peft_type", "LOHA"), ("init_lora_weights", "pissa"), ("r", "8"),
@@ -256,7 +256,8 @@ def test_property_an_adapter_on_a_merged_model_records_no_base(folder, caplog):
     ("modules_to_save", ["norm"]), ("r", 4)])
 def test_refusal_options_that_are_not_built_here(folder, option, value):
     edit(folder / "adapter", **{option: value})
-    words = {"r": "r is '8'; it must be a whole number|shape", "modules_to_save": "'norm'"}
+    words = {"r": "r is '8'; it must be a whole number|shape", "modules_to_save": "'norm'",
+             "trainable_token_indices": "row 900 of embed_tokens is to be learned, and it has 512"}
     refused(folder, words.get(option, option.removesuffix("_modules")))
 
 

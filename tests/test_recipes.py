@@ -10,7 +10,8 @@ WAYS = ({"lora": True}, {"freeze_layers": 3}, {}, {"freeze": "norms"})
 
 
 def _flags(**given):
-    unsaid = {"epochs": None, "batch_size": None, "lr": None, "lora": False, "freeze_layers": 0, "freeze": ""}
+    unsaid = {"epochs": None, "batch_size": None, "lr": None, "lora": False, "train_new_rows": False,
+              "freeze_layers": 0, "freeze": ""}
     return argparse.Namespace(**(unsaid | given))
 
 

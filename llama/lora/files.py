@@ -13,6 +13,7 @@ from llama.checkpoint import config_dict, fingerprint, refuse_non_finite
 from llama.heads import HeadConfig, add_head, head_config, remove_head
 from llama.lora.layers import ModulesToSaveWrapper
 from llama.lora.peft_folder import Adapter, check_tensors, read_adapter, write_adapter
+from llama.lora.rows import DELTA
 from llama.lora.swap import (
     adapted_modules,
     adapter_configs,
@@ -21,6 +22,7 @@ from llama.lora.swap import (
     attach,
     check_known,
     plain_modules,
+    rows_to_learn,
     wrappers,
 )
 from llama.lora.targets import TIED, drop_missing
@@ -46,7 +48,7 @@ def save_adapter(model: Llama, folder: str | Path, *, name: str = "default", bas
     write_adapter(folder, Adapter(
         replace(adapter_configs(model)[name], modules_to_save=tuple(copies)),
         {key: parameter.detach() for key, parameter in adapter_tensors(model, name).items()},
-        tied=len(set(copies.values())) < len(copies),
+        tied=model.config.tie_word_embeddings if not copies else len(set(copies.values())) < len(copies),
         base=str(base or model.source or ""),
         fingerprint=fingerprint(model.source) if model.source else "",
         chat_template=(model.tokenizer and model.tokenizer.chat_template) or "",
@@ -100,6 +102,7 @@ def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> Non
     tied = adapter.tied and model.config.tie_word_embeddings
     try:
         adapted, whole = adapted_modules(model, config, tied=tied)
+        rows = rows_to_learn(model, config)
     except ValueError as error:
         raise ValueError(f"{place}: the adapter's {error}") from None
     expected = {f"{path}.{key}": tuple(parameter.shape) for path, module in whole.items()
@@ -110,6 +113,7 @@ def _put_on(model: Llama, adapter: Adapter, name: str, place: str | Path) -> Non
         expected[f"{path}.lora_B.weight"] = (module.out_features, rank)
         if config.dora:
             expected[f"{path}.lora_magnitude_vector"] = (module.out_features,)
+    expected |= {f"{path}.{DELTA}": (len(ids), model.config.hidden_size) for path, ids in rows.items()}
     bases = {f"{path}.base_layer.weight": module.weight.detach() for path, module in adapted.items()
              if f"{path}.base_layer.weight" in adapter.tensors}
     bases |= {f"{path}.weight": model.get_submodule(path).weight for path in TIED       # save_embedding_layers

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llama.lora.rows import TrainableRows
 from llama.lora.targets import LoRAConfig
 
 
@@ -155,4 +156,4 @@ class ModulesToSaveWrapper(nn.Module):
         return self.base.weight                                     # the model's dtype stays the base's
 
 
-Wrapper = LoRALinear | ModulesToSaveWrapper
+Wrapper = LoRALinear | ModulesToSaveWrapper | TrainableRows

@@ -5,6 +5,9 @@ PEFT names a tensor after the module that it wraps, `base_model.model.` before i
 `layers.0.self_attn.q_proj.lora_A.weight`, or `embed_tokens.weight` for a matrix that is learned whole. The fingerprint
 of the base lies in the header of the tensor file: for a key of ours in the JSON, PEFT would complain at every load.
 
+Where rows of embedding and head are all that is learned, the folder is of PEFT's other type, TRAINABLE_TOKENS, since
+its LORA must have a low-rank part. There a tied head's rows are written beside the embedding's.
+
 Try: read without `_refuse_options`; tests/test_peft_folder.py (test_refusal_options_that_are_not_built_here) fails, and
 an adapter of another kind would load as plain LoRA and write like a badly trained model.
 """
@@ -20,7 +23,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from llama.heads import KINDS, SPAN, HeadConfig
-from llama.lora.targets import LoRAConfig, Names
+from llama.lora.rows import DELTA
+from llama.lora.targets import TIED, LoRAConfig, Names
 from tokenizer.checked_json import (
     ANYTHING,
     FLAG,
@@ -42,20 +46,22 @@ from weights.formats.tensor_files import tensors_of
 CONFIG, TENSORS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 BIN = "adapter_model.bin"                                           # of older PEFTs; read where there is no other
 PREFIX = "base_model.model."
+ROWS, DELTA_ALONE = "TRAINABLE_TOKENS", "trainable_tokens_delta"     # the type of rows alone, and their name there
+EMBEDDING, HEAD_NAME = TIED
 FINGERPRINT, HEAD = "base_fingerprint", "head"                      # keys in the header of the tensor file
 
 # Keys of adapter_config.json: those read here, those that tell about an adapter without changing what it computes, and
 # those that change it in ways that are not built here. These, and keys unknown to us, are refused where they are set.
 READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
         "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save",
-        "ensure_weight_tying", "bias", "init_lora_weights", "base_model_name_or_path"}
+        "ensure_weight_tying", "bias", "init_lora_weights", "base_model_name_or_path", "trainable_token_indices"}
+READ_OF_ROWS = {"peft_type", "target_modules", "token_indices", "base_model_name_or_path", "init_weights"}
 ABOUT = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config", "megatron_core",
          "qalora_group_size", "eva_config"}
 NOT_BUILT = {
     "fan_in_fan_out": "matrices stored as (in, out)",
     "lora_bias": "a bias beside B",
     "target_parameters": "adapted tensors that are no layer's",
-    "trainable_token_indices": "single rows of the embeddings that are learned",
     "layer_replication": "blocks used several times",
     "alora_invocation_tokens": "an adapter that starts working at certain tokens",
     "arrow_config": "adapters chosen by token",
@@ -78,6 +84,7 @@ _NAMES = either(TEXT, listed(TEXT))
 FIELDS = {"peft_type": TEXT, "r": whole(1), "lora_alpha": number(above=0), "lora_dropout": number(0),
           "target_modules": _NAMES, "exclude_modules": _NAMES, "layers_to_transform": either(whole(), listed(whole())),
           "rank_pattern": mapped(whole(1)), "alpha_pattern": mapped(number(above=0)), "use_rslora": FLAG,
+          "trainable_token_indices": either(listed(whole()), mapped(listed(whole()))), "token_indices": listed(whole()),
           "use_dora": FLAG, "modules_to_save": listed(TEXT), "ensure_weight_tying": FLAG, "bias": TEXT,
           "init_lora_weights": either(FLAG, TEXT), "layers_pattern": _NAMES, "base_model_name_or_path": TEXT}
 
@@ -107,7 +114,8 @@ def write_adapter(folder: str | Path, adapter: Adapter) -> None:
     if os.path.lexists(folder) and not (folder / CONFIG).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(f"{folder} exists and is no adapter folder (it has no {CONFIG}); give another name")
-    stored = {PREFIX + stored_name(name, adapter.below): tensor for name, tensor in adapter.tensors.items()}
+    tensors = adapter.tensors if adapter.config.targets else _without_lora(adapter)
+    stored = {PREFIX + stored_name(name, adapter.below): tensor for name, tensor in tensors.items()}
     ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()]
     metadata = {FINGERPRINT: adapter.fingerprint} if adapter.fingerprint else {}
     if adapter.head:
@@ -136,12 +144,15 @@ def read_adapter(folder: str | Path) -> Adapter:
     values = read_json(folder / CONFIG)
     check_fields(values, FIELDS, str(folder / CONFIG))
     _refuse_options(values, folder / CONFIG)
-    config = config_from_peft(values, folder / CONFIG)
+    alone = values["peft_type"] == ROWS
+    config = _rows_from_peft(values, folder / CONFIG) if alone else config_from_peft(values, folder / CONFIG)
     path = next((folder / name for name in (TENSORS, BIN) if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder / TENSORS} is missing, and so is {BIN}; copy the adapter folder again")
     tensors = {memory_name(name.removeprefix(PREFIX)): tensor.read() for name, tensor in tensors_of(path).items()}
     metadata = _metadata(path) if path.name == TENSORS else {}
+    if alone:
+        tensors = _as_with_lora(tensors, config)
     if not tensors:
         raise ValueError(f"{path}: the adapter is empty: it holds no tensor and would change nothing; train it again")
     tied = bool(values.get("ensure_weight_tying"))
@@ -200,10 +211,15 @@ def check_tensors(folder: str | Path, tensors: dict[str, Tensor], expected: dict
 
 def _to_peft(adapter: Adapter) -> dict[str, Any]:
     config = adapter.config
+    about = {"task_type": KINDS[adapter.head.kind].task_type if adapter.head else "CAUSAL_LM",
+             "base_model_name_or_path": adapter.base}
+    if not config.targets:
+        ids = next(iter(config.rows.values()))
+        return {"peft_type": ROWS, **about, "target_modules": list(config.rows), "token_indices": list(ids),
+                "init_weights": True, "inference_mode": True}
     values = {
         "peft_type": "LORA",
-        "task_type": KINDS[adapter.head.kind].task_type if adapter.head else "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base,
+        **about,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
@@ -220,8 +236,12 @@ def _to_peft(adapter: Adapter) -> dict[str, Any]:
         "use_dora": config.dora,
         "inference_mode": True,
     }
-    # Only newer PEFTs know this key; older ones refuse unknown keys, so it is written where it says something.
-    return values | ({"ensure_weight_tying": True} if adapter.tied else {})
+    # Only newer PEFTs know these keys; older ones refuse unknown keys, so they are written where they say something.
+    if adapter.tied and config.modules_to_save:
+        values["ensure_weight_tying"] = True
+    if config.rows:
+        values["trainable_token_indices"] = {name: list(ids) for name, ids in config.rows.items()}
+    return values
 
 
 def _listed(names: Names) -> list[str] | str:
@@ -242,9 +262,42 @@ def config_from_peft(values: dict[str, Any], path: str | Path) -> LoRAConfig:
             targets=targets, exclude=exclude, layers=tuple(layers),
             rslora=bool(values.get("use_rslora")), dora=bool(values.get("use_dora")),
             modules_to_save=tuple(dict.fromkeys(name.removeprefix("model.") for name in saved)),
-            rank_pattern=values.get("rank_pattern") or {}, alpha_pattern=values.get("alpha_pattern") or {})
+            rank_pattern=values.get("rank_pattern") or {}, alpha_pattern=values.get("alpha_pattern") or {},
+            rows=_rows(values.get("trainable_token_indices")))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _rows(indices: list[int] | dict[str, list[int]] | None) -> dict[str, tuple[int, ...]]:
+    """A list is of the embedding's; a module is named whole or by its end."""
+    named = {EMBEDDING: indices} if isinstance(indices, list) else indices or {}
+    return {name.removeprefix("model."): tuple(ids) for name, ids in named.items() if ids}
+
+
+def _rows_from_peft(values: dict[str, Any], path: str | Path) -> LoRAConfig:
+    """The same by the keys of TrainableTokensConfig."""
+    targets = values.get("target_modules") or [EMBEDDING]
+    names = [targets] if isinstance(targets, str) else targets
+    try:
+        return LoRAConfig(targets=(), rows=_rows({name: values.get("token_indices") or [] for name in names}))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _without_lora(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors by the names of TRAINABLE_TOKENS."""
+    tensors = {name.replace(DELTA, DELTA_ALONE): tensor for name, tensor in adapter.tensors.items()}
+    tied = {f"{HEAD_NAME}.{DELTA_ALONE}": tensor for tensor in tensors.values()} if adapter.tied else {}
+    return tensors | tied
+
+
+def _as_with_lora(tensors: dict[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:
+    """The inverse of `_without_lora`: the rows of a tied head are those of the embedding."""
+    tensors = {name.replace(DELTA_ALONE, DELTA): tensor for name, tensor in tensors.items()}
+    embedding, head = tensors.get(f"{EMBEDDING}.{DELTA}"), tensors.get(f"{HEAD_NAME}.{DELTA}")
+    if HEAD_NAME not in config.rows and head is not None and embedding is not None and torch.equal(head, embedding):
+        del tensors[f"{HEAD_NAME}.{DELTA}"]
+    return tensors
 
 
 def _names(values: dict[str, Any], key: str, path: str | Path, *, pattern: bool) -> Names:
@@ -258,8 +311,9 @@ def _names(values: dict[str, Any], key: str, path: str | Path, *, pattern: bool)
 
 def _refuse_options(values: dict[str, Any], path: Path) -> None:
     """Whatever is neither known nor switched off may change what the adapter computes: refused by its name."""
-    if (kind := values.get("peft_type")) != "LORA":
-        raise ValueError(f"{path}: peft_type is {kind!r}; only 'LORA' is built here")
+    if (kind := values.get("peft_type")) not in ("LORA", ROWS):
+        raise ValueError(f"{path}: peft_type is {kind!r}; only 'LORA' and '{ROWS}' are built here")
+    read = READ if kind == "LORA" else READ_OF_ROWS
     if values.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias is {values['bias']!r} (biases of the base that are learned); only 'none' is "
                          "built here")
@@ -269,7 +323,7 @@ def _refuse_options(values: dict[str, Any], path: Path) -> None:
     if values.get("layers_pattern") not in (None, "", [], "layers", ["layers"]):
         raise ValueError(f"{path}: layers_pattern is {values['layers_pattern']!r}; the blocks of a Llama are 'layers'")
     for key, value in values.items():
-        if key not in READ | ABOUT and value:
+        if key not in read | ABOUT and value:
             what = f" ({NOT_BUILT[key]})" if key in NOT_BUILT else ""
             raise ValueError(f"{path}: {key} is {value!r}, an option that is not built here{what}; let PEFT merge the "
                              "adapter into its base, and load the merged folder")

@@ -20,7 +20,8 @@ from torch import nn
 from llama.config import LlamaConfig
 from llama.heads import Head, check_editable, head_config
 from llama.lora.layers import DoRA, LoRALinear, LoRAPart, ModulesToSaveWrapper, Wrapper
-from llama.lora.targets import LoRAConfig, select_modules
+from llama.lora.rows import RowsPart, TrainableRows
+from llama.lora.targets import TIED, LoRAConfig, select_modules
 from llama.model import Llama
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def set_active(model: Llama, names: str | Sequence[str]) -> None:
         check_known(model, name)
     for path, wrapper in wrappers(model).items():
         here = [name for name in names if name in wrapper.adapters]
-        if isinstance(wrapper, ModulesToSaveWrapper) and len(here) > 1:
+        if isinstance(wrapper, ModulesToSaveWrapper | TrainableRows) and len(here) > 1:
             raise ValueError(f"adapters {' and '.join(here)} each replace {path}: only one of them can be active")
     for wrapper in wrappers(model).values():
         wrapper.active = tuple(name for name in names if name in wrapper.adapters)
@@ -83,7 +84,7 @@ def adapter_names(model: nn.Module, *, active: bool = False) -> list[str]:
 
 def adapter_configs(model: nn.Module) -> dict[str, LoRAConfig]:
     """What each adapter learns, by its name."""
-    return {name: part.config for wrapper in wrappers(model).values() if isinstance(wrapper, LoRALinear)
+    return {name: part.config for wrapper in wrappers(model).values() if not isinstance(wrapper, ModulesToSaveWrapper)
             for name, part in wrapper.adapters.items()}
 
 
@@ -165,12 +166,17 @@ def attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generator
     _check_free(model, name)
     active = adapter_names(model, active=True)
     adapted, whole = adapted_modules(model, config, tied=tied)
-    for kind, places in ((LoRALinear, adapted), (ModulesToSaveWrapper, whole)):
+    config = replace(config, rows=rows_to_learn(model, config))
+    shared = TIED if config.rows and model.config.tie_word_embeddings else tuple(config.rows)
+    rows = {path: module for path, module in plain_modules(model).items() if path in shared}
+    if both := rows.keys() & (adapted.keys() | whole.keys()):
+        raise ValueError(f"{min(both)} is to be learned by rows and in another way at once; choose one")
+    for kind, places in ((LoRALinear, adapted), (ModulesToSaveWrapper, whole), (TrainableRows, rows)):
         for path, module in places.items():
             if isinstance(module, Wrapper) and not isinstance(module, kind):
-                raise ValueError(f"{path}: adapter '{next(iter(module.adapters))}' learns it in another way (whole, or "
-                                 f"by LoRA) than '{name}' would; remove_lora one of them")
-            if isinstance(module, ModulesToSaveWrapper) and module.active:
+                raise ValueError(f"{path}: adapter '{next(iter(module.adapters))}' learns it in another way (whole, by "
+                                 f"rows, or by LoRA) than '{name}' would; remove_lora one of them")
+            if isinstance(module, ModulesToSaveWrapper | TrainableRows) and module.active:
                 raise ValueError(f"{path} is replaced by adapter '{module.active[0]}' already; two such adapters can "
                                  "be swapped, but not stacked: set_active(model, []) first")
     if quantised := [path for path, module in whole.items() if not module.weight.is_floating_point()]:
@@ -189,6 +195,12 @@ def attach(model: Llama, config: LoRAConfig, name: str, *, tied: bool, generator
         wrapper.adapters[name] = copy
         if (bias := getattr(wrapper.base, "bias", None)) is not None:
             wrapper.biases[name] = nn.Parameter(bias.detach().to(torch.float32, copy=True))
+    part = None
+    for path, module in rows.items():
+        if part is None or not model.config.tie_word_embeddings:
+            base = module.base if isinstance(module, TrainableRows) else module
+            part = RowsPart(base, config.rows[path], config)
+        _wrapped(model, path, TrainableRows).adapters[name] = part
     set_active(model, [*active, name])
     _learn_only(model, [name])
 
@@ -210,11 +222,13 @@ def _learn_only(model: Llama, names: Iterable[str]) -> None:
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """An adapter's parameters by the names of `peft_folder.py`."""
-    tensors = {}
+    tensors: dict[str, nn.Parameter] = {}
     for path, wrapper in wrappers(model).items():
         if name not in wrapper.adapters:
             continue
         part = wrapper.adapters[name]
+        if isinstance(wrapper, TrainableRows) and any(part.rows is other for other in tensors.values()):
+            continue                                                # a tied head's, which PEFT writes once
         if isinstance(wrapper, ModulesToSaveWrapper):
             tensors[f"{path}.weight"] = part
             if name in wrapper.biases:
@@ -259,3 +273,34 @@ def adapted_modules(model: Llama, config: LoRAConfig, *, tied: bool) -> \
         raise ValueError(f"modules_to_save names '{absent[0]}', and this model has none: its head is "
                          f"{model.head_name}")
     return {path: modules[path] for path in adapted}, {path: modules[path] for path in whole}
+
+
+def new_rows(model: Any) -> dict[str, tuple[int, ...]]:
+    """`LoRAConfig.rows` for the pieces that the model's vocabulary was grown by, in the embedding and a head of tokens.
+
+    Raises ValueError where its tokenizer's files name none (tokenizer/extend.py records them).
+    """
+    ids = tuple(range(model.tokenizer.first_new_id, model.tokenizer.vocab_size))
+    if not ids:
+        raise ValueError("the model's vocabulary was not grown, so no rows are new; grow it with python -m "
+                         "tokenizer.extend, and give the model its rows with python -m llama.resize")
+    head = {} if head_config(model) is not None or model.config.tie_word_embeddings else {TIED[1]: ids}
+    return {TIED[0]: ids} | head
+
+
+def rows_to_learn(model: Llama, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
+    """The ids of rows that are learned, by the path of what has them; of a tied embedding and head under the first.
+
+    Raises ValueError for rows that there are not.
+    """
+    modules = plain_modules(model)
+    rows = {path: ids for path, ids in config.rows.items() if path in modules}          # a head of labels has none
+    for path, ids in rows.items():
+        if max(ids) >= (count := modules[path].weight.shape[0]):
+            raise ValueError(f"row {max(ids):,} of {path} is to be learned, and it has {count:,}; was the model given "
+                             "rows for its grown vocabulary (python -m llama.resize)?")
+    if not (rows and model.config.tie_word_embeddings):
+        return rows
+    if len(set(rows.values())) > 1:
+        raise ValueError("embeddings and head are tied, and share their rows; give both the same ids")
+    return {TIED[0]: next(iter(rows.values()))}

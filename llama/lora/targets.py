@@ -52,6 +52,8 @@ class LoRAConfig:
         default_factory=dict)
     alpha_pattern: Annotated[Mapping[str, float], "another alpha where the end of the name fits"] = field(
         default_factory=dict)
+    rows: Annotated[Mapping[str, tuple[int, ...]], "rows of embed_tokens and lm_head to learn, by ids (rows.py)"] = \
+        field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, ranks in {"rank": {"": self.rank}, "rank_pattern": self.rank_pattern}.items():
@@ -67,8 +69,16 @@ class LoRAConfig:
                 raise ValueError(f"{name} is {names!r}; it must hold names of modules")
         if isinstance(self.modules_to_save, str):
             raise ValueError(f"modules_to_save is {self.modules_to_save!r}; it must hold names of modules")
-        if not self.targets:
+        if unknown := set(self.rows) - set(TIED):
+            raise ValueError(f"rows names '{min(unknown)}'; only {' and '.join(TIED)} have rows by id")
+        for name, ids in self.rows.items():
+            if not ids or len(set(ids)) < len(ids) or min(ids) < 0:
+                raise ValueError(f"rows of {name} are {ids!r:.60}; give ids, each once")
+        if not self.targets and not self.rows:
             raise ValueError("targets names no layer; give at least one, such as q_proj")
+        if not self.targets and (self.modules_to_save or len(set(self.rows.values())) > 1):
+            raise ValueError("rows alone are learned by the same ids in embeddings and head, no module whole beside "
+                             "(as in PEFT); give targets, such as q_proj")
         for name, patterns in self._patterns().items():
             for pattern in patterns:
                 _check_pattern(name, pattern)
@@ -106,7 +116,7 @@ def select_modules(config: LoRAConfig, paths: Collection[str], linear: Collectio
         raise ValueError(f"{min(both)} is a target and learned whole at once"
                          f"{' (head and embeddings are tied)' if tied else ''}; choose one")
     adapted = [path for path in adapted if path not in whole]
-    if not adapted:
+    if not adapted and config.targets:
         raise ValueError(f"targets {config.targets!r} are all excluded (exclude {config.exclude!r}, layers "
                          f"{config.layers!r}); nothing would be adapted")
     return adapted, whole

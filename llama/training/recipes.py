@@ -44,8 +44,9 @@ FLAGS = ("epochs", "batch_size", "lr")
 
 
 def way_of(arguments: argparse.Namespace) -> str:
-    """Of WAYS, that which flags ask for. What --freeze leaves may be nearly all: it learns as all weights do."""
-    return "lora" if arguments.lora else "last" if arguments.freeze_layers else "all"
+    """Of WAYS, that which flags ask for: new rows learn as an adapter does; what --freeze leaves, maybe nearly all, as
+    all weights do."""
+    return "lora" if arguments.lora or arguments.train_new_rows else "last" if arguments.freeze_layers else "all"
 
 
 def complete(arguments: argparse.Namespace) -> None:

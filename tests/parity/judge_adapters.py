@@ -2,14 +2,16 @@
 
 
 def make(request):
-    """{"folder", "options": of LoraConfig, "adapter", "ids"}: writes a random adapter to the folder "adapter".
+    """{"folder", "options": of LoraConfig or TrainableTokensConfig, "adapter", "ids"}: writes a random adapter to the
+    folder "adapter".
 
     ->  as `merged`
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 
-    model = get_peft_model(_base(request["folder"]), LoraConfig(task_type="CAUSAL_LM", **request["options"])).eval()
+    kind = TrainableTokensConfig if "token_indices" in request["options"] else LoraConfig
+    model = get_peft_model(_base(request["folder"]), kind(task_type="CAUSAL_LM", **request["options"])).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

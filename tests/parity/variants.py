@@ -52,6 +52,8 @@ VARIANTS = {
     "head-alone": {"r": 1, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "both-tied": {"r": 1, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"],
                   "ensure_weight_tying": True},
+    "rows": {"r": 1, "target_modules": ["q_proj"], "trainable_token_indices": [3, 40, 47]},
+    "only-rows": {"token_indices": [3, 40, 47], "target_modules": ["embed_tokens"]},
     "mica": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "mica"},
 }
 
