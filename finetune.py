@@ -193,16 +193,18 @@ def main() -> None:
         base = get_model(model_flags.model, device=device, seed=model_flags.seed)
         load_adapter(base, output)
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
-    labels = task_flags.task not in ("instruction", "generation")
-    use = "python -m llama.evaluate" if labels else "python generate.py"
-    use += f" {'--adapter' if adapts else '--model'} {shlex.quote(str(output))}"
+    use = f" {'--adapter' if adapts else '--model'} {shlex.quote(str(output))}"
     if model_flags.model != flags.ModelFlags.model and adapts:
         use += f" --model {shlex.quote(model_flags.model)}"
     if model_flags.bits:
         use += f" --quantize {model_flags.quantize}"
-    use += f" --task {task_flags.task} --data FILE" if labels else \
-        " --chat" if isinstance(task, InstructionTask) else " --prompt TEXT"
-    print(f"the result is in {output}; use it with\n    {use}", file=sys.stderr)
+    named = f" --task {task_flags.task}"
+    if task_flags.task in ("instruction", "generation"):
+        ways = [f"python generate.py{use}{' --chat' if isinstance(task, InstructionTask) else ' --prompt TEXT'}"]
+    else:                                                           # a head of labels says itself what it is for
+        ways = [f"python -m llama.evaluate{use}{named} --data FILE",
+                f"python -m llama.predict{use}{named if isinstance(task, InstructionTask) else ''} TEXT"]
+    print("\n    ".join([f"the result is in {output}; use it with", *ways]), file=sys.stderr)
     print(json.dumps(result))
 
 

@@ -3,8 +3,9 @@
     model = llama.get_model("smollm2-135m-instruct")
     print(model.generate("The capital of France is"))
 
-Data is divided without leaks by `train, validation, test = llama.split(data)` (llama/datasets/split.py), tasks are
-used without training by `llama.ZeroShot(task).predict(model, texts)` (llama/zero_shot).
+Data is divided without leaks by `train, validation, test = llama.split(data)` (llama/datasets/split.py). What a model
+was tuned for is `llama.task_of(model)`, whose `predict(model, texts)` does it (llama/tasks/task_of.py); without
+training, `llama.ZeroShot(task).predict(model, texts)` asks for the same (llama/zero_shot).
 
 A name is imported when it is first used, so that `import llama` costs nothing.
 
@@ -26,6 +27,7 @@ LAZY_EXPORTS = {
     "NERTask": "llama.tasks.tagging",
     "SegmentationTask": "llama.tasks.tagging",
     "QuestionAnsweringTask": "llama.tasks.question_answering",
+    "task_of": "llama.tasks.task_of",
     "ZeroShot": "llama.zero_shot.zero_shot",
     "Trainer": "llama.trainer",
     "split": "llama.datasets.split",

@@ -68,7 +68,7 @@ def test_worked_example_the_mean_of_all_rows_is_scored(tiny_model, tmp_path):
     assert [loss.item() for loss in losses] == pytest.approx([losses[0].item()] * 3, rel=1e-5)
     tiny_model.save(tmp_path / "mean")
     loaded, same = load_model(tmp_path / "mean"), ClassificationTask()
-    assert same.classified(loaded, TEXTS) == task.classified(tiny_model, TEXTS) and same.pooling == "mean"
+    assert same.detailed(loaded, TEXTS) == task.detailed(tiny_model, TEXTS) and same.pooling == "mean"
     with pytest.raises(ValueError, match="pooling mean, for neg, pos; this task asks .* causal, pooling last"):
         ClassificationTask(pooling="last").predict(loaded, TEXTS)
 
@@ -76,8 +76,8 @@ def test_worked_example_the_mean_of_all_rows_is_scored(tiny_model, tmp_path):
 @pytest.mark.parametrize("attention, pooling", [("causal", "last"), ("full", "last"), ("full", "mean")])
 def test_property_padding_changes_nothing(tiny_model, attention, pooling):
     task = prepared(tiny_model, attention=attention, pooling=pooling)
-    together = task.classified(tiny_model, TEXTS, batch_size=4)
-    alone = [task.classified(tiny_model, [text])[0] for text in TEXTS]
+    together = task.detailed(tiny_model, TEXTS, batch_size=4)
+    alone = [task.detailed(tiny_model, [text])[0] for text in TEXTS]
     for a, b in zip(together, alone, strict=True):
         assert a["predicted"] == b["predicted"] and a["confidence"] == pytest.approx(b["confidence"], abs=1e-5)
 
@@ -137,7 +137,7 @@ def test_worked_example_the_eight_lines_on_this_task(tiny_model, tmp_path, monke
 def test_two_ways_saved_and_loaded_predicts_the_same(tiny_model, tmp_path, attention):
     trained(tiny_model, ClassificationTask(attention=attention), REVIEWS, tmp_path / "out", epochs=3)
     task = ClassificationTask()
-    assert task.classified(load_model(tmp_path / "out"), TEXTS) == task.classified(tiny_model, TEXTS)
+    assert task.detailed(load_model(tmp_path / "out"), TEXTS) == task.detailed(tiny_model, TEXTS)
     assert task.attention == attention
 
 
@@ -150,7 +150,7 @@ def test_worked_example_several_labels_or_none(tiny_model, tmp_path):
         ["a", "b"], [], ["b"]]
     with pytest.raises(ValueError, match="this task asks for"):
         ClassificationTask().predict(again, ["x"])
-    sure = task.classified(again, ["x"])[0]["confidence"]
+    sure = task.detailed(again, ["x"])[0]["confidence"]
     probabilities = again(torch.tensor([again.tokenizer.encode("x")]))[0, -1].sigmoid()
     assert sure == pytest.approx(torch.maximum(probabilities, 1 - probabilities).prod().item(), abs=1e-5)
 

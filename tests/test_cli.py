@@ -13,7 +13,7 @@ from conftest import same_choices
 import finetune
 import generate
 import train
-from llama import evaluate
+from llama import evaluate, predict
 from llama.benchmark import __main__ as benchmark
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.commands import flags
@@ -218,7 +218,8 @@ def test_worked_example_an_adapter_alone_brings_its_base(tiny_model, tmp_path, c
     assert "the adapter's own base is taken" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("door", [train, finetune, generate, evaluate, benchmark], ids=lambda door: door.__name__)
+@pytest.mark.parametrize("door", [train, finetune, generate, evaluate, predict, benchmark],
+                         ids=lambda door: door.__name__)
 def test_property_help_shows_few_flags_and_help_all_the_others(door, monkeypatch, capsys):
     shown = {}
     for flag in ("--help", "--help-all"):

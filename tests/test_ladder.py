@@ -43,7 +43,7 @@ LADDER = """
     weights.fetch
     llama.pretrained
     llama.commands
-    llama.evaluate  llama.merge  llama.cost  llama.quantize  llama.resize
+    llama.evaluate  llama.predict  llama.merge  llama.cost  llama.quantize  llama.resize
     tokenizer.train
     tokenizer.extend
     llama.benchmark

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from llama.datasets.lines import json_records, numbered_lines, text_field
+from llama.datasets.lines import json_records, lines_as_they_come, numbered_lines, text_field
+from llama.datasets.reading import Reading
 
 
 def _file(tmp_path, content, name="f.jsonl"):
@@ -19,6 +20,24 @@ def test_worked_example_lines_have_numbers_and_lose_mark_and_ends(tmp_path):
 def test_property_only_a_line_feed_ends_a_line(tmp_path):
     text = "a\u2028b\x0bc\x85d\re"
     assert list(numbered_lines(_file(tmp_path, text + "\nf"))) == [(1, text), (2, "f")]
+
+
+def test_two_ways_a_stream_that_comes_in_pieces_holds_the_lines_of_the_file(tmp_path):
+    class Pieces:
+        def __init__(self, content, size):
+            self.pieces = [content[i : i + size] for i in range(0, len(content), size)]
+
+        def read1(self, size):
+            return self.pieces.pop(0) if self.pieces else b""
+
+    for content in ("\ufeff一\r\n\n二 \nthree", "a\nb\n", "x"):
+        expected = list(numbered_lines(_file(tmp_path, content)))
+        for size in (1, 2, 5, 99):
+            some = list(lines_as_they_come(Pieces(content.encode(), size), Reading(), "stdin"))
+            assert [line for each in some for line in each] == expected
+    assert some == [[(1, "x")]]
+    with pytest.raises(ValueError, match="stdin: utf-16 ends lines with several bytes"):
+        next(lines_as_they_come(Pieces(b"a", 1), Reading("utf-16"), "stdin"))
 
 
 def test_two_ways_a_list_and_one_a_line_give_the_same_records(tmp_path):

@@ -141,17 +141,17 @@ def test_worked_example_answers_are_learned_saved_and_found_again(tiny_model, tm
     asked = [(each["question"], each["context"]) for each in data]
     assert task.predict(again, [*asked, ("谁？", "")]) == ["小驼", "很好", "", ""]
     assert task.unanswerable and task.attention == attention
-    assert task.answered(again, asked) == QuestionAnsweringTask().answered(tiny_model, asked)
-    assert task.answered(again, asked)[1]["start"] == 9
+    assert task.detailed(again, asked) == QuestionAnsweringTask().detailed(tiny_model, asked)
+    assert task.detailed(again, asked)[1]["start"] == 9
 
 
 @pytest.mark.parametrize("attention", ["causal", "full"])
 def test_property_padding_changes_nothing(tiny_model, attention):
     task = prepared(tiny_model, QUESTIONS, attention=attention, max_length=48, overlap=8)
     asked = [(each["question"], each["context"]) for each in (*QUESTIONS, LONG)]
-    together = task.answered(tiny_model, asked)
+    together = task.detailed(tiny_model, asked)
     for a, pair in zip(together, asked, strict=True):
-        b = task.answered(tiny_model, [pair], batch_size=1)[0]
+        b = task.detailed(tiny_model, [pair], batch_size=1)[0]
         assert a["predicted"] == b["predicted"] and a["score"] == pytest.approx(b["score"], abs=1e-4)
 
 

@@ -85,7 +85,7 @@ def test_property_rows_are_always_legal(tiny_model, news):
     for task, scheme in ((NERTask(["PER", "LOC"]), "BIO"), (NERTask(["PER"], scheme="BMES"), "BMES"),
                          (SegmentationTask(), "BMES")):
         prepared(tiny_model, task, [])
-        for result in task.found(tiny_model, [task.tokens_of("今天天气很好。小驼是一个小小的语言模型")]):
+        for result in task.found(tiny_model, [task.example("今天天气很好。小驼是一个小小的语言模型")]):
             assert is_legal(result["tags"], scheme)
         remove_head(tiny_model)
 
@@ -125,11 +125,11 @@ def test_two_ways_schemes_score_alike(news, tiny_model):
 
 def test_worked_example_texts_are_cut_as_the_data_was():
     task = NERTask(["PER"])
-    assert task.tokens_of("Anna's dog, 你好3.5 ") == {
+    assert task.example("Anna's dog, 你好3.5 ") == {
         "text": "Anna's dog, 你好3.5 ", "tokens": ["Anna", "'", "s", "dog", ",", "你", "好", "3", ".", "5"],
         "starts": [0, 4, 5, 7, 10, 12, 13, 14, 15, 16]}
     task.unit = "character"
-    assert task.tokens_of("A b。")["tokens"] == ["A", "b", "。"]
+    assert task.example("A b。")["tokens"] == ["A", "b", "。"]
 
 
 def test_property_the_checks_before_training_see_tags(tiny_model, news):

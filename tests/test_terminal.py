@@ -14,7 +14,7 @@ from test_ladder import FILES
 
 import finetune
 import generate
-from llama import evaluate, quantize
+from llama import evaluate, predict, quantize
 from llama.checkpoint import save_model
 from llama.runtime import cli, distributed, terminal
 from llama.runtime.progress import Progress
@@ -155,6 +155,8 @@ def doors(folder):
         "evaluate": (evaluate, [*tiny, "--task", "generation", "--data", str(words)]),
         "few labels": (evaluate, [*tiny, "--task", "sentiment", "--zero-shot", "--labels", f"b,c{EVIL}", "--data",
                                   str(labelled)]),
+        "predict": (predict, [*tiny, "--task", "translation", "--chat-format", "chatml",
+                              "--max-new-tokens", "2", EVIL]),
         "convert": (convert, [name, str(folder / "out")]),
         "verify": (convert, [str(words), "--verify"]),
         "fetch": (fetch, [EVIL]),
@@ -164,7 +166,7 @@ def doors(folder):
 
 NAMES = ["generate", "several", "json", "chat", "a prompt file", "no model", "no adapter", "no flag", "no choice",
          "no format", "inspect", "inspect json", "broken data", "no data", "one label", "evaluate", "few labels",
-         "convert", "verify", "fetch", "quantize"]
+         "predict", "convert", "verify", "fetch", "quantize"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no files of such names")

@@ -259,7 +259,7 @@ def tags(model, folder, a, b):
     for task in (NERTask(("PER",), max_length=LONG), SegmentationTask(max_length=LONG)):
         example = {"text": a + b, "tokens": [a, b], "starts": [0, len(a)]}
         rows += ids_of(task.pieces(example, model.tokenizer))
-        rows += ids_of(task.pieces(task.tokens_of(a + b), model.tokenizer))
+        rows += ids_of(task.pieces(task.example(a + b), model.tokenizer))
     return rows + ids_of(NERTask(("PER",), max_length=LONG).samples(dataset, model.tokenizer))
 
 

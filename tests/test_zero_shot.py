@@ -35,7 +35,7 @@ def model(tiny_model):
 
 def tagged(text):
     task = NERTask(("PER", "LOC"))
-    example = task.tokens_of(text)
+    example = task.example(text)
     return example | {"tags": ["B-LOC"] + ["O"] * (len(example["tokens"]) - 1)}
 
 
@@ -104,7 +104,7 @@ def test_property_every_place_of_a_name_counts_and_tags_keep_their_rules(model, 
     task = NERTask(("LOC", "PER"))
     monkeypatch.setattr(extraction.Entities, "copied", lambda self, pairs, content, grammar: Written(
         names["LOC" if "地名" in content else "PER"], 0.0))
-    example = task.tokens_of(SENTENCES[0]) | {"tags": ["O"] * 13}
+    example = task.example(SENTENCES[0]) | {"tags": ["O"] * 13}
     [result] = ZeroShot(task).results(model, [example])
     assert spans_of(result["tags"]) == [(0, 2, "PER"), (3, 5, "LOC"), (8, 10, "PER")]
     assert result["correct"] is False and task.compute_metrics([result])["precision"] == 0

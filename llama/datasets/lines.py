@@ -9,10 +9,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llama.datasets.reading import Reading
-from llama.datasets.text_files import UTF8, opened
+from llama.datasets.text_files import MARK, UTF8, opened
 
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")                            # JSON's
 _WORDS = re.compile(r"[^\x00-\x7f].*")
@@ -27,14 +27,41 @@ def numbered_lines(path: Path, reading: Reading | None = None) -> Iterator[tuple
     reading = reading or Reading()
     with opened(path, reading.encoding, flag=reading.has_flags) as (file, encoding):
         for number, line in enumerate(file, start=1):
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            try:
-                text = line.decode(encoding)
-            except UnicodeDecodeError as error:
-                reading.wrong(f"{path}:{number}: byte {error.start + 1} of this line is not {encoding.upper()}; "
-                              f"{_remedy(line, encoding, flag=reading.has_flags)}")
-                continue
-            yield number, text
+            if (text := decoded(line, encoding, reading, f"{path}:{number}")) is not None:
+                yield number, text
+
+
+def lines_as_they_come(stream: IO[bytes], reading: Reading, name: str) -> Iterator[list[tuple[int, str]]]:
+    """The same of a stream such as standard input, those together that one read brings: a line that somebody types is
+    there at once, and a file that is piped in comes in pieces of 64 KiB.
+    """
+    if "\n".encode(reading.encoding) != b"\n":
+        raise ValueError(f"{name}: {reading.encoding} ends lines with several bytes, which a stream may tear apart; "
+                         "write it to a file first, and name that")
+    number, rest = 0, b""
+    while piece := stream.read1(1 << 16):
+        *whole, rest = (rest + piece).split(b"\n")
+        if whole:
+            yield [(number + i, text) for i, line in enumerate(whole, start=1)
+                   if (text := _line_of(line, number + i, reading, name)) is not None]
+        number += len(whole)
+    if rest and (text := _line_of(rest, number + 1, reading, name)) is not None:
+        yield [(number + 1, text)]
+
+
+def _line_of(line: bytes, number: int, reading: Reading, name: str) -> str | None:
+    return decoded(line.removeprefix(MARK) if number == 1 else line, reading.encoding, reading, f"{name}:{number}")
+
+
+def decoded(line: bytes, encoding: str, reading: Reading, place: str) -> str | None:
+    """A line without its end as text; one that is not of the encoding is wrong, and None where that is skipped."""
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError as error:
+        reading.wrong(f"{place}: byte {error.start + 1} of this line is not {encoding.upper()}; "
+                      f"{_remedy(line, encoding, flag=reading.has_flags)}")
+        return None
 
 
 def json_records(path: Path, reading: Reading | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -69,7 +69,8 @@ class Parser(argparse.ArgumentParser):
             return self.format_everything()
         by_name = {action.dest: action for action in self._actions}
         formatter = self._get_formatter()
-        formatter.add_usage(f"{self.prog} [flags]", [], [])
+        several = "".join(f" [{action.metavar} …]" for action in self._actions if not action.option_strings)
+        formatter.add_usage(f"{self.prog} [flags]{several}", [], [])
         formatter.add_text(self.description)
         formatter.start_section(f"the flags that most people need, of {len(self._actions)}")
         formatter.add_arguments([by_name[name.replace("-", "_")] for name in (*self.most, "help", "help_all")])

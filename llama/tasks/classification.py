@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llama.checkpoint import PretrainedLlama
 from llama.generation import encode_prompt
 from llama.heads import POOLINGS
 from llama.metrics.calibration import expected_calibration_error
@@ -35,6 +34,9 @@ SHOWN = 12                                                          # labels of 
 
 class ClassificationTask(LabelledTask):
     """Texts with a "label" each, or with `multi_label` with "labels". A longer one loses its end.
+
+    `predict` gives a label for each text, or with `multi_label` a list of labels; `detailed` also the "confidence" of
+    each: its probability.
 
     pooling  "last" row or "mean" of all; "" takes that of the model's head, or else last
     """
@@ -128,14 +130,6 @@ class ClassificationTask(LabelledTask):
                 pad_to_width(label[:12], 24) + "".join(f"{count:>10,}" for count in row)
                 for label, row in zip(labels, matrix, strict=True))
         return as_json, text
-
-    def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[Any]:
-        """A label for each text, or with `multi_label` a list of labels."""
-        return [result["predicted"] for result in self.classified(model, inputs, batch_size=batch_size)]
-
-    def classified(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[Result]:
-        """The same with the "confidence" of each: its probability."""
-        return self.found(model, [{"text": text} for text in inputs], batch_size=batch_size)
 
     def _right(self, example: Example) -> list[str] | None:
         """The labels that an example has; None if it does not say."""

@@ -86,6 +86,14 @@ class LabelledTask(Task):
         """Whether an example says what is right."""
         raise NotImplementedError
 
+    def example(self, given: Any) -> Example:
+        """One of the inputs of `predict` as an example of which nobody says what is right."""
+        return {"text": given}
+
+    def nothing(self, example: Example) -> Result:
+        """What was found in an example that holds nothing to read."""
+        return {"place": example.get("place", ""), "text": example["text"], "predicted": []}
+
     def labels_of(self, dataset: Sequence[Example]) -> Iterable[str]:
         """What there is to find in a data set."""
         raise NotImplementedError
@@ -182,8 +190,7 @@ class LabelledTask(Task):
             first = unknown[0].get("place", "an example")
             log.warning("%d of %d examples have labels that the model does not know, and count as errors: first '%s' "
                         "in %s", len(unknown), len(dataset), self.unknown(unknown[0])[0], first)
-        samples = [replace(sample, number=number) for number, example in enumerate(dataset)
-                   for sample in self.pieces(example, tokenizer)]
+        samples = self._numbered(dataset, tokenizer)
         if unknown and all(goal == IGNORE_INDEX for sample in samples for goal in sample.goals):
             raise ValueError(f"{first}: none of {len(dataset)} examples has a label that the model knows "
                              f"({', '.join(self.labels):.80}); give data for these, or tune the model for those of the "
@@ -192,6 +199,10 @@ class LabelledTask(Task):
             log.warning("%d of %d samples were longer than %d tokens and lost their end; --max-length sets this", cut,
                         len(samples), self.max_length)
         return samples
+
+    def _numbered(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Labelled]:
+        return [replace(sample, number=number) for number, example in enumerate(examples)
+                for sample in self.pieces(example, tokenizer)]
 
     def order(self, samples: Sequence[Labelled], together: int, generator: torch.Generator) -> Tensor:
         """At random, but of some steps in a row each gets texts of like length: rows are padded to the longest of
@@ -265,11 +276,26 @@ class LabelledTask(Task):
             raise ValueError("nothing to score: the data does not say what is right; give data with labels")
         return {"loss": totals.loss / totals.targets, **self.compute_metrics(results)}
 
+    def predict(self, model: PretrainedLlama, inputs: Sequence[Any], *, batch_size: int = 16) -> list[Any]:
+        """What is found in each input."""
+        results = self.detailed(model, inputs, batch_size=batch_size)
+        if cut := sum("lost" in result for result in results):
+            log.warning("%d of %d texts were longer than %d tokens and lost their end; max_length sets this", cut,
+                        len(results), self.max_length)
+        return [result["predicted"] for result in results]
+
+    def detailed(self, model: PretrainedLlama, inputs: Sequence[Any], *, batch_size: int = 16) -> list[Result]:
+        """The same as "predicted", with all that is known of it: see `decode`; of one too long, the ids "lost"."""
+        self.bind(model)                                            # the head may say how a text becomes an example
+        examples = [self.example(given) for given in inputs]
+        results = self.found(model, examples, batch_size=batch_size)
+        return [result or self.nothing(example) for example, result in zip(examples, results, strict=True)]
+
     def found(self, model: PretrainedLlama, examples: Sequence[Example], *,
               batch_size: int = 16) -> list[Result | None]:
         """The same for examples of which nobody says what is right; None for one that holds no text."""
         self.bind(model)
-        samples = self.samples(examples, model.tokenizer)
+        samples = self._numbered(examples, model.tokenizer)
         totals, was_training = Totals(), model.training
         model.eval()
         for some in sort_by_length(samples, batch_size):
@@ -278,6 +304,9 @@ class LabelledTask(Task):
         model.train(was_training)
         numbers = dict.fromkeys(sample.number for sample in samples)
         results = dict(zip(numbers, self.results(totals), strict=True))
+        for sample in samples:
+            if sample.lost:
+                results[sample.number]["lost"] = sample.lost        # of several windows each has lost the same
         return [results.get(number) for number in range(len(examples))]
 
 

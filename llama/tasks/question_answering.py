@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llama.checkpoint import PretrainedLlama
 from llama.generation import encode_prompt
 from llama.heads import SPAN
 from llama.metrics.answers import answer_scores
@@ -50,6 +49,9 @@ class Span(NamedTuple):
 class QuestionAnsweringTask(LabelledTask):
     """Questions with their "question", "context" and "answers", as llama.datasets.squad gives them.
 
+    `predict` takes pairs of a question and a text and gives answers, "" where the text holds none; `detailed` also
+    "start", the character where one stands, and the log-probabilities of it and of «none».
+
     overlap       ids that neighbouring windows share
     longest       ids of an answer at most
     unanswerable  whether «none» may be the answer; None: if the learned data had such questions
@@ -70,6 +72,13 @@ class QuestionAnsweringTask(LabelledTask):
 
     def is_labelled(self, example: Example) -> bool:
         return "answers" in example
+
+    def example(self, given: tuple[str, str]) -> Example:
+        return dict(zip(("question", "context"), given, strict=True))
+
+    def nothing(self, example: Example) -> Result:
+        return {"place": example.get("place", ""), "id": example.get("id", ""), "text": example["question"],
+                "predicted": "", "start": 0, "score": 0.0, "score_of_none": 0.0}
 
     def labels_of(self, dataset: Sequence[Example]) -> Sequence[str]:
         return SPAN
@@ -190,17 +199,6 @@ class QuestionAnsweringTask(LabelledTask):
         """That of the right answers; of the questions, if none is right."""
         right = [answer for result in results for answer in result["gold"]]
         return self.language or ("zh" if is_chinese(right or [result["text"] for result in results]) else "en")
-
-    def predict(self, model: PretrainedLlama, inputs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[str]:
-        """The answers to pairs of a question and a text; "" where the text holds none."""
-        return [result["predicted"] for result in self.answered(model, inputs, batch_size=batch_size)]
-
-    def answered(self, model: PretrainedLlama, inputs: Sequence[tuple[str, str]], *,
-                 batch_size: int = 16) -> list[Result]:
-        """The same with "start", the character where it stands, and the log-probabilities of it and of «none»."""
-        examples = [{"question": question, "context": context} for question, context in inputs]
-        nothing = {"predicted": "", "start": 0, "score": 0.0, "score_of_none": 0.0}     # of an empty text
-        return [result or nothing for result in self.found(model, examples, batch_size=batch_size)]
 
 
 def best_span(begins: Tensor, ends: Tensor, longest: int) -> tuple[float, int, int]:

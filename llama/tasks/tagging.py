@@ -121,20 +121,14 @@ class TaggingTask(LabelledTask):
         """What tags mark, for people and files."""
         raise NotImplementedError
 
-    def tokens_of(self, text: str) -> Example:
+    def example(self, given: str) -> Example:
         """A text that nobody has cut into tokens, as an example."""
-        found = [match.span() for match in self._token().finditer(text)]
-        return {"text": text, "tokens": [text[start:end] for start, end in found],
+        found = [match.span() for match in self._token().finditer(given)]
+        return {"text": given, "tokens": [given[start:end] for start, end in found],
                 "starts": [start for start, _ in found]}
 
     def _token(self) -> re.Pattern:
         return _CHARACTER
-
-    def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[Any]]:
-        """What `spans` makes of each text."""
-        self.bind(model)
-        found = self.found(model, [self.tokens_of(text) for text in inputs], batch_size=batch_size)
-        return [result["predicted"] if result else [] for result in found]
 
 
 class NERTask(TaggingTask):
@@ -201,7 +195,8 @@ class SegmentationTask(TaggingTask):
         """Of words, as the bakeoffs count them."""
         return word_scores(*([result[key] for result in results] for key in ("gold", "predicted")))
 
-    def predict(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[list[str]]:
+    def detailed(self, model: PretrainedLlama, inputs: Sequence[str], *, batch_size: int = 16) -> list[Result]:
         parts = [text.split() for text in inputs]
-        words = iter(super().predict(model, [part for some in parts for part in some], batch_size=batch_size))
-        return [[word for _ in some for word in next(words)] for some in parts]
+        found = iter(super().detailed(model, [part for some in parts for part in some], batch_size=batch_size))
+        return [{"place": "", "text": text, "predicted": [word for _ in some for word in next(found)["predicted"]]}
+                for text, some in zip(inputs, parts, strict=True)]

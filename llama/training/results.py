@@ -16,8 +16,12 @@ def write_predictions(path: str | Path, results: Sequence[dict[str, Any]]) -> No
     """What was found in each example, a line of JSON each; the file is written whole or not at all."""
     with atomic_file(Path(path)) as file:
         for result in results:
-            file.write((json.dumps({name: _named(value) for name, value in result.items()}, ensure_ascii=False)
-                        + "\n").encode())
+            file.write((as_json(result) + "\n").encode())
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """What was found in an example, as one line."""
+    return json.dumps({name: _named(value) for name, value in result.items()}, ensure_ascii=False)
 
 
 def _named(value: Any) -> Any:

@@ -93,7 +93,7 @@ class Tags(Copying):
 
     def predict(self, model: PretrainedLlama, inputs: Sequence[str]) -> list[Any]:
         self.open(model)
-        return [self.answer(self.task.tokens_of(text))["predicted"] if text.strip() else [] for text in inputs]
+        return [self.answer(self.task.example(text))["predicted"] if text.strip() else [] for text in inputs]
 
     def answer(self, example: Example) -> Result:
         spans = [span for begin, end in self.parts(example["text"]) if example["text"][begin:end].strip()

@@ -10,7 +10,7 @@ in the model's own chat format, and everything that two questions have in common
 Try: put the examples behind the question; tests/test_zero_shot.py (test_worked_example_what_is_asked) fails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llama.checkpoint import PretrainedLlama
@@ -60,5 +60,10 @@ class ZeroShot:
 
         Options: those of InstructionTask.answered, for tasks that write; others need none.
         """
+        return list(self.stream(model, [dataset], **options))
+
+    def stream(self, model: PretrainedLlama, batches: Iterable[Sequence[Example]], **options: Any) -> Iterator[Result]:
+        """The same for examples that come a few at a time, each batch answered before the next is asked for."""
         self.asker.open(model)
-        return self.asker.answers(dataset, **options)
+        for some in batches:
+            yield from self.asker.answers(some, **options)

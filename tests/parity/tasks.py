@@ -80,7 +80,7 @@ def compare(judges: Judges, what: str, model: Llama, folder: Path, *, adapter: s
 
 def _pipeline(judges: Judges, folder: Path) -> Iterator[Check]:
     theirs = judges.ask(JUDGE, what="pipeline", folder=str(folder), texts=TEXTS)
-    ours = ClassificationTask().classified(load_model(folder), TEXTS)
+    ours = ClassificationTask().detailed(load_model(folder), TEXTS)
     differ = sum(mine["predicted"] != label for mine, (label, _) in zip(ours, theirs, strict=True))
     worst = max(abs(mine["confidence"] - score) for mine, (_, score) in zip(ours, theirs, strict=True))
     yield Check("head of sequence: labels of texts by the pipeline", "transformers", f"{len(TEXTS)} texts",
