@@ -184,9 +184,13 @@ def result_files(mode: Mode, folder: Path) -> dict[str, bytes]:
 
 
 def names(folder: Path) -> set[str]:
-    """Folders of shards of a resumed run may have a + at their end."""
-    return {re.sub(r"\++(?=/|$)", "", path.relative_to(folder).as_posix()) for path in folder.rglob("*")
-            if path.relative_to(folder).parts[0] not in MATERIAL}
+    """Folders of shards of a resumed run may have a + at their end, and the state before the newest may be of any step:
+    that in which the run was asked to end."""
+    there = {re.sub(r"\++(?=/|$)", "", path.relative_to(folder).as_posix()) for path in folder.rglob("*")
+             if path.relative_to(folder).parts[0] not in MATERIAL}
+    states = sorted({int(found[1]) for name in there if (found := re.search(r"/last-(\d+)", name))})
+    older = "|".join(map(str, states[:-1])) or "none"
+    return {re.sub(rf"/last-({older})(?=\D|$)", "/last-before", name) for name in there}
 
 
 def without_times(value: Any) -> Any:
