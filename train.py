@@ -27,6 +27,7 @@ with quiet_start(__name__):
     from llama.config_json import family
     from llama.datasets.language_modeling import LanguageModelingDataset, hold_out
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
+    from llama.pretrained import get_tokenizer
     from llama.runtime import cli, distributed, run_lock
     from llama.runtime.destinations import folder_to_write
     from llama.runtime.progress import Progress
@@ -43,7 +44,7 @@ with quiet_start(__name__):
     from tokenizer.base import Tokenizer
     from weights.fetch import fetch
     from weights.formats.atomic_write import atomic_folder
-    from weights.formats.paths import home, resolve
+    from weights.formats.paths import home
 
 CORPUS = "peoples-daily"
 VOCAB_SIZE = 4096
@@ -131,7 +132,7 @@ def main() -> None:
     # tokenizer and tokens, made once: a resumed run finds them
     with distributed.first_goes_first():
         if arguments.tokenizer:
-            tokenizer = load_tokenizer(resolve(arguments.tokenizer, "weights"))
+            tokenizer = get_tokenizer(arguments.tokenizer)
         elif arguments.resume or not distributed.is_rank0():
             tokenizer = load_tokenizer(run / "tokenizer")
         else:

@@ -1,4 +1,4 @@
-"""A model by its name: here already, fetched, or of a published shape with random weights.
+"""A model, or its tokenizer alone, by name: here already, fetched, or of a published shape with random weights.
 
 Try: ask for a name that is almost right; tests/test_checkpoint.py shows the sentence that answers.
 """
@@ -14,11 +14,13 @@ from llama.config import PRESETS, preset, unknown_name
 from llama.model import Llama
 from llama.quantization.swap import BYTES, EMBEDDING_AND_HEAD, quantize
 from llama.runtime.room import SURE, free_memory, memory_for, size
+from tokenizer import load_tokenizer
+from tokenizer.base import Tokenizer
 from weights.fetch import MODELS, fetch, is_model
 from weights.formats.huggingface import Ledger
 from weights.formats.paths import home, resolve
 from weights.formats.quantized_matrix import QuantizedMatrix
-from weights.formats.sources import open_source
+from weights.formats.sources import VOCABULARIES, holds_model, open_source
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,23 @@ def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu",
         raise FileNotFoundError(f"{name}: there is no such model file or folder")
     there = [config.parent.name for config in (home() / "weights").glob("*/config.json")]
     raise ValueError(unknown_name(name, sorted({*PRESETS, *MODELS, *there})))
+
+
+def get_tokenizer(name_or_folder: str | Path) -> Tokenizer:
+    """A tokenizer by its file or folder, or that of a model as `get_model` takes it, of which no tensor is read.
+
+    Raises FileNotFoundError or ValueError for anything else.
+    """
+    name = str(name_or_folder)
+    path = resolve(name, "weights")
+    if not path.exists() and is_model(name):
+        path = fetch(name, kind="weights")
+    by_itself = path.is_dir() and any((path / file).is_file() for file in VOCABULARIES)
+    if by_itself or not holds_model(path):
+        return load_tokenizer(path)
+    if (tokenizer := open_source(path).tokenizer) is None:
+        raise ValueError(f"{path}: this model brings no tokenizer; give the file or folder of one")
+    return tokenizer
 
 
 def stored_bytes(name: str | Path, *, dtype: torch.dtype | None = None, bits: int = 0) -> float:

@@ -6,7 +6,7 @@ in the model then reads about what it read, and on the way out the piece is abou
 Hewitt, «Initializing New Word Embeddings», 2021, with the mean of all rows; the parts of each are nearer.)
 
     model = llama.get_model("smollm2-135m-instruct")
-    llama.resize_embeddings(model, load_tokenizer("weights/smollm2-zh-tokenizer"))
+    llama.resize_embeddings(model, get_tokenizer("smollm2-zh-tokenizer"))
 
 Old rows stay as they are to the bit, so old text gets the logits that it got, with more of them behind.
 
@@ -29,16 +29,14 @@ with quiet_start(__name__):
     from llama.checkpoint import PretrainedLlama, save_model
     from llama.heads import check_editable, require_lm_head
     from llama.lora.swap import has_lora
-    from llama.pretrained import get_model, stored_bytes
+    from llama.pretrained import get_model, get_tokenizer, stored_bytes
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli
     from llama.runtime.destinations import folder_to_write
     from llama.runtime.ranges import SEEDS, Range
     from llama.runtime.room import ELSEWHERE, check_disk
     from llama.training.verify_saved import verify_saved
-    from tokenizer import load_tokenizer
     from tokenizer.base import Tokenizer
-    from weights.formats.paths import resolve
 
 Init = Literal["mean", "mean-of-all", "random"]
 INITS: tuple[Init, ...] = ("mean", "mean-of-all", "random")
@@ -148,7 +146,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print what was done as one line of JSON")
     arguments = parser.parse_args()
     cli.check_output(Path(arguments.output), marker="config.json", overwrite=arguments.overwrite, resume=False)
-    tokenizer = load_tokenizer(resolve(arguments.tokenizer, "weights"))
+    tokenizer = get_tokenizer(arguments.tokenizer)
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     check_disk(arguments.output, stored_bytes(arguments.model, dtype=dtype), "the model with new rows", ELSEWHERE)
     model = get_model(arguments.model, dtype=dtype)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from llama.checkpoint import PretrainedLlama, config_dict, fingerprint, load_model, plain_tensors, save_model
-from llama.pretrained import get_model
+from llama.pretrained import get_model, get_tokenizer
 from weights import passage
 from weights.convert import convert
 from weights.formats import meta
@@ -48,6 +48,20 @@ def test_two_ways_every_form_gives_the_same_model(forms, kind):
     assert other.source == forms[kind] and (other.tokenizer is None) == (kind == "llama2c")
     if kind in ("hf", "pt"):                                        # others have no key for context or initialisation
         assert fingerprint(forms[kind]) == fingerprint(forms["hf"])
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_two_ways_a_tokenizer_alone_is_that_of_its_model(forms, kind, tmp_path):
+    if kind == "llama2c":
+        with pytest.raises(ValueError, match="x.bin: this model brings no tokenizer"):
+            get_tokenizer(forms[kind])
+        return
+    tokenizer = load_model(forms[kind]).tokenizer
+    assert get_tokenizer(forms[kind]).files() == tokenizer.files()
+    tokenizer.save(tmp_path / "alone")
+    assert get_tokenizer(tmp_path / "alone").vocab_size == tokenizer.vocab_size
+    with pytest.raises(FileNotFoundError, match="no tokenizer file or folder '.*nowhere'"):
+        get_tokenizer("weights/nowhere")
 
 
 @pytest.mark.parametrize("kind", FORMS)

@@ -8,19 +8,20 @@ Try: grow without --keep and encode old text with both; tests/test_bpe_extend.py
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
+from llama.pretrained import get_tokenizer
 from llama.runtime import cli
 from llama.runtime.ranges import Range
-from tokenizer import bpe_extend, load_tokenizer, spm_extend
+from tokenizer import bpe_extend, spm_extend
 from tokenizer.base import Tokenizer
 from tokenizer.bpe import BPETokenizer
 from tokenizer.spm import PieceTokenizer
 from tokenizer.spm_model import PieceModel, read_model
 from tokenizer.train import add_text_flags, read_texts, save
 from tokenizer.vocabulary_report import growth_report
-from weights.formats.paths import resolve
 
 KEEP = ("ascii", "nothing")
 
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output = Path(arguments.output)
     cli.check_output(output, marker="tokenizer_config.json", overwrite=arguments.overwrite, resume=False)
-    base = load_tokenizer(resolve(arguments.base, "weights"))
+    base = get_tokenizer(arguments.base)
     corpora = {name: read_texts([name], arguments) for name in arguments.corpus}
     files = [name for name in arguments.keep if name not in KEEP]
     keep = read_texts(files, arguments) if files else []
@@ -75,12 +76,14 @@ def main() -> None:
     report = growth_report(base, grown, corpora, dead=len(dead), overlap=overlap, steps=steps, kept=kept)
     save(grown, output)
     print(report, file=sys.stderr)
+    print(f"a model gets the rows by\n    python -m llama.resize MODEL {shlex.quote(str(output))} --output FOLDER",
+          file=sys.stderr)
     print(json.dumps({"output": str(output), **report.as_dict()}, ensure_ascii=False) if arguments.json else output)
 
 
 def _model(name: str) -> PieceModel:
     """The pieces of a SentencePiece vocabulary. Raises ValueError for one of another kind."""
-    tokenizer = load_tokenizer(resolve(name, "weights"))
+    tokenizer = get_tokenizer(name)
     if not isinstance(tokenizer, PieceTokenizer):
         raise ValueError(f"{name} is byte-level BPE, whose merges mean nothing to a SentencePiece vocabulary; learn "
                          "one of its kind: python -m tokenizer.train --kind spm-bpe")

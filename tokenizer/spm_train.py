@@ -44,7 +44,7 @@ def train_spm(texts: Iterable[str], vocab_size: int, *, kind: str = "spm-bpe",
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2].strip() or str(error)
         raise ValueError(f"SentencePiece learns no vocabulary of {vocab_size} from these texts ({reason:.200}); give "
-                         "another --vocab-size, or more text") from None
+                         "another --vocab-size, a lower --coverage, or more text") from None
     return SentencePieceTokenizer(model.getvalue())
 
 

@@ -199,7 +199,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
     from llama.runtime import distributed
 
-    program = Path(sys.argv[0]).name
+    program = _program()
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):                          # not None, where it was closed, nor a notebook's
             stream.reconfigure(encoding="utf-8", errors=errors)     # Chinese where the system has another code page
@@ -233,6 +233,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         wrong_path = isinstance(error, _WRONG_PATH) or getattr(error, "errno", 0) in _WRONG_NAME
         code = 2 if isinstance(error, ValueError) or wrong_path else 1
     sys.exit(code)
+
+
+def _program() -> str:
+    """What was run, as one types it: two doors may have files of one name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
 _WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)

@@ -118,6 +118,14 @@ def open_source(path: str | Path) -> Source:
     return source
 
 
+def holds_model(path: str | Path) -> bool:
+    """Whether a file or folder is of one of these forms."""
+    try:
+        return bool(_kind(Path(path)))
+    except (ValueError, OSError):
+        return False
+
+
 def _kind(path: Path) -> str:
     if path.is_dir():
         if (path / "config.json").is_file():
