@@ -4,6 +4,8 @@ from torch import nn
 from torch.nn import functional
 
 from llama.fast import fused_cross_entropy
+from llama.lora.rows import RowsPart, TrainableRows
+from llama.lora.targets import LoRAConfig
 from llama.quantization.layers import Int8Linear
 from llama.quantization.rounding import to_int8
 
@@ -38,6 +40,30 @@ def test_two_ways_a_head_in_few_bits_equals_its_numbers():
         loss = fused_cross_entropy.fused_linear_cross_entropy(hidden, targets, head)
         loss.backward()
         results.append((loss.detach(), hidden.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("few", [False, True], ids=["floats", "8 bits"])
+def test_two_ways_learned_rows_of_a_head_equal_autograd(few, monkeypatch):
+    monkeypatch.setattr(fused_cross_entropy, "LOGITS_AT_ONCE", 33)
+    torch.manual_seed(0)
+    weight = torch.randn(11, 32)
+    base = Int8Linear(to_int8(weight), dtype=torch.float32) if few else nn.Linear(32, 11, bias=False)
+    head, targets = TrainableRows(base.requires_grad_(False)), torch.tensor([9, 3, 0, 10, 9])
+    head.adapters["a"] = RowsPart(base, (3, 9, 10), LoRAConfig(targets=(), rows={"lm_head": (3, 9, 10)}))
+    head.active = ("a",)
+    with torch.no_grad():
+        head.rows.add_(torch.randn(3, 32))
+    assert fused_cross_entropy.supports_head(head)
+    results = []
+    for loss_of in (lambda h: functional.cross_entropy(head(h), targets, reduction="sum"),
+                    lambda h: fused_cross_entropy.fused_linear_cross_entropy(h, targets, head)):
+        hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        head.zero_grad()
+        loss = loss_of(hidden)
+        (3 * loss).backward()
+        results.append((loss.detach(), hidden.grad, head.rows.grad))
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

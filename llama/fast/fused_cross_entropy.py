@@ -3,7 +3,7 @@
 With L = Σ log Σ exp(z) - z[target] over the logits z = W h, the gradient is dz = softmax(z) - onehot(target), known as
 soon as z is. So some rows at a time become logits, in the dtype of the states; a few of those at a time become float32,
 their loss, and dz, which takes the logits' place; then dh = Wᵀ dz and dW = dz hᵀ. Nothing is computed twice, and only
-dh (and dW, if the head learns) is kept for the backward pass.
+dh (and dW, if the head learns, or its rows of some ids: llama/lora/rows.py) is kept for the backward pass.
 
 Try: leave out what is subtracted at the targets; tests/test_fused_cross_entropy.py
 (test_two_ways_loss_and_gradients_equal_autograd) fails.
@@ -21,9 +21,10 @@ FLOATS_AT_ONCE = 2**19                                              # 2 MB: a fe
 def fused_linear_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     """-log softmax(head(hidden))[target], summed: (N, D) and (N,) int64 -> () float32.
 
-    head  a linear layer without bias, in floats or frozen in few bits (see `supports_head`)
+    head  a linear layer without bias, in floats or frozen in few bits, or either with learned rows (see
+          `supports_head`)
     """
-    return _TokenLoss.apply(hidden, targets, head.weight, head)
+    return _TokenLoss.apply(hidden, targets, head.weight, getattr(head, "rows", None), head)
 
 
 def supports_head(head: nn.Module) -> bool:
@@ -40,27 +41,32 @@ def floats_at_once(device: torch.device) -> int:
 
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, head: nn.Module) -> Tensor:
-        wants_hidden, _, wants_weight, _ = ctx.needs_input_grad
-        wants = wants_hidden or wants_weight
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, rows: Tensor | None,
+                head: nn.Module) -> Tensor:
+        wants_hidden, _, wants_weight, wants_rows, _ = ctx.needs_input_grad
+        wants = wants_hidden or wants_weight or wants_rows
         total = hidden.new_zeros((), dtype=torch.float32)
         dhidden = torch.empty_like(hidden) if wants_hidden else None
         dweight = torch.zeros_like(weight) if wants_weight else None
+        drows = torch.zeros_like(rows) if wants_rows else None
         for some in _pieces(len(hidden), weight.shape[0], LOGITS_AT_ONCE):
             logits = head(hidden[some])
             for few in _pieces(len(logits), weight.shape[0], floats_at_once(hidden.device)):
                 total += _loss_and_gradient(logits[few], targets[some][few], gradient=wants)
+            if wants_rows:
+                drows += head.grad_rows(logits, hidden[some])
             if wants_hidden:
                 dhidden[some] = head.grad_input(logits) if hasattr(head, "grad_input") else logits @ weight
             if wants_weight:
                 dweight.addmm_(logits.t(), hidden[some])
-        ctx.save_for_backward(dhidden, dweight)
+        ctx.save_for_backward(dhidden, dweight, drows)
         return total
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden, dweight = (None if made is None else made * dloss.to(made.dtype) for made in ctx.saved_tensors)
-        return dhidden, None, dweight, None
+        made = (None if each is None else each * dloss.to(each.dtype) for each in ctx.saved_tensors)
+        dhidden, dweight, drows = made
+        return dhidden, None, dweight, drows, None
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, *, gradient: bool) -> Tensor:

@@ -62,6 +62,23 @@ class TrainableRows(nn.Module):
             return torch.where((slots >= 0).unsqueeze(-1), learned, y)
         return y.index_copy_(-1, part.ids, functional.linear(x, part.rows.to(x.dtype)))
 
+    @property
+    def rows(self) -> nn.Parameter | None:
+        """Those that are learned, (n, D)."""
+        return self.part.rows if self.active else None
+
+    def grad_rows(self, dz: Tensor, h: Tensor) -> Tensor:
+        """Their gradient, of a head with dz (N, V) behind it and h (N, D) before: (n, D) float32."""
+        return (dz[:, self.part.ids].t() @ h).float()
+
+    def grad_input(self, dz: Tensor) -> Tensor:
+        """That of what is before a head: (N, V) -> (N, D)."""
+        of_rows = 0
+        if self.active:
+            of_rows = dz[:, self.part.ids] @ self.part.rows.to(dz.dtype)
+            dz = dz.index_fill(1, self.part.ids, 0)
+        return of_rows + (self.base.grad_input(dz) if hasattr(self.base, "grad_input") else dz @ self.base.weight)
+
     def merged(self, dtype: torch.dtype) -> Tensor:
         return self.base.weight.to(dtype, copy=True).index_copy_(0, self.part.ids, self.part.rows.detach().to(dtype))
 
