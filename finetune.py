@@ -21,7 +21,7 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama.commands import flags
+    from llama.commands import flags, side_texts
     from llama.freeze import freeze, trainable_parameters, unfreeze
     from llama.lora.files import load_adapter
     from llama.lora.swap import add_lora, merge_lora, new_rows
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
+    side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
     for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
         cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows"))
@@ -97,8 +98,9 @@ def main() -> None:
                          "merge into the model in floats: python -m llama.merge")
     if arguments.merge and not adapts:
         raise ValueError("--merge folds what --lora learned into the model; without --lora there is nothing to merge")
-    if (arguments.patience or arguments.eval_every) and not arguments.eval_data:
-        raise ValueError("--patience and --eval-every need --eval-data to evaluate on")
+    if not arguments.eval_data and (given := [name for name in ("patience", "eval-every", "watch", "guard")
+                                              if getattr(arguments, name.replace("-", "_"))]):
+        raise ValueError(f"--{given[0]} needs --eval-data to evaluate on")
     if arguments.resume and not arguments.output:
         raise ValueError("--resume needs --output: the folder of the run to go on with")
 
@@ -117,6 +119,9 @@ def main() -> None:
     data = dataset(files)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
+    beside = {"mix": side_texts.mixed(arguments, dataset),
+              "watch": side_texts.watched(arguments, block_size=task_flags.max_length, documents=task_flags.documents,
+                                          **task_flags.reading)}
     if test_data is not None:
         task.check(test_data)
     if task_flags.words:
@@ -171,7 +176,7 @@ def main() -> None:
     masters = None if adapts else dtype
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable)
+                      readable=model_flags.readable, **beside)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
                 as_json=model_flags.json)
@@ -184,6 +189,8 @@ def main() -> None:
     print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100),
           file=bare(sys.stderr))
     print(trainer.report.summary(), file=sys.stderr)
+    if arguments.mix:
+        print(trainer.samples, file=sys.stderr)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
         result["test"] = evaluate_dataset(trainer.objective, test_data, batch_size=config.batch_size)[0]

@@ -22,7 +22,7 @@ with quiet_start(__name__):
 
     from llama.benchmark import text_baselines
     from llama.checkpoint import PretrainedLlama
-    from llama.commands import flags
+    from llama.commands import flags, side_texts
     from llama.config import PRESETS, LlamaConfig, preset
     from llama.config_json import family
     from llama.datasets.language_modeling import LanguageModelingDataset, hold_out
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of --output")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
+    side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
     cli.add_flags(parser, TrainConfig, skip=("seed",))
     cli.add_flags(parser, flags.ModelFlags, skip=("model", "adapter", "quantize", "compile"))
@@ -118,6 +119,13 @@ def main() -> None:
     eval_files = flags.data_files(arguments.eval_data or [])
     if eval_files:
         held_out = [example["text"] for example in LanguageModelingDataset(*eval_files, **reading)]
+
+    if (arguments.watch or arguments.guard) and not held_out:
+        raise ValueError("--watch and --guard are scored with what is evaluated on; give --hold-out or --eval-data")
+    reading["block_size"] = arguments.block_size
+    beside = {"mix": side_texts.mixed(arguments, lambda names: LanguageModelingDataset(
+                  *flags.data_files(names), **reading)),
+              "watch": side_texts.watched(arguments, **reading)}
 
     stem = Path(files[0]).stem if arguments.data else CORPUS
     writes = arguments.inspect is None and not arguments.dry_run
@@ -156,7 +164,7 @@ def main() -> None:
                                 arguments.block_size) if held_out else None
             trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, eval_data,
                               arguments.optimizer, config, dtype=dtype, allow=arguments.allow,
-                              readable=arguments.readable)
+                              readable=arguments.readable, **beside)
             dry_run(trainer, optimizer=arguments.optimizer, dtype=dtype, program=program, output=output,
                     as_json=arguments.json)
         return
@@ -177,8 +185,11 @@ def main() -> None:
     # train, save, prove that what was saved is the model
     settings = {"vocabulary": "--tokenizer" if arguments.tokenizer else f"--vocab-size {vocab_size}"}
     trainer = Trainer(model, task, train_data, eval_data, arguments.optimizer, config, dtype=dtype, output=output,
-                      resume=arguments.resume, settings=settings, allow=arguments.allow, readable=arguments.readable)
+                      resume=arguments.resume, settings=settings, allow=arguments.allow, readable=arguments.readable,
+                      **beside)
     print(trainer.report.summary(), file=sys.stderr)
+    if arguments.mix:
+        print(trainer.samples, file=sys.stderr)
     result = trainer.train() | {"data": dataclasses.asdict(trainer.report.counts)}
     prompt = documents[0][:12]
     if (whole := trainer.whole_model()) is not None and distributed.is_rank0():

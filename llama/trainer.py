@@ -42,22 +42,27 @@ from llama.training.data_checks import examine
 from llama.training.eval_history import EvalHistory
 from llama.training.evaluation import evaluate
 from llama.training.fsdp import full_tensor, gather_full_state, meta_copy, shard
+from llama.training.mixed_samples import MixedSamples
 from llama.training.objective import Plain
 from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, make_optimizer
 from llama.training.packing import micro_batches, pack_or_pad, should_pack
 from llama.training.verify_saved import verify_saved
+from llama.training.watched_texts import WatchedText, WatchedTexts
 from llama.training.word_dropout import word_dropout
 from weights.formats.atomic_write import WriteError
 
 
 class Trainer:
     """Train what `requires_grad` in a model. `train()` returns {"train": …, "eval": …, "output": …}; "eval_before" are
-    the scores before the first step, and "eval_worse" is whether the loss was lower then.
+    the scores before the first step, "eval_worse" is whether the loss was lower then, and "watched" what became
+    of texts that were watched.
 
     dtype   to compute in, with float32 masters of what is learned; None: the parameters' own
     output  folder for the result (an adapter if the model has LoRA, else a model folder); None writes none, but with
             `save_epochs` that of each epoch, as ./models/NAME_epoch1 …
     resume  go on from the newest state in OUTPUT.training
+    mix     name -> (data set, share): of which samples are learned, too, as that share of the tokens
+    watch   texts that are scored with the evaluation data; a guard of one that is crossed ends the run
     settings  what else makes the run what it is, by name: resumed with another value it is refused
     allow   names in llama/training/data_checks.py of what need not hold of the training data
     readable  run the definitions as they stand, and no fast version, not even one that agrees with them
@@ -67,8 +72,9 @@ class Trainer:
 
     def __init__(self, model: Llama, task: Task, train_dataset: Any, eval_dataset: Any = None,
                  optimizer: str = "adamw", config: TrainConfig | None = None, *, dtype: torch.dtype | None = None,
-                 output: str | Path | None = None, resume: bool = False, settings: Mapping[str, Any] | None = None,
-                 allow: Sequence[str] = (), readable: bool = False):
+                 output: str | Path | None = None, resume: bool = False,
+                 mix: Mapping[str, tuple[Any, float]] | None = None, watch: Sequence[WatchedText] = (),
+                 settings: Mapping[str, Any] | None = None, allow: Sequence[str] = (), readable: bool = False):
         self.model, self.task, self.config = model, task, config or TrainConfig()
         self.optimizer_name = optimizer
         if getattr(model, "tokenizer", None) is None:               # a bare Llama carries none
@@ -81,6 +87,12 @@ class Trainer:
             raise ValueError("the training data holds no sample")
         if self.eval_samples is not None and not len(self.eval_samples):
             raise ValueError("the evaluation data holds no sample")
+        if mix:
+            others = {name: (task.samples(some, model.tokenizer), share) for name, (some, share) in mix.items()}
+            self.samples = MixedSamples(self.samples, others, seed=self.config.seed)
+        if watch and self.eval_samples is None:
+            raise ValueError("texts are watched when the evaluation data are scored; give evaluation data, too")
+        self.watched = WatchedTexts(watch, model)
         self.report = examine(task, train_dataset, self.samples, model.tokenizer, vocab_size=model.config.vocab_size)
         self.report.refuse(allow)
         self.output = Path(output) if output else None
@@ -88,9 +100,9 @@ class Trainer:
             run_lock.take(self.output)                              # until `train` ends
         self.objective = Plain(model, task, readable=readable)
         self.folder = run_state.RunFolder(self.output)
+        more = dict(settings or {}) | self.watched.settings()
         self.settings = run_state.settings_of(model, task, self.samples, self.eval_samples, self.config,
-                                              optimizer=optimizer, dtype=dtype,
-                                              more=settings or {}) if self.output else {}
+                                              optimizer=optimizer, dtype=dtype, more=more) if self.output else {}
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
             self.outline = meta_copy(model)
@@ -264,8 +276,8 @@ class Trainer:
         return 0 < self.config.minutes * 60 <= self.seconds
 
     def _stop_early(self) -> bool:
-        """Early stopping: no evaluation has been better for `patience` of them."""
-        return 0 < self.config.patience <= self.history.since_best
+        """No evaluation has been better for `patience` of them, or a guard does not hold."""
+        return 0 < self.config.patience <= self.history.since_best or bool(self.watched.crossed(self.step))
 
     def _due(self, every: int, at_epoch: bool) -> bool:
         last = self.step == self.total_steps or self._out_of_time()
@@ -276,8 +288,10 @@ class Trainer:
         scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer, batch_size=self.config.batch_size)
         print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()), file=sys.stderr)
         with self._saying_what_is_kept():
-            self.folder.log({"step": self.step, "eval": scores})
-            self.history.add(self.step, scores, self._learned(), self.objective)
+            watched = self.watched.evaluate(self.objective, step=self.step, batch_size=self.config.batch_size)
+            self.folder.log({"step": self.step, "eval": scores} | ({"watched": watched} if watched else {}))
+            self.history.add(self.step, scores, self._learned(), self.objective,
+                             allowed=not self.watched.crossed(self.step))
 
     def _report(self, progress: Progress, rate: float, norm: float) -> None:
         speed = self.tokens / self.seconds
@@ -296,6 +310,12 @@ class Trainer:
         device = self.model.device
         held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else worker.peak_memory()
         peak = int(distributed.all_reduce_max(held)[0])             # of training, not of the proof
+        if crossed := self.watched.crossed(self.step):
+            if not self.history.best_step:
+                raise RuntimeError(f"{crossed}; no evaluation before kept within it, so nothing is saved: mix in more "
+                                   "of such text, take a lower --lr, or evaluate more often (--eval-every)")
+            print(crossed, file=sys.stderr)
+        result_step = self.history.best_step or self.step
         if 0 < self.history.best_step < self.step:
             with self._saying_what_is_kept():
                 self.history.restore_best(self._learned(), self.objective)
@@ -316,7 +336,8 @@ class Trainer:
             run_lock.release(self.output)
         self.history.tell_if_worse(self.config.lr)
         return {"train": train, "eval_before": self.history.before, "eval": self.history.last,
-                "eval_worse": self.history.worse(), "output": str(self.output or "")}
+                "eval_worse": self.history.worse(), "watched": self.watched.result(result_step),
+                "output": str(self.output or "")}
 
     def _save_result(self, folder: Path) -> None:
         nonfinite.refuse_poisoned(self._learned(), self.step)
@@ -346,6 +367,7 @@ class Trainer:
                 "settings": self.settings, "skipped": self.skipped,
                 "step": self.step, "tokens": self.tokens, "seconds": self.seconds, "loss": self.loss,
                 "random": distributed.all_gather(run_state.random_state(self.model.device)),
+                "watched": self.watched.found,
             } | self.history.state(), self._learned(), self.objective, self.optimizer)
             self.saved_step = self.step
             self.folder.prune()
@@ -359,6 +381,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.loss, self.saved_step, self.skipped = state["loss"], state["step"], state.get("skipped", 0)
         self.history.load(state)
+        self.watched.found = state.get("watched", {})
         run_state.set_random_state(state["random"][distributed.rank()], self.model.device)
         print(f"resuming after step {self.step} of {self.total_steps}", file=sys.stderr)
 

@@ -97,12 +97,13 @@ def grown(tiny_model, tmp_path, monkeypatch, capsys):
     tiny_model.save("model")
     (tmp_path / "zh.txt").write_text("\n\n".join(CHINESE * 4), encoding="utf-8")
 
-    def door(*flags):
-        monkeypatch.setattr("sys.argv", ["finetune.py", "--train-new-rows", "--model", "model", "--task", "generation",
-                                         "--data", "zh.txt", "--max-length", "16", "--batch-size", "2", "--schedule",
-                                         "constant", "--warmup", "0", "--lr", "0.01", "--device", "cpu", *flags])
+    def door(*flags, way=("--train-new-rows",)):
+        monkeypatch.setattr("sys.argv", ["finetune.py", *way, "--model", "model", "--task", "generation", "--data",
+                                         "zh.txt", "--max-length", "16", "--batch-size", "2", "--schedule", "constant",
+                                         "--warmup", "0", "--lr", "0.01", "--device", "cpu", *flags])
         finetune.main()
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
+        out = capsys.readouterr()
+        return json.loads(out.out.splitlines()[-1]) | {"said": out.err}
     return door
 
 
@@ -133,3 +134,28 @@ def test_refusal_of_new_rows_with_what_they_do_not_go_with(grown):
 def test_refusal_of_new_rows_where_there_are_none(door):
     with pytest.raises(ValueError, match="the model's vocabulary was not grown, so no rows are new"):
         door(TALKS, TALKS, "--train-new-rows", "--chat-format", "chatml")
+
+
+@pytest.mark.parametrize("way", [["--train-new-rows"], ["--lora", "--train-new-rows"], ["--freeze", "blocks,norms"]],
+                         ids=["new rows", "beside LoRA", "embeddings alone"])
+def test_two_ways_english_is_mixed_in_and_watched_over_a_resume(grown, tmp_path, way):
+    """What docs/chinese.md does stage by stage."""
+    (tmp_path / "en.txt").write_text("The dog sleeps, and the fox goes home.\n\n" * 9, encoding="utf-8")
+    flags = ["--eval-data", "zh.txt", "--mix", "en.txt=0.25", "--watch", "english=en.txt", "--guard", "english=9",
+             "--eval-every", "2"]
+    whole = grown(*flags, "--max-steps", "4", "--output", "whole", way=way)
+    assert "en.txt is mixed in: " in whole["said"] and "(guard 9)" not in whole["said"]
+    assert "times those before, guard 9)" in whole["said"]
+    assert set(whole["watched"]["english"]["before"]) >= {"bits_per_byte", "perplexity"}
+    grown(*flags, "--max-steps", "2", "--output", "parts", way=way)
+    parts = grown(*flags, "--max-steps", "4", "--output", "parts", "--resume", way=way)
+    assert parts["watched"] == whole["watched"] and parts["eval"] == whole["eval"]
+    if "--freeze" in way:
+        before, after = load_model(tmp_path / "model"), load_model(tmp_path / "whole")
+        moved = {name for name, parameter in after.named_parameters()
+                 if not torch.equal(parameter, before.get_parameter(name))}
+        assert moved == {"embed_tokens.weight"}
+    with pytest.raises(ValueError, match="is of a run with another number of samples, data"):
+        grown(*flags, "--mix", "en.txt=0.5", "--max-steps", "4", "--output", "parts", "--resume", way=way)
+    with pytest.raises(ValueError, match="--guard needs --eval-data to evaluate on"):
+        grown("--guard", "en.txt=1.1", way=way)

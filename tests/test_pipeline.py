@@ -115,7 +115,7 @@ BAD = [
     (["train.py", "--data", "text.txt", "--output", "model"], "exists already; give --overwrite"),
     (["finetune.py", "--lora", "--freeze-layers", "1"], "not allowed with"),
     (["finetune.py", "--model", "model", "--data", "good.jsonl", "--rank", "4"], "nothing without --lora"),
-    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--patience", "4"], "need --eval-data"),
+    (["finetune.py", "--model", "model", "--data", "good.jsonl", "--patience", "4"], "--patience needs --eval-data"),
     (["finetune.py", "--model", "tiny-1m", "--data", "good.jsonl"], "has no tokenizer"),
     (["train.py", "--data", "text.txt", "--resume", "--output", "nowhere"], "nothing to resume"),
     (["train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES, "--vocab-size", "299", "--max-steps", "20", "--lr",

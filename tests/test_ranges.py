@@ -13,7 +13,7 @@ import pytest
 import finetune
 import generate
 import train
-from llama import cost, evaluate, merge, predict, quantize
+from llama import cost, evaluate, merge, predict, quantize, resize
 from llama.benchmark import __main__ as benchmark
 from llama.benchmark import measure_generation, quantization_loss
 from llama.commands.flags import ModelFlags, TaskFlags
@@ -24,10 +24,12 @@ from llama.runtime import cli
 from llama.runtime.ranges import Range, check_ranges, ranges_of
 from llama.sampling import SamplingConfig
 from llama.training.optimizer import TrainConfig
+from tokenizer import extend
+from tokenizer import train as train_tokenizer
 from weights import convert, fetch
 
 DOORS = [train, finetune, generate, evaluate, predict, merge, quantize, cost, benchmark, measure_generation,
-         quantization_loss, convert, fetch]
+         quantization_loss, convert, fetch, resize, train_tokenizer, extend]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
            benchmark.Work]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")

@@ -33,13 +33,14 @@ class EvalHistory:
         self.best, self.best_step, self.since_best = math.inf, 0, 0
         self.kept: dict[str, Any] = {}                              # as best.pt
 
-    def add(self, step: int, scores: Scores, learned: dict[str, Tensor], objective: nn.Module) -> None:
-        """All processes."""
+    def add(self, step: int, scores: Scores, learned: dict[str, Tensor], objective: nn.Module, *,
+            allowed: bool = True) -> None:
+        """What is not `allowed` is not the best, however good (watched_texts.py). All processes."""
         if step == 0:
             self.before = scores
             return
         self.last = scores
-        if not scores["loss"] < self.best:
+        if not (allowed and scores["loss"] < self.best):
             self.since_best += 1
             return
         self.best, self.best_step, self.since_best = scores["loss"], step, 0

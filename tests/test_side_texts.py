@@ -1,0 +1,49 @@
+"""--mix, --watch and --guard as one gives them."""
+
+import argparse
+
+import pytest
+
+from llama.commands.side_texts import add_side_texts, mixed, watched
+from llama.datasets.language_modeling import LanguageModelingDataset
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "x=1.txt"):
+        (tmp_path / name).write_text(f"This is {name}.", encoding="utf-8")
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_side_texts(parser)
+    return lambda *flags: parser.parse_args(flags)
+
+
+def test_worked_example_names_and_guards(parse):
+    arguments = parse("--watch", "english=a.txt", "x=1.txt", "--guard", "english=1.05", "b.txt=1.5")
+    found = {text.name: (text.dataset[0]["text"], text.guard) for text in watched(arguments, block_size=8)}
+    assert found == {"english": ("This is a.txt.", 1.05), "x=1.txt": ("This is x=1.txt.", 0.0),
+                     "b.txt": ("This is b.txt.", 1.5)}
+    assert watched(parse(), block_size=8) == [] and mixed(parse(), LanguageModelingDataset) == {}
+
+
+def test_worked_example_a_share(parse):
+    found = mixed(parse("--mix", "a.txt=0.1", "x=1.txt=0.25"), lambda files: LanguageModelingDataset(*files))
+    assert {name: (dataset[0]["text"], share) for name, (dataset, share) in found.items()} == {
+        "a.txt": ("This is a.txt.", 0.1), "x=1.txt": ("This is x=1.txt.", 0.25)}
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--mix", "a.txt"), "must be FILE=NUMBER, the number from 1e-06 to"), (("--mix", "a.txt=1.5"), "it is '1.5'"),
+    (("--guard", "a.txt=0.9"), "it is '0.9', and must be from 1 to"), (("--guard", "=2"), "must be FILE=NUMBER")])
+def test_refusal_of_what_is_no_number(parse, flags, words):
+    with pytest.raises(argparse.ArgumentError, match=words):
+        parse(*flags)
+
+
+def test_refusal_of_equal_names_and_missing_files(parse):
+    with pytest.raises(ValueError, match="two texts have one name"):
+        watched(parse("--watch", "a=a.txt", "a=b.txt"))
+    with pytest.raises(ValueError, match="--mix names a file twice"):
+        mixed(parse("--mix", "a.txt=0.1", "a.txt=0.2"), lambda files: LanguageModelingDataset(*files))
+    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
+        watched(parse("--guard", "nowhere.txt=1.1"))
