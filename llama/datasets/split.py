@@ -16,6 +16,7 @@ Try: in `_similar_pairs` look at one shingle less of each text; tests/test_split
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,11 @@ SHINGLE = 5
 SIMILAR = 0.5
 INPUTS = ("text", "source", "context")                               # which field of an example is its text
 GROUPS = ("document", "title")                                       # and which field says what it is a piece of
+
+_SIGNS = re.compile(r"[\W_]+")                                       # all but letters and digits
+# Without these two, NFKC takes its slow way through nearly every Chinese text:
+_PUNCTUATION = re.compile("[\\s，。、；：？！…—“”‘’（）《》]+")
+_FULL_WIDTH = re.compile("[！-～]+")
 
 Key = str | Callable[[dict[str, Any]], Any]
 
@@ -88,10 +94,20 @@ def grouped(texts: Sequence[str], keys: Sequence[Any] | None = None, *, similar:
     return sorted(members.values())
 
 
+def bare(text: str) -> str:
+    """A text's letters and digits alone (NFKC, no case); one without any is itself."""
+    short = _FULL_WIDTH.sub(lambda found: _nfkc(found[0]), _PUNCTUATION.sub("", text))
+    return _SIGNS.sub("", _nfkc(short).casefold()) or " ".join(text.split())
+
+
+def _nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
 def shingles(text: str) -> frozenset[str]:
-    """What of a text is compared. A shorter one is a single shingle, and one without letters and digits is itself."""
-    bare = "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold())) or " ".join(text.split())
-    return frozenset(bare[i : i + SHINGLE] for i in range(max(1, len(bare) - SHINGLE + 1)))
+    """What of a text is compared: all that is SHINGLE characters long in it, or where it is shorter, all of it."""
+    text = bare(text)
+    return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 
 def _similar_pairs(texts: Sequence[str], similar: float,
