@@ -1,6 +1,7 @@
 """A MediaWiki dump becomes plain text: what is prose stays, what is markup goes."""
 
 import bz2
+import time
 import tracemalloc
 
 import pytest
@@ -41,13 +42,33 @@ def test_worked_example_nested_templates_go():
     ("-{乾}-隆", "乾隆"),
     ("[https://example.org 官网]", "官网"),
     ("甲{| class=\"x\"\n|-\n| 表 {| 内 |} \n|}乙", "甲乙"),
-    ("<!-- 注 -->甲<br />乙<math>x < 1</math>", "甲乙"),
+    ("<!-- 注 -->甲<br />乙<math>x < 1</math>", "甲\n乙"),
+    ("甲<ref name=a>一</ref>乙<REF name='b' />丙<ref>没有收尾", "甲乙丙没有收尾"),
+    ("[[CSI: 犯罪现场]]与[[:en:Beijing|北京]]、[[:Category:城市]]", "CSI: 犯罪现场与北京、Category:城市"),
+    ("-{H|zh-cn:博客; zh-tw:部落格}-甲-{A|zh-cn:鼠标;zh-tw:滑鼠}-", "甲鼠标"),
+    ("甲<!-- 没有收尾", "甲"),
+    ("{| 坏表\n| 格\n|-\n正文", "{| 坏表\n正文"),
     ("# 一\n#* 二\n\n\n三__NOTOC__", "一\n二\n三"),
     ("'''''重'''''点&amp;nbsp;&lt;b&gt;", "重点&nbsp;<b>"),
     ("没有收尾的{{模板", "没有收尾的{{模板"),
 ])  # fmt: skip
 def test_worked_examples_of_markup(markup, text):
     assert plain_text(markup) == text
+
+
+def test_worked_example_of_several_revisions_the_last(tmp_path):
+    path = tmp_path / "history.xml"
+    path.write_text("<mediawiki><page><title>甲</title><ns>0</ns><revision><text>旧</text></revision><revision><text>新"
+                    "</text></revision></page></mediawiki>", encoding="utf-8")
+    assert list(articles(path)) == [("甲", "新", 1)]
+
+
+@pytest.mark.parametrize("unit", ["<ref>", "<!--", "{{", "[[", "{|", "[http://a ", "-{", "<math>", "[[a|"])
+def test_property_what_is_never_closed_takes_no_hours(unit):
+    begun = time.process_time()
+    plain_text(unit * (200_000 // len(unit)))
+    plain_text("{{" * 2000 + "}}" * 2000)
+    assert time.process_time() - begun < 2
 
 
 def test_property_a_dump_is_never_held_whole(tmp_path):

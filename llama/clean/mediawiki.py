@@ -18,16 +18,22 @@ from xml.parsers import expat
 from llama.datasets.text_files import opened
 
 BLOCK = 1 << 16
+DEEPEST = 100                                                       # of what stands in one another; MediaWiki knows 40
 ARTICLES = "0"                                                      # their namespace; talk and users have others
 _TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
 _TABLE = re.compile(r"\{\|(?:(?!\{\||\|\}).)*\|\}", re.DOTALL)
-_ASIDE = re.compile(r"<!--.*?-->|<(ref|math|gallery|timeline|code|source|syntaxhighlight|score|imagemap|table)\b"
-                    r"(?:[^<>]*/>|[^<>]*>.*?</\1\s*>)", re.DOTALL | re.IGNORECASE)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_ASIDE = re.compile(r"<(ref|math|gallery|timeline|code|source|syntaxhighlight|score|imagemap|table)\b[^<>]*>",
+                    re.IGNORECASE)
+_BREAK = re.compile(r"<br\b[^<>]*>|</p>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _LINK = re.compile(r"\[\[([^\[\]|]*)(?:\|([^\[\]]*))?\]\]")
-_OUTSIDE = re.compile(r"\[(?:https?:)?//[^\s\]]*\s*([^\]]*)\]")
+_OUTSIDE = re.compile(r"\[(?:https?:)?//[^\s\]]*[ \t]*([^\]\n]{0,1000})\]")
+# pictures, categories, and the article in another language, whose code stands in small letters
+_NO_PROSE = re.compile(r"(?:(?i:file|image|media|category|文件|檔案|档案|圖像|图像|圖片|图片|媒體|媒体|分類|分类)|[a-z]{2,3}|"
+                       r"zh-[a-z]+|simple) *:")
 _VARIANTS = re.compile(r"-\{([^{}]*)\}-")
-_SIMPLIFIED = re.compile(r"(?:zh-(?:hans|cn|sg)|zh)\s*:\s*([^;]*)")
+_SIMPLIFIED = re.compile(r"(?:zh-(?:hans|cn|sg|my)|zh)\s*:\s*([^;]*)")
 _HEADING = re.compile(r"^=+\s*(.*?)\s*=+\s*$", re.MULTILINE)
 _ITEM = re.compile(r"^[*#:;]+\s*", re.MULTILINE)
 _MAGIC = re.compile(r"__[A-Z]+__")
@@ -43,7 +49,7 @@ def articles(path: Path) -> Iterator[tuple[str, str, int]]:
     to gigabytes.
     """
     made: list[tuple[str, str, int]] = []
-    page: dict[str, str] = {}
+    page: dict[str, list[str]] = {}
     inside: list[str] = []
     begun = 0
 
@@ -53,18 +59,18 @@ def articles(path: Path) -> Iterator[tuple[str, str, int]]:
         if name == "page":
             page.clear()
             begun = parser.CurrentLineNumber
-        elif name == "redirect":
-            page["redirect"] = "yes"
+        elif name in ("title", "ns", "text", "redirect"):           # of several revisions the last stays
+            page[name] = []
 
     def end(name: str) -> None:
         inside.pop()
-        if name == "page" and page.get("ns", ARTICLES).strip() == ARTICLES and "redirect" not in page:
-            if text := plain_text(page.get("text", "")):
-                made.append((page.get("title", "").strip(), text, begun))
+        if name == "page" and "redirect" not in page and "".join(page.get("ns", ARTICLES)).strip() == ARTICLES:
+            if text := plain_text("".join(page.get("text", ()))):
+                made.append(("".join(page.get("title", ())).strip(), text, begun))
 
     def words(data: str) -> None:
         if inside and inside[-1] in ("title", "ns", "text"):
-            page[inside[-1]] = page.get(inside[-1], "") + data
+            page[inside[-1]].append(data)
 
     def declared(*_: object) -> None:
         raise ValueError(f"{path}:{parser.CurrentLineNumber}: the file declares a document type; a MediaWiki dump does "
@@ -89,37 +95,62 @@ def articles(path: Path) -> Iterator[tuple[str, str, int]]:
 
 def plain_text(markup: str) -> str:
     """An article's prose: a paragraph, heading or item a line."""
-    text = _without(_ASIDE, markup)
+    text = _without_asides(_COMMENT.sub("", markup))
     text = _VARIANTS.sub(_variant, text)
     text = _without(_TABLE, _without(_TEMPLATE, text))
     text = _without(_LINK, text, _words_of_link)
     text = _OUTSIDE.sub(r"\1", text)
-    text = html.unescape(_TAG.sub("", text))
+    text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text)))
     text = _QUOTES.sub("", _MAGIC.sub("", _ITEM.sub("", _HEADING.sub(r"\1", text))))
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    text = "\n".join(line for line in lines if line and line.strip("|!{}-–— "))
+    text = "\n".join(line for line in lines if line.strip("|!{}-–— ") and line[0] != "|")       # rows of broken tables
     last = _END.search(text)
     return text[: last.start()].strip() if last else text
 
 
 def _without(pattern: re.Pattern, text: str, put=lambda found: "") -> str:
     """Again and again, from the inside out, until nothing is found."""
-    found = 1
-    while found:
+    for _ in range(DEEPEST):
         text, found = pattern.subn(put, text)
+        if not found:
+            break
     return text
+
+
+def _without_asides(text: str) -> str:
+    """Without elements that are no prose. One that is not closed stays: nobody looks again for its end, or a page of
+    such tags would take hours.
+    """
+    kept, at, never_closed = [], 0, set()
+    for found in _ASIDE.finditer(text):
+        name = found[1].lower()
+        if found.start() < at or name in never_closed:              # it stands in the one before
+            continue
+        end = found.end()
+        if not found[0].endswith("/>"):
+            closed = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(text, end)
+            if not closed:
+                never_closed.add(name)
+                continue
+            end = closed.end()
+        kept.append(text[at : found.start()])
+        at = end
+    return "".join((*kept, text[at:]))
 
 
 def _words_of_link(found: re.Match) -> str:
     """[[北京市|北京]] is 北京; a picture, a category and a link to another language is nothing."""
     target, shown = found[1].strip(), found[2]
-    if ":" in target.strip(":") and not target.startswith(":"):
+    if _NO_PROSE.match(target):
         return ""
     return (shown.rsplit("|", 1)[-1] if shown is not None else target.lstrip(":")).strip()
 
 
 def _variant(found: re.Match) -> str:
-    inside = found[1]
+    """-{zh-hans:软件; zh-hant:軟體}- is 软件, -{H|…}- only tells the page how to convert, -{乾}- stays as it is."""
+    flag, bar, inside = found[1].rpartition("|") if "|" in found[1][:3] else ("", "", found[1])
+    if flag.strip() in ("H", "T", "-"):
+        return ""
     if simplified := _SIMPLIFIED.search(inside):
         return simplified[1].strip()
-    return "" if "|" in inside[:2] or ":" in inside else inside
+    return "" if bar and ":" in inside else inside
