@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.parsers import expat
 
+from llama.datasets.reading import Reading
 from llama.datasets.text_files import opened
 
 BLOCK = 1 << 16
@@ -30,8 +31,8 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _LINK = re.compile(r"\[\[([^\[\]|]*)(?:\|([^\[\]]*))?\]\]")
 _OUTSIDE = re.compile(r"\[(?:https?:)?//[^\s\]]*[ \t]*([^\]\n]{0,1000})\]")
 # pictures, categories, and the article in another language, whose code stands in small letters
-_NO_PROSE = re.compile(r"(?:(?i:file|image|media|category|文件|檔案|档案|圖像|图像|圖片|图片|媒體|媒体|分類|分类)|[a-z]{2,3}|"
-                       r"zh-[a-z]+|simple) *:")
+_NO_PROSE = re.compile(r"(?:(?i:file|image|media|category|文件|檔案|档案|圖像|图像|圖片|图片|媒體|媒体|"
+                       r"分類|分类)|[a-z]{2,3}|zh-[a-z]+|simple) *:")
 _VARIANTS = re.compile(r"-\{([^{}]*)\}-")
 _SIMPLIFIED = re.compile(r"(?:zh-(?:hans|cn|sg|my)|zh)\s*:\s*([^;]*)")
 _HEADING = re.compile(r"^=+\s*(.*?)\s*=+\s*$", re.MULTILINE)
@@ -42,7 +43,7 @@ _END = re.compile(r"^(参考资料|參考資料|参考文献|參考文獻|外部
                   r"External links|See also|Notes|Further reading)$", re.MULTILINE)
 
 
-def articles(path: Path) -> Iterator[tuple[str, str, int]]:
+def articles(path: Path, reading: Reading | None = None) -> Iterator[tuple[str, str, int]]:
     """(title, plain text, line of the dump) of each page that is an article and no redirect.
 
     Raises ValueError, naming the line, for what is no such XML, and for declarations, with which a few bytes could grow
@@ -81,7 +82,7 @@ def articles(path: Path) -> Iterator[tuple[str, str, int]]:
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, words
     parser.StartDoctypeDeclHandler = declared
     try:
-        with opened(path) as (file, _):
+        with opened(path, watch=reading and reading.watch) as (file, _):
             while block := file.read(BLOCK):
                 parser.Parse(block, False)
                 yield from made

@@ -59,16 +59,23 @@ class CleanConfig:
 
 @dataclass
 class Step:
-    """What a step did: how many texts it changed or dropped, and the first of the latter."""
+    """What a step did: how many texts it changed or dropped, and the first few of them."""
 
     changed: int = 0
     dropped: int = 0
     examples: list[str] = field(default_factory=list)
 
+    def change(self, text: str, place: str) -> None:
+        self.changed += 1
+        self._show(text, place)
+
     def drop(self, text: str, place: str) -> None:
         self.dropped += 1
+        self._show(text, place)
+
+    def _show(self, text: str, place: str) -> None:
         if len(self.examples) < SHOWN:
-            self.examples.append(f"{place} «{' '.join(text[:20].split())}»")
+            self.examples.append(f"{place} «{' '.join(text[:20].split())}»" if text else place)
 
 
 class Cleaner:
@@ -105,7 +112,8 @@ class Cleaner:
         _count(self.read, text)
         for name, change in self._changes.items():
             changed = change(text)
-            self.steps[name].changed += changed != text
+            if changed != text:
+                self.steps[name].change(changed, place)
             text = changed
         for name, holds in self._reasons.items():
             if holds(text):

@@ -42,7 +42,7 @@ from llama.training.data_checks import CHECKS
 from tokenizer.chat_template import template_variables
 from weights.download import fetched
 from weights.fetch import fetch
-from weights.formats.paths import home, resolve
+from weights.formats.paths import data_files, resolve
 from weights.hub import is_address
 
 
@@ -278,11 +278,6 @@ def base_of(flags: ModelFlags) -> str:
         return flags.model
     say(f"the adapter's own base is taken: {base}")
     return base
-
-
-def data_files(names: list[str]) -> list[str]:
-    """Data files by name: each is looked for here, then in the clone (or where there is none, the user's folder)."""
-    return [str(home() / name) if not Path(name).exists() and (home() / name).exists() else name for name in names]
 
 
 def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:

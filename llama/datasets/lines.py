@@ -25,7 +25,7 @@ def numbered_lines(path: Path, reading: Reading | None = None) -> Iterator[tuple
     Raises what `text_files.opened` does, and ValueError for a line that is not of the encoding.
     """
     reading = reading or Reading()
-    with opened(path, reading.encoding, flag=reading.has_flags) as (file, encoding):
+    with opened(path, reading.encoding, flag=reading.has_flags, watch=reading.watch) as (file, encoding):
         for number, line in enumerate(file, start=1):
             if (text := decoded(line, encoding, reading, f"{path}:{number}")) is not None:
                 yield number, text
@@ -59,9 +59,8 @@ def decoded(line: bytes, encoding: str, reading: Reading, place: str) -> str | N
     try:
         return line.decode(encoding)
     except UnicodeDecodeError as error:
-        reading.wrong(f"{place}: byte {error.start + 1} of this line is not {encoding.upper()}; "
-                      f"{_remedy(line, encoding, flag=reading.has_flags)}")
-        return None
+        return reading.undecodable(line, f"{place}: byte {error.start + 1} of this line is not {encoding.upper()}; "
+                                         f"{_remedy(line, encoding, flag=reading.has_flags)}")
 
 
 def json_records(path: Path, reading: Reading | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

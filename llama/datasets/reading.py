@@ -27,6 +27,7 @@ class Reading:
         self.encoding, self.skip_bad = checked_encoding(encoding or ""), skip_bad
         self.has_flags = skip_bad is not None
         self.skipped: list[str] = []
+        self.position: Callable[[], int] = lambda: 0                # bytes of the file being read, as it is packed
         self.notes: dict[str, list[str]] = defaultdict(list)        # what was done -> the places
         self.aside: dict[str, None] = {}                            # fields that nobody asked for, in their order
 
@@ -35,6 +36,14 @@ class Reading:
         if not self.skip_bad:
             raise ValueError(f"{what}{' (--skip-bad goes on without it)' * self.has_flags}") from None
         self.skipped.append(str(what))
+
+    def undecodable(self, line: bytes, what: str) -> str | None:
+        """A line is not of the encoding, as `what` says: None goes on without it. A subclass may know better."""
+        self.wrong(what)
+
+    def watch(self, position: Callable[[], int]) -> None:
+        """A file was opened, and says so how far it is read."""
+        self.position = position
 
     def each(self, convert: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """convert(*item) of all items in which nothing is wrong."""

@@ -12,6 +12,7 @@ fails.
 """
 
 import csv
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -56,39 +57,54 @@ def table_records(path: Path, reading: Reading, *, known: Sequence[str], fields:
     elif columns is None:
         columns = _by_order(path, rows, fields)
         log.info("%s has no header; its columns are read as %s", path, ", ".join(columns))
-    yield from reading.each(lambda number, row: _record(path, number, row, columns), rows)
+    yield from reading.each(lambda number, row: record_of(path, number, row, columns), rows)
 
 
 def headed_records(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, record) of each row of a table whose first line names its columns."""
-    rows = rows_of(path, reading)
-    columns = [cell.strip() for cell in rows[0][1]] if rows else []
-    yield from reading.each(lambda number, row: _record(path, number, row, columns), rows[1:])
+    rows = iter_rows(path, reading)
+    columns = [cell.strip() for cell in next(rows, (0, []))[1]]
+    yield from reading.each(lambda number, row: record_of(path, number, row, columns), rows)
 
 
 def rows_of(path: Path, reading: Reading) -> list[Row]:
-    """The rows that are not blank, each with the number of its first line."""
-    if ending(path) != ".csv":
-        return [(number, line.split("\t")) for number, line in numbered_lines(path, reading) if line.strip()]
-    return list(_quoted_rows(path, reading))
+    """All of `iter_rows`, for what must be seen whole."""
+    return list(iter_rows(path, reading))
+
+
+def iter_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    """The rows that are not blank, each with the number of its first line, of a table of any length."""
+    if ending(path) == ".csv":
+        yield from _quoted_rows(path, reading)
+    else:
+        yield from ((number, line.split("\t")) for number, line in numbered_lines(path, reading) if line.strip())
 
 
 def _quoted_rows(path: Path, reading: Reading) -> Iterator[Row]:
-    lines = list(numbered_lines(path, reading))
-    first = next((line for _, line in lines if line.strip()), "")
-    delimiter = next((sign for sign in ",\t;" if sign in first), ",")
+    lines = numbered_lines(path, reading)
+    first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
+    delimiter = next((sign for sign in ",\t;" if sign in first[1]), ",")
     csv.field_size_limit(_LONGEST)                                  # csv's own 131,072 characters are less than a novel
-    reader = csv.reader((line + "\n" for _, line in lines), strict=True, delimiter=delimiter)
-    while reader.line_num < len(lines):
-        number = lines[reader.line_num][0]
+    taken: list[int] = []                                           # the lines of the row that is being read
+
+    def feed() -> Iterator[str]:
+        for number, line in itertools.chain([first], lines):
+            taken.append(number)
+            yield line + "\n"
+
+    reader = csv.reader(feed(), strict=True, delimiter=delimiter)
+    while True:
+        taken.clear()
         try:
             row = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
-            reading.wrong(f"{path}:{number}: this is no row of comma-separated fields: {error}; write a quotation mark "
-                          "within a quoted field twice, or give the data as .jsonl")
+            reading.wrong(f"{path}:{taken[0]}: this is no row of comma-separated fields: {error}; write a quotation "
+                          "mark within a quoted field twice, or give the data as .jsonl")
             continue
         if any(cell.strip() for cell in row):
-            yield number, row
+            yield taken[0], row
 
 
 def _name(cell: str, known: Sequence[str]) -> str:
@@ -121,7 +137,8 @@ def _by_order(path: Path, rows: list[Row], fields: Sequence[str]) -> list[str]:
                      f"{' and '.join(fields)} above it, or say with --columns what they hold")
 
 
-def _record(path: Path, number: int, row: list[str], columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def record_of(path: Path, number: int, row: list[str], columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """(place, record) of a row. Raises ValueError where it has more or fewer cells than there are columns."""
     if len(row) != len(columns):
         raise ValueError(f"{path}:{number}: this line has {len(row)} columns, and {len(columns)} are expected "
                          f"({', '.join(columns)}); mend it, or say with --columns what they hold")

@@ -42,6 +42,23 @@ def is_tagged_words(line: str) -> bool:
     return bool(items) and all(_parse_item(item) for item in items)
 
 
+def without_tags(path: Path, reading: Reading) -> Iterator[tuple[int, str, bool]]:
+    """(line, its text, whether a document begins with it) for every line that holds words, of a file of any length."""
+    article, fresh = "", True
+    for number, line in numbered_lines(path, reading):
+        if not line.strip():
+            fresh = True
+            continue
+        numbered = _NUMBER.match(line)
+        if numbered:
+            fresh = numbered[1] != article
+        article = numbered[1] if numbered else ""
+        for words in reading.each(parse, [(line[numbered.end() :] if numbered else line, f"{path}:{number}")]):
+            if words.words:
+                yield number, "".join(word for word, _ in words.words), fresh
+                fresh = False
+
+
 def sentences(path: Path, reading: Reading | None = None) -> Iterator[tuple[TaggedWords, str, int]]:
     """(sentence, where its document begins, line) for every line that holds words; "" if no documents are marked."""
     reading = reading or Reading()

@@ -14,7 +14,7 @@ import io
 import logging
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -83,10 +83,12 @@ class _Unpacked(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path, encoding: str = UTF8, *, flag: bool = False) -> Iterator[tuple[IO[bytes], str]]:
+def opened(path: Path, encoding: str = UTF8, *, flag: bool = False,
+           watch: Callable[[Callable[[], int]], None] | None = None) -> Iterator[tuple[IO[bytes], str]]:
     """(its bytes, their encoding), unpacked, without a byte order mark; lines of them end with a line feed.
 
-    flag  whether there is an --encoding for a remedy to name
+    flag   whether there is an --encoding for a remedy to name
+    watch  is given a function that says how many bytes of the file, as it is packed, have been read
 
     Raises FileNotFoundError for a missing file, ValueError for a folder, an empty file, what is no text, and a packed
     file that is damaged or out of all proportion.
@@ -96,6 +98,8 @@ def opened(path: Path, encoding: str = UTF8, *, flag: bool = False) -> Iterator[
     if path.is_dir():
         raise ValueError(f"{path}: this is a folder; name the files in it")
     with open(path, "rb") as file:
+        if watch:
+            watch(lambda: path.stat().st_size if file.closed else file.tell())
         unpack = next((unpack for magic, unpack in PACKED.items() if file.peek(8).startswith(magic)), None)
         with io.BufferedReader(_Unpacked(path, unpack(file)), 1 << 16) if unpack else file as content:
             try:

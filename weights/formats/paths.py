@@ -35,6 +35,11 @@ def resolve(name: str | Path, kind: str) -> Path:
     return home() / kind / inside
 
 
+def data_files(names: list[str]) -> list[str]:
+    """Data files by name: each is looked for here, then in the clone (or where there is none, the user's folder)."""
+    return [str(home() / name) if not Path(name).exists() and (home() / name).exists() else name for name in names]
+
+
 def shown(path: Path) -> str:
     """The path as a person would type it from here."""
     here, path = Path.cwd(), path.absolute()

@@ -1,0 +1,224 @@
+"""Texts out of files of any size, one after the other, each with its place.
+
+    .txt            documents with blank lines between, or one a line; lines of «word/tag» as the text that they are
+    .jsonl .json    the field `text` of each object, or another; of lines of JSON one at a time, a list is read whole
+    .csv .tsv       the column of that name, or of that number where the first line names none
+    .xml            the articles of a MediaWiki dump, each below its title
+
+All of them also packed, .gz .xz .bz2. What else a record holds comes along.
+
+Try: let `decoded` always trust GB18030; tests/test_clean_sources.py
+(test_worked_examples_of_lines_in_a_wrong_encoding) fails: of a line with one bad byte it makes another text.
+"""
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llama.clean.mediawiki import articles
+from llama.clean.steps import Step
+from llama.datasets.examples import named_files
+from llama.datasets.lines import json_records, numbered_lines, text_field
+from llama.datasets.reading import Reading
+from llama.datasets.tables import iter_rows, record_of
+from llama.datasets.tagged_words import is_tagged_words, without_tags
+from llama.datasets.text_files import UTF8, ending, opened
+from llama.runtime.progress import Progress
+
+ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".xml")
+LOOKED_AT = 20                                                      # lines, before all are read as words with tags
+EVERY = 0.3                                                         # seconds between two looks at the progress
+_GB18030 = "gb18030"
+_ASCII = bytes(range(128))
+_SIDE_BY_SIDE = re.compile(r"[^\x00-\x7f]{2}")
+
+
+@dataclass
+class Text:
+    """A text, the file and line where it begins, and the other fields of its record."""
+
+    text: str
+    place: str
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+class Texts:
+    """All texts of the files, in their order; iterate once. `position` of `size` bytes have been read so far.
+
+    name       of the field or column that holds the text; a column may be named by its number, 1 for the first
+    documents  how .txt files separate them: "blank-line" or "line"
+    keep_tags  read «word/tag» as it stands
+    encoding, skip_bad  see llama/datasets/reading.py; skip_bad also leaves out what of a file cannot be read
+    repair     lines that are not of the encoding are read all the same (`decoded`), and halves of characters let be
+
+    `steps` says what was repaired and left out, `remarks` what was concluded about a file. Raises FileNotFoundError and
+    ValueError when it is made, for files that are not there, named twice, or of which none is read, and while it is
+    read, naming file and line, for what is wrong in them.
+    """
+
+    def __init__(self, *files: str | Path, name: str = "text", documents: Literal["blank-line", "line"] = "blank-line",
+                 keep_tags: bool = False, encoding: str | None = None, repair: bool = False,
+                 skip_bad: bool | None = None):
+        self.name, self.documents, self.keep_tags, self.repair = name, documents, keep_tags, repair
+        self.reading = _Counting(encoding, repair=repair, skip_bad=skip_bad)
+        self.steps, self.remarks = self.reading.steps, []
+        self._before, seen = 0, {}
+        self.paths = []
+        for path in named_files(files, "or ".join(f"{each} " for each in ENDINGS).strip()):
+            if ending(path) not in ENDINGS:
+                raise ValueError(f"{path}: texts are read from {', '.join(ENDINGS)} files, also packed; give it the "
+                                 "ending of what it holds")
+            for _ in self._goes_on(self._look, path):
+                here = path.stat()
+                if (twice := seen.setdefault((here.st_dev, here.st_ino), path)) is not path:
+                    raise ValueError(f"{path} is named twice{f', also as {twice}' * (twice != path)}; name it once")
+                self.paths.append(path)
+        self.size = sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def position(self) -> int:
+        return self._before + self.reading.position()
+
+    def __iter__(self) -> Iterator[Text]:
+        for path in self.paths:
+            yield from self._goes_on(self._read, path)
+            self.reading.position = lambda: 0
+            self._before += path.stat().st_size
+
+    def watched(self, what: str) -> Iterator[Text]:
+        """The same, with a line about it for whoever looks on."""
+        progress, last = Progress(max(1, self.size >> 20), f"{what}, MB"), time.monotonic()
+        try:
+            for number, text in enumerate(self):
+                if progress.live and time.monotonic() - last > EVERY:
+                    progress.show(self.position >> 20, f"{number:,} texts")
+                    last = time.monotonic()
+                yield text
+        finally:
+            progress.clear()
+
+    def _goes_on(self, read: Callable[[Path], Iterator[Any]], path: Path) -> Iterator[Any]:
+        """All that is read of a file; with skip_bad as far as it can be."""
+        try:
+            yield from read(path)
+        except ValueError as error:
+            if not self.reading.skip_bad:
+                raise
+            self.reading.wrong(error)
+
+    def _look(self, path: Path) -> Iterator[None]:
+        """Raise at once what there is to say about a file as such: not in an hour, when its turn comes."""
+        with opened(path, self.reading.encoding, flag=self.reading.has_flags):
+            yield
+
+    def _read(self, path: Path) -> Iterator[Text]:
+        kind = ending(path)
+        if kind == ".txt":
+            return self._documents(path)
+        if kind == ".xml":
+            return (Text(f"{title}\n{text}", f"{path}:{line}", {"title": title})
+                    for title, text, line in articles(path, self.reading))
+        records = self._rows(path) if kind in (".csv", ".tsv") else json_records(path, self.reading)
+        return self.reading.each(self._record, records)
+
+    def _record(self, place: str, record: dict[str, Any]) -> Text:
+        text = record.get(self.name)
+        if not self.repair or not isinstance(text, str):            # halves of characters are no text, and go later
+            text = text_field(record, self.name, place)
+        return Text(text, place, {name: value for name, value in record.items() if name != self.name})
+
+    def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        rows = iter_rows(path, self.reading)
+        first = next(rows, None)
+        if not first:
+            return
+        columns = [cell.strip() for cell in first[1]]
+        if self.name not in columns and self.name.isdecimal():
+            columns = [str(number) for number in range(1, len(columns) + 1)]
+            rows = itertools.chain([first], rows)
+        if self.name not in columns:
+            raise ValueError(f"{path}:{first[0]}: the first line names {', '.join(columns):.100}, and not "
+                             f"'{self.name}'; say with --field which column holds the text, of 1 to {len(columns)} "
+                             "where the first line names none")
+        yield from self.reading.each(lambda number, row: record_of(path, number, row, columns), rows)
+
+    def _documents(self, path: Path) -> Iterator[Text]:
+        if not self.keep_tags and _has_tags(path, self.reading.encoding):
+            self.remarks.append(f"{path}: lines of words with their parts of speech, word/tag, are read as plain text")
+            lines = without_tags(path, self.reading)
+        else:
+            lines = _lines(path, self.reading)
+        held, begin = [], 0
+        for number, line, fresh in lines:
+            if held and (fresh or self.documents == "line"):
+                yield Text("\n".join(held), f"{path}:{begin}")
+                held = []
+            begin = begin if held else number
+            held.append(line)
+        if held:
+            yield Text("\n".join(held), f"{path}:{begin}")
+
+
+class _Counting(Reading):
+    """Counts what is left out and repaired, and keeps the first few places: of a long file there may be millions."""
+
+    def __init__(self, encoding: str | None, *, repair: bool, skip_bad: bool | None):
+        super().__init__(encoding, skip_bad=skip_bad)
+        self.repair = repair
+        self.steps: dict[str, Step] = {}
+
+    def wrong(self, what: Any) -> None:
+        if not self.skip_bad:
+            return super().wrong(what)
+        self.steps.setdefault("wrong, left out by --skip-bad", Step()).drop("", str(what))
+
+    def undecodable(self, line: bytes, what: str) -> str | None:
+        if not self.repair:
+            return super().undecodable(line, f"{what}, or --repair")
+        text, encoding, lost = decoded(line, self.encoding)
+        place = what.partition(": byte ")[0]
+        if encoding != self.encoding:
+            self.steps.setdefault(f"lines read as {encoding.upper()}", Step()).change(text, place)
+        if lost:
+            self.steps.setdefault("lines read without bytes that were wrong", Step()).change(text, place)
+        return text
+
+
+def decoded(line: bytes, encoding: str = UTF8) -> tuple[str, str, int]:
+    """(text, the encoding it is in, bytes left out) of a line that is not, or not all, of the encoding it should be in.
+
+    GB18030 reads nearly any bytes as characters, so it is believed only where a third or more of what is not ASCII is
+    wrong as UTF-8, nearly nothing is wrong as GB18030, and two characters stand side by side, as in Chinese (and not in
+    «naïve» of Latin-1). Else the line has a few damaged bytes, and is read without them.
+    """
+    text, lost = _without_wrong(line, encoding)
+    other = _GB18030 if encoding == UTF8 else UTF8
+    there, lost_there = _without_wrong(line, other)
+    beyond = len(line.translate(None, _ASCII))
+    if 3 * lost > beyond and 4 * lost_there < lost and _SIDE_BY_SIDE.search(there):
+        return there, other, lost_there
+    return text, encoding, lost
+
+
+def _without_wrong(line: bytes, encoding: str) -> tuple[str, int]:
+    text = line.decode(encoding, "ignore")
+    return text, len(line) - len(text.encode(encoding))
+
+
+def _has_tags(path: Path, encoding: str) -> bool:
+    lines = (line for _, line in numbered_lines(path, Reading(encoding, skip_bad=True)) if line.strip())
+    first = list(itertools.islice(lines, LOOKED_AT))
+    return bool(first) and all(map(is_tagged_words, first))
+
+
+def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, str, bool]]:
+    """(line, its text, whether a document begins with it) for every line that is not blank."""
+    fresh = True
+    for number, line in numbered_lines(path, reading):
+        if line.strip():
+            yield number, line, fresh
+        fresh = not line.strip()
