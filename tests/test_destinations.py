@@ -87,6 +87,7 @@ def test_property_every_flag_that_writes_looks_at_the_name(door, monkeypatch):
     ["train.py", "--data", "gone.txt", "--output"], ["finetune.py", "--data", "gone.jsonl", "--output"],
     ["-m", "llama.merge", "--adapter", "gone", "--output"], ["-m", "weights.convert", "gone"],
     ["-m", "llama.quantize", "--bits", "8", "--model", "gone", "--output"],
+    ["-m", "llama.clean", "gone.txt", "--output"],
     ["-m", "llama.evaluate", "--data", "gone.txt", "--predictions"], ["-m", "llama.benchmark", "--plot"],
 ], ids=lambda command: command[-2])
 def test_refusal_at_a_door_is_one_sentence_and_code_2(command, tmp_path):

@@ -16,6 +16,8 @@ import train
 from llama import cost, evaluate, merge, predict, quantize, resize
 from llama.benchmark import __main__ as benchmark
 from llama.benchmark import measure_generation, quantization_loss
+from llama.clean import __main__ as clean
+from llama.clean.steps import CleanConfig
 from llama.commands.flags import ModelFlags, TaskFlags
 from llama.decoding.beam_search import BeamConfig
 from llama.decoding.speculative import SpeculationConfig
@@ -29,9 +31,9 @@ from tokenizer import train as train_tokenizer
 from weights import convert, fetch
 
 DOORS = [train, finetune, generate, evaluate, predict, merge, quantize, cost, benchmark, measure_generation,
-         quantization_loss, convert, fetch, resize, train_tokenizer, extend]
+         quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
-           benchmark.Work]
+           benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")
 
 

@@ -16,6 +16,7 @@ import finetune
 import generate
 from llama import evaluate, predict, quantize
 from llama.checkpoint import save_model
+from llama.clean import __main__ as clean
 from llama.runtime import cli, distributed, terminal
 from llama.runtime.progress import Progress
 from llama.runtime.terminal import visible
@@ -160,13 +161,14 @@ def doors(folder):
         "convert": (convert, [name, str(folder / "out")]),
         "verify": (convert, [str(words), "--verify"]),
         "fetch": (fetch, [EVIL]),
+        "clean": (clean, [str(words), "--output", str(folder / f"clean{EVIL}.txt"), "--overwrite"]),
         "quantize": (quantize, ["--model", name, "--output", str(folder / "q")]),
     }
 
 
 NAMES = ["generate", "several", "json", "chat", "a prompt file", "no model", "no adapter", "no flag", "no choice",
          "no format", "inspect", "inspect json", "broken data", "no data", "one label", "evaluate", "few labels",
-         "predict", "convert", "verify", "fetch", "quantize"]
+         "predict", "convert", "verify", "fetch", "quantize", "clean"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no files of such names")

@@ -200,7 +200,8 @@ def as_text(told: dict[str, Any]) -> str:
                          f"  {examples}")
     lines.append(f"kept      {_sums(kept)} ({kept['texts'] / max(read['texts'], 1):.1%} of the texts, "
                  f"{kept['characters'] / max(read['characters'], 1):.1%} of the characters)")
-    lines.append("scripts   " + ", ".join(f"{name} {share:.1%}" for name, share in told["scripts"].items()))
+    lines.append("scripts   " + ", ".join(f"{name} {share:.1%}" for name, share in told["scripts"].items()
+                                      if share >= 0.0005))
     lines += [f"{'written' if i == 0 else '':10}{path}: {_sums(sums)}"
               for i, (path, sums) in enumerate(told["written"].items())]
     return "\n".join(lines)

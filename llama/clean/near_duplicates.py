@@ -15,7 +15,7 @@ fails: only what is the same is found.
 
 import numpy as np
 
-from llama.datasets.split import SHINGLE, bare
+from llama.datasets.split import SHINGLE, letters_and_digits
 
 SIGNS = 128                                                         # h
 AT_ONCE = 1024                                                      # shingles; their orders, 0.5 MB, fit in a cache
@@ -69,7 +69,7 @@ class NearDuplicates:
 
 def _numbers(text: str) -> np.ndarray:
     """(shingles,) uint32: a number for each shingle of a text, the same in all texts; each once."""
-    codes = np.frombuffer(bare(text).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    codes = np.frombuffer(letters_and_digits(text).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     codes = np.pad(codes, (0, max(0, SHINGLE - len(codes))))
     numbers = np.zeros(len(codes) - SHINGLE + 1, np.uint64)
     for i in range(SHINGLE):

@@ -31,6 +31,7 @@ from llama.runtime.progress import Progress
 
 ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".xml")
 LOOKED_AT = 20                                                      # lines, before all are read as words with tags
+MANY_LINES = 1000
 EVERY = 0.3                                                         # seconds between two looks at the progress
 _GB18030 = "gb18030"
 _ASCII = bytes(range(128))
@@ -152,13 +153,16 @@ class Texts:
             lines = without_tags(path, self.reading)
         else:
             lines = _lines(path, self.reading)
-        held, begin = [], 0
+        held, begin, several = [], 0, False
         for number, line, fresh in lines:
             if held and (fresh or self.documents == "line"):
                 yield Text("\n".join(held), f"{path}:{begin}")
-                held = []
+                held, several = [], True
             begin = begin if held else number
             held.append(line)
+        if len(held) > MANY_LINES and not several:
+            self.remarks.append(f"{path}: no blank line divides its {len(held):,} lines, so they are one text; "
+                                "--documents line takes each for one")
         if held:
             yield Text("\n".join(held), f"{path}:{begin}")
 
@@ -192,16 +196,16 @@ def decoded(line: bytes, encoding: str = UTF8) -> tuple[str, str, int]:
     """(text, the encoding it is in, bytes left out) of a line that is not, or not all, of the encoding it should be in.
 
     GB18030 reads nearly any bytes as characters, so it is believed only where a third or more of what is not ASCII is
-    wrong as UTF-8, nearly nothing is wrong as GB18030, and two characters stand side by side, as in Chinese (and not in
-    «naïve» of Latin-1). Else the line has a few damaged bytes, and is read without them.
+    wrong as UTF-8, less than half as much is wrong as GB18030, and two characters stand side by side, as in Chinese
+    (and not in «naïve» of Latin-1). Else the line has a few damaged bytes, and is read without them. UTF-8, where
+    another encoding is expected, is believed if nothing in it is wrong: no other text looks like it.
     """
     text, lost = _without_wrong(line, encoding)
     other = _GB18030 if encoding == UTF8 else UTF8
     there, lost_there = _without_wrong(line, other)
     beyond = len(line.translate(None, _ASCII))
-    if 3 * lost > beyond and 4 * lost_there < lost and _SIDE_BY_SIDE.search(there):
-        return there, other, lost_there
-    return text, encoding, lost
+    looks_so = 3 * lost > beyond and 2 * lost_there < lost and _SIDE_BY_SIDE.search(there)
+    return (there, other, lost_there) if (not lost_there if other == UTF8 else looks_so) else (text, encoding, lost)
 
 
 def _without_wrong(line: bytes, encoding: str) -> tuple[str, int]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from llama.clean.han import CONFIGURATIONS
 from llama.clean.near_duplicates import NearDuplicates
-from llama.datasets.split import bare
+from llama.datasets.split import letters_and_digits
 from llama.runtime.ranges import MANY, Range, check_ranges
 
 SHARE = Range(0.0, 1.0)
@@ -194,7 +194,7 @@ class Duplicates:
 
     def __call__(self, text: str) -> bool:
         before = len(self._seen)
-        self._seen.add(_sign(bare(text)))
+        self._seen.add(_sign(letters_and_digits(text)))
         return len(self._seen) == before
 
 
@@ -206,7 +206,7 @@ def held_out(text: str, share: float) -> bool:
     """Whether a text is among the `share` that is held out: drawn by its letters and digits, so that texts which differ
     in nothing else are on one side, in whatever order they come, today and tomorrow.
     """
-    return _sign(f"held out {bare(text)}") < share * 2**64
+    return _sign(f"held out {letters_and_digits(text)}") < share * 2**64
 
 
 # ---- which characters a text is made of ------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def grouped(texts: Sequence[str], keys: Sequence[Any] | None = None, *, similar:
     return sorted(members.values())
 
 
-def bare(text: str) -> str:
+def letters_and_digits(text: str) -> str:
     """A text's letters and digits alone (NFKC, no case); one without any is itself."""
     short = _FULL_WIDTH.sub(lambda found: _nfkc(found[0]), _PUNCTUATION.sub("", text))
     return _SIGNS.sub("", _nfkc(short).casefold()) or " ".join(text.split())
@@ -106,7 +106,7 @@ def _nfkc(text: str) -> str:
 
 def shingles(text: str) -> frozenset[str]:
     """What of a text is compared: all that is SHINGLE characters long in it, or where it is shorter, all of it."""
-    text = bare(text)
+    text = letters_and_digits(text)
     return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 

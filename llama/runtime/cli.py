@@ -197,8 +197,6 @@ def check_output(output: Path, *, marker: str, overwrite: bool, resume: bool) ->
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a door's main and leave with its exit code; user errors become one sentence on stderr, bugs a traceback."""
-    from llama.runtime import distributed
-
     program = _program()
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):                          # not None, where it was closed, nor a notebook's
@@ -209,10 +207,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
-        distributed.destroy_process_group()
+        if others := _others():
+            others.destroy_process_group()
         code = 0
     except KeyboardInterrupt as error:
-        if distributed.launched():
+        if (others := _others()) and others.launched():
             signal.signal(signal.SIGINT, signal.SIG_IGN)            # torchrun passes on what the terminal sent already
         print("", file=sys.stderr)
         code = 128 + getattr(error, "signal", signal.SIGINT)        # 130 of Ctrl-C, 143 of SIGTERM
@@ -221,15 +220,20 @@ def run(main: Callable[[], None]) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        others = _others()
         if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
             what = next((part for part in str(error).split(". ") if "memory" in part), "out of memory")
             error = OutOfMemory(f"{what}: {_LESS_MEMORY}")
-        elif distributed.lost(error):
+        elif others and others.lost(error):
             error = RuntimeError("another process has gone, and says why")
         elif not (isinstance(error, OutOfMemory) or _said_by_us(error)):
-            distributed.hear()
+            if others:
+                others.hear()
             raise
-        distributed.complain(f"{program}: {_sentence(error)}")
+        if others:
+            others.complain(f"{program}: {_sentence(error)}")
+        else:
+            print(f"{program}: {_sentence(error)}", file=sys.stderr, flush=True)
         wrong_path = isinstance(error, _WRONG_PATH) or getattr(error, "errno", 0) in _WRONG_NAME
         code = 2 if isinstance(error, ValueError) or wrong_path else 1
     sys.exit(code)
@@ -246,6 +250,11 @@ _WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _LESS_MEMORY = ("take a smaller --batch-size (with --accumulate larger by as much the updates stay the same), a "
                 "shorter --max-length or --block-size, --checkpoint-activations, or a smaller model; what was saved is "
                 "kept, and --resume goes on from there with the batch size of before")
+
+
+def _others() -> Any:
+    """llama.runtime.distributed, or None in a process that is alone, for it has not even loaded torch."""
+    return sys.modules.get("llama.runtime.distributed")
 
 
 def _reader_left(stream: TextIO) -> bool:
