@@ -25,6 +25,7 @@ FAMILY_NAMES = ("欧阳", "司马", "诸葛", "上官", "司徒", "令狐", "南
                 "端木", "夏侯", "东方", "独孤", "申屠", "淳于", "轩辕")        # of two characters; others have one
 _ITEM = re.compile(r"(?P<open>\[*)(?P<word>\S*?)/(?P<part>[A-Za-z]+)(?P<close>(?:\][A-Za-z]+)*)")
 _SIMPLE = re.compile(r"\s*(?:[^\s\[\]/]+/[A-Za-z]+(?:\s+|$))*")
+_TAG = re.compile(r"/[A-Za-z]+\s*")
 _NUMBER = re.compile(r"(\d{8}-\d{2}-\d{3})-\d{3}/m\b")
 _RARE = re.compile(r"[（〈].*[）〉]")                                 # «钟（昆音）»: a character that had no code
 
@@ -63,7 +64,7 @@ def without_tags(path: Path, reading: Reading) -> Iterator[tuple[int, str, bool]
 def _plain(line: str, place: str) -> str:
     """The words alone; lines without brackets and slashes in words, which are nearly all, five times as fast."""
     if _SIMPLE.fullmatch(line):
-        return "".join(item.partition("/")[0] for item in line.split())
+        return _TAG.sub("", line.strip())
     return "".join(word for word, _ in parse(line, place).words)
 
 
