@@ -1,5 +1,6 @@
 """Packages are made here and handed to pip through PIP_FIND_LINKS, with PIP_NO_INDEX: nothing leaves the machine."""
 
+import bz2
 import dataclasses
 import hashlib
 import io
@@ -261,8 +262,10 @@ def test_refusal_of_unknown_names():
 
 def test_property_the_catalogue_holds_together():
     for entry in CATALOGUE.values():
-        assert entry.package.count("==") == (not entry.repository) and bool(entry.product) == bool(entry.make)
-        assert bool(entry.members) != bool(entry.repository and len(entry.repository.commit) == 40)
+        assert entry.package.count("==") == (not entry.repository and not entry.own)
+        assert bool(entry.product) == bool(entry.make)
+        cloned = bool(entry.repository and len(entry.repository.commit) == 40)
+        assert bool(entry.members) + cloned + bool(entry.own) == 1
         for member in entry.members:
             assert len(member.sha256) == 64
             assert {Path(entry.folder), Path(CACHE)} & {*Path(member.path).parents}
@@ -364,10 +367,69 @@ def test_refusal_what_cannot_be_cloned_says_what_to_do(repository, tmp_path, mon
     with pytest.raises(ValueError, match=f"could not clone {MIRRORED} at 000000000000 .*--from FILE"):
         fetch("texts")
     assert not (tmp_path / "home" / "data" / "texts").exists()
-    with pytest.raises(ValueError, match="novel is not cloned; a copy can be given of texts"):
+    with pytest.raises(ValueError, match="no copy is taken of novel; one can be given of texts"):
         fetch("novel", given=repository)
     with pytest.raises(FileNotFoundError, match="--from .*absent: there is no such file"):
         fetch("texts", given=tmp_path / "absent")
     (tmp_path / "odd.tsv").write_text("书\t甲\t乙\n书\t甲\n", encoding="utf-8")
     with pytest.raises(ValueError, match="odd.tsv:2: 2 columns"):
         fetch("texts", given=tmp_path / "odd.tsv")
+
+
+# ---- what only the user has ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """A home with two lines of OpenCC's tables."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("weights.fetch.home", "weights.formats.paths.home"):
+        monkeypatch.setattr(place, lambda: tmp_path / "home")
+    folder = tmp_path / "home" / "data" / "opencc"
+    (folder / "config").mkdir(parents=True)
+    (folder / "words.txt").write_text("漢\t汉\n語\t语\n", encoding="utf-8")
+    (folder / "config" / "t2s.json").write_text(json.dumps(
+        {"conversion_chain": [{"dict": {"type": "text", "file": "words.txt"}}]}), encoding="utf-8")
+    return tmp_path / "home"
+
+
+def test_two_ways_a_dump_and_lines_of_json_make_the_same_wikipedia(tables, tmp_path, capsys):
+    articles = {f"第{i}題": f"'''漢語'''第{i}章{chr(0x4E00 + i) * 60}。\n\n{chr(0x5000 + 3 * i) * 60}"
+                for i in range(1500)}
+    articles |= {"短": "漢語", "第7題": articles["第7題"], "再": articles["第8題"].replace("語", "语")}
+    page = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>"
+    moved = page.replace("<ns>0", "<redirect/><ns>0").format("轉", "x" * 200)
+    dump, lines = tmp_path / "wiki.xml.bz2", tmp_path / "wiki.jsonl"
+    dump.write_bytes(bz2.compress(f"<mediawiki>{''.join(map(page.format, articles, articles.values()))}{moved}"
+                                  "</mediawiki>".encode()))
+    lines.write_text("".join(json.dumps({"title": title, "text": text.replace("'''", "")}) + "\n"
+                             for title, text in articles.items()), encoding="utf-8")
+    made = []
+    for given in (dump, lines):
+        folder = fetch("wikipedia", given=given)
+        made.append({path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()})
+    assert made[0] == made[1] and sorted(made[0]) == ["dev.txt", "test.txt", "train.txt"]
+    documents = {name: text.strip().split("\n\n") for name, text in made[0].items()}
+    assert sum(map(len, documents.values())) == 1501
+    assert 1 <= len(documents["dev.txt"]) < 30 and 1 <= len(documents["test.txt"]) < 30
+    assert documents["train.txt"][0] == f"第0題\n汉语第0章{'一' * 60}。\n{'倀' * 60}"
+    said = capsys.readouterr().err
+    assert "1,502 articles read; left out: 1 too short" in said and said.count("wikipedia is ready: ") == 2
+    assert fetch("wikipedia") == folder and "wikipedia is here already" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="wikipedia is made of what you have, a dump .*; give it with --from FILE"):
+        fetch("wikipedia")
+
+
+def test_refusal_of_what_makes_no_wikipedia(tables, tmp_path):
+    few, broken = tmp_path / "few.jsonl", tmp_path / "broken.xml"
+    few.write_text(json.dumps({"title": "甲", "text": "乙" * 200}) + "\n" + '{"text": ""}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="few.jsonl: of 2 articles 1 have 100 characters or more, and none is for"):
+        fetch("wikipedia", given=few)
+    broken.write_text("<mediawiki><page><title>甲", encoding="utf-8")
+    with pytest.raises(ValueError, match="broken.xml:1: this is no XML, or cut short"):
+        fetch("wikipedia", given=broken)
+    assert not list((tables / "data" / "wikipedia").iterdir())
+    shutil.rmtree(tables / "data" / "opencc")
+    with pytest.raises(FileNotFoundError, match="python -m weights.fetch opencc brings it"):
+        fetch("wikipedia", given=few)

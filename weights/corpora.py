@@ -7,6 +7,7 @@
     three_kingdoms   text.txt
     classical_modern train, dev, test.tsv of `source` and `target`, 99 : 0.5 : 0.5; the same sentences joined to
                      passages in classical/ and modern/, each with train, dev, test.txt
+    wikipedia        train, dev, test.txt of articles in simplified characters, 99 : 0.5 : 0.5
 
 Near-duplicates (llama/datasets/split.py) are on one side of the newspaper; of reviews and poems only one is kept, and
 none of those that contradict each other. The same files come out every time.
@@ -22,13 +23,18 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from llama.clean.han import Converter
+from llama.clean.sources import Text, Texts
+from llama.clean.steps import CleanConfig, Cleaner, held_out
 from llama.datasets.lines import numbered_lines
 from llama.datasets.split import grouped, split
 from llama.runtime.terminal import say
 from weights.formats.atomic_write import atomic_file
+from weights.formats.paths import resolve
 
 TEXT = "text.txt"
 PARTS = ("train", "dev", "test")
@@ -39,7 +45,8 @@ FORMS = {(4, 5): "五言绝句", (4, 7): "七言绝句", (8, 5): "五言律诗",
 POEMS_OF_A_FORM = 2500
 NOBODY = ("不詳", "無名氏", "佚名")
 PASSAGE = 50                    # sentences that stay together
-HELD_OUT = 200                  # one passage of so many for dev, and one for test
+HELD_OUT = 200                  # one passage, or article, of so many for dev, and one for test
+STUB = 100                      # characters; shorter articles say where a place lies, and no more
 
 
 # ---- the newspaper ---------------------------------------------------------------------------------------------------
@@ -160,6 +167,45 @@ def _columns(path: Path, number: int, line: str) -> list[str]:
     if len(columns := line.split("\t")) != 3:
         raise ValueError(f"{path}:{number}: {len(columns)} columns; «book TAB classical TAB modern» are expected")
     return columns
+
+
+# ---- Wikipedia -------------------------------------------------------------------------------------------------------
+
+
+def wikipedia(source: Path, folder: Path) -> None:
+    """A MediaWiki dump, or lines of JSON with `title` and `text`, also packed -> articles, the title first, a paragraph
+    a line, blank lines between them.
+
+    An article goes where its text says, whatever stands beside it, so a later dump holds out the same ones. Memory does
+    not grow with the dump, but for 80 bytes an article by which those that stand there twice are known.
+    """
+    texts = Texts(source, skip_bad=None)
+    config = CleanConfig(characters="t2s", min_characters=STUB)
+    cleaner = Cleaner(config, Converter(config.characters, resolve("data/opencc", "data")))
+    sums = {name: Counter(texts=0, characters=0) for name in PARTS}
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(atomic_file(folder / f"{name}.txt")) for name in PARTS}  # the first is last
+        for text in texts.watched(folder.name):
+            article = cleaner(_with_title(text), text.place)
+            if article is not None:
+                name = PARTS[held_out(article, 2 / HELD_OUT) + held_out(article, 1 / HELD_OUT)]
+                files[name].write(f"{article}\n\n".encode())
+                sums[name].update(texts=1, characters=len(article))
+        if empty := [name for name in PARTS if not sums[name]["texts"]]:
+            raise ValueError(f"{source}: of {cleaner.read['texts']:,} articles {cleaner.kept['texts']:,} have {STUB} "
+                             f"characters or more, and none is for {' and '.join(empty)}.txt; give a whole dump, or "
+                             "see python -m llama.clean")
+    dropped = ", ".join(f"{step.dropped:,} {name}" for name, step in cleaner.steps.items() if step.dropped)
+    say(f"{cleaner.read['texts']:,} articles read; left out: {dropped or 'none'}")
+    for name in PARTS:
+        say(f"{name}.txt: {sums[name]['texts']:,} articles, {sums[name]['characters']:,} characters")
+
+
+def _with_title(text: Text) -> str:
+    title = text.others.get("title")
+    fits = isinstance(title, str) and title.strip() and not text.text.lstrip().startswith(title.strip() + "\n")
+    return f"{title}\n{text.text}" if fits else text.text
 
 
 # ---- reviews and poems, by classes -----------------------------------------------------------------------------------

