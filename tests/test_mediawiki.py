@@ -47,7 +47,10 @@ def test_worked_example_nested_templates_go():
     ("[[CSI: 犯罪现场]]与[[:en:Beijing|北京]]、[[:Category:城市]]", "CSI: 犯罪现场与北京、Category:城市"),
     ("-{H|zh-cn:博客; zh-tw:部落格}-甲-{A|zh-cn:鼠标;zh-tw:滑鼠}-", "甲鼠标"),
     ("甲<!-- 没有收尾", "甲"),
-    ("{| 坏表\n| 格\n|-\n正文", "{| 坏表\n正文"),
+    ("{| 坏表\n| 格\n|-\n正文\n{{坏模板|x", "正文"),
+    ("甲{{信息|x={{#if:{{{y|}}}|{{{y}}}|}}}}乙", "甲乙"),
+    ("[[File:a.jpg|[[甲]]，[http://a.b 乙]]]正文", "正文"),
+    ("{{lang|en|''Linux''}}，{{tsl|en|Tux|企鹅}}、{{link-en|[[企鹅|鹅]]|Tux}}、{{le|甲|A|乙}}", "Linux，企鹅、鹅、乙"),
     ("# 一\n#* 二\n\n\n三__NOTOC__", "一\n二\n三"),
     ("'''''重'''''点&amp;nbsp;&lt;b&gt;", "重点&nbsp;<b>"),
     ("没有收尾的{{模板", "没有收尾的{{模板"),
@@ -63,7 +66,7 @@ def test_worked_example_of_several_revisions_the_last(tmp_path):
     assert list(articles(path)) == [("甲", "新", 1)]
 
 
-@pytest.mark.parametrize("unit", ["<ref>", "<!--", "{{", "[[", "{|", "[http://a ", "-{", "<math>", "[[a|"])
+@pytest.mark.parametrize("unit", ["<ref>", "<!--", "{{", "[[", "{|", "[http://a ", "-{", "<math>", "[[a|", "{{lang|"])
 def test_property_what_is_never_closed_takes_no_hours(unit):
     begun = time.process_time()
     plain_text(unit * (200_000 // len(unit)))

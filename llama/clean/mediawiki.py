@@ -3,8 +3,9 @@
     zhwiki-…-pages-articles.xml, also .bz2, .gz and .xz          https://www.mediawiki.org/wiki/Help:Export
 
 Of the markup, what is read as prose stays: paragraphs, headings, items of lists, the words of links. Templates, tables,
-references, pictures, categories and comments go, and with a template goes what it would have written. Of the variants
-that Chinese articles spell out, -{zh-hans:软件; zh-hant:軟體}-, the simplified one stays.
+references, pictures, categories and comments go, and with a template goes what it would have written, but for those
+that only mark words or link them. Of the variants that Chinese articles spell out, -{zh-hans:软件; zh-hant:軟體}-, the
+simplified one stays.
 
 Try: leave the loop out of `_without`; tests/test_mediawiki.py (test_worked_example_nested_templates_go) fails.
 """
@@ -19,9 +20,13 @@ from llama.datasets.reading import Reading
 from llama.datasets.text_files import opened
 
 BLOCK = 1 << 16
+LONGEST = 1000                                                      # characters within a template that is shown
 DEEPEST = 100                                                       # of what stands in one another; MediaWiki knows 40
 ARTICLES = "0"                                                      # their namespace; talk and users have others
-_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
+_TEMPLATE = re.compile(r"\{\{\{[^{}]*\}\}\}|\{\{((?:[^{}]|\{(?!\{)|\}(?!\}))*)\}\}")
+_BAR = re.compile(r"\|(?![^\[\]]*\]\])")                           # not that of a link
+# of templates whose words are a part of the sentence: which argument is shown, the first of these that is there
+_SHOWN = {"lang": (2,), "nowrap": (1,), "nobr": (1,), "le": (3, 1), "link": (3, 1), "ill": (1,), "tsl": (4, 3)}
 _TABLE = re.compile(r"\{\|(?:(?!\{\||\|\}).)*\|\}", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _ASIDE = re.compile(r"<(ref|math|gallery|timeline|code|source|syntaxhighlight|score|imagemap|table)\b[^<>]*>",
@@ -29,7 +34,7 @@ _ASIDE = re.compile(r"<(ref|math|gallery|timeline|code|source|syntaxhighlight|sc
 _BREAK = re.compile(r"<br\b[^<>]*>|</p>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _LINK = re.compile(r"\[\[([^\[\]|]*)(?:\|([^\[\]]*))?\]\]")
-_OUTSIDE = re.compile(r"\[(?:https?:)?//[^\s\]]*[ \t]*([^\]\n]{0,1000})\]")
+_OUTSIDE = re.compile(r"\[(?:https?:)?//[^\s\]]*[ \t]*([^\]\n]{0,300})\]")
 # pictures, categories, and the article in another language, whose code stands in small letters
 _NO_PROSE = re.compile(r"(?:(?i:file|image|media|category|文件|檔案|档案|圖像|图像|圖片|图片|媒體|媒体|"
                        r"分類|分类)|[a-z]{2,3}|zh-[a-z]+|simple) *:")
@@ -39,6 +44,7 @@ _HEADING = re.compile(r"^=+\s*(.*?)\s*=+\s*$", re.MULTILINE)
 _ITEM = re.compile(r"^[*#:;]+\s*", re.MULTILINE)
 _MAGIC = re.compile(r"__[A-Z]+__")
 _QUOTES = re.compile(r"'{2,5}")
+_BROKEN = ("|", "{|", "{{")                                          # tables and templates that nothing closes
 _END = re.compile(r"^(参考资料|參考資料|参考文献|參考文獻|外部链接|外部連結|注释|註釋|脚注|腳註|参见|參見|References|"
                   r"External links|See also|Notes|Further reading)$", re.MULTILINE)
 
@@ -98,13 +104,12 @@ def plain_text(markup: str) -> str:
     """An article's prose: a paragraph, heading or item a line."""
     text = _without_asides(_COMMENT.sub("", markup))
     text = _VARIANTS.sub(_variant, text)
-    text = _without(_TABLE, _without(_TEMPLATE, text))
+    text = _OUTSIDE.sub(r"\1", _without(_TABLE, _without(_TEMPLATE, text, _words_of_template)))
     text = _without(_LINK, text, _words_of_link)
-    text = _OUTSIDE.sub(r"\1", text)
     text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text)))
     text = _QUOTES.sub("", _MAGIC.sub("", _ITEM.sub("", _HEADING.sub(r"\1", text))))
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    text = "\n".join(line for line in lines if line.strip("|!{}-–— ") and line[0] != "|")       # rows of broken tables
+    text = "\n".join(line for line in lines if line.strip("|!{}-–— ") and not line.startswith(_BROKEN))
     last = _END.search(text)
     return text[: last.start()].strip() if last else text
 
@@ -137,6 +142,17 @@ def _without_asides(text: str) -> str:
         kept.append(text[at : found.start()])
         at = end
     return "".join((*kept, text[at:]))
+
+
+def _words_of_template(found: re.Match) -> str:
+    """{{lang|en|Linux}} is Linux, {{tsl|en|Tux|企鹅}} and {{link-en|企鹅|Tux}} are 企鹅; nearly all are nothing."""
+    name, _, arguments = (found[1] or "").partition("|")
+    name = name.strip().lower()
+    shown = _SHOWN.get("link" if name.startswith("link-") else name)
+    if not shown or len(arguments) > LONGEST:
+        return ""
+    given = [argument.strip() for argument in _BAR.split(arguments) if "=" not in argument]
+    return next((given[number - 1] for number in shown if len(given) >= number and given[number - 1]), "")
 
 
 def _words_of_link(found: re.Match) -> str:
