@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 
 import pytest
@@ -131,7 +132,7 @@ def test_property_halves_of_characters_are_let_be_by_repair_alone(tmp_path):
      "a.txt:2: byte 1 .*«乙乙», give --encoding gb18030, or --repair"),
     ("a.jsonl", '{"text": "a"}\n{"txt": "b"}', "a.jsonl:2: the field 'text' is missing; the record has txt"),
     ("a.csv", "甲,乙\n1,2\n", "a.csv:1: the first line names 甲, 乙, and not 'text'; say with --field .* of 1 to 2"),
-    ("a.tsv", "text\tx\n甲\n", "a.tsv:2: this line has 1 columns, and 2 are expected"),
+    ("a.tsv", "text\tx\n甲\n", "a.tsv:2: this row has 1 columns, and the first has 2 .text, x.; mend it"),
     ("a.xml", "<mediawiki><page>", "a.xml:1: this is no XML, or cut short"),
     ("a.txt", "江/nr\n" * 25 + "没有标记\n", "a.txt:26: '没有标记' is no word with its part of speech"),
     ("a.txt", b"", "a.txt: the file is empty"), ("a.txt", b"\x00\x01\x02", "a.txt: the file holds zero bytes"),
@@ -152,6 +153,10 @@ def test_refusal_before_anything_is_read(tmp_path):
     fine, again = _file(tmp_path, "fine.txt", "好"), tmp_path / "again.txt"
     again.hardlink_to(fine)
     (tmp_path / "folder.txt").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.txt")
+        with pytest.raises(ValueError, match="pipe.txt is no ordinary file"):
+            Texts(tmp_path / "pipe.txt")
     for files, error, words in (([], ValueError, "no files given"), ([fine, fine], ValueError, "is named twice; "),
                                 ([fine, again], ValueError, "named twice, also as .*fine.txt"),
                                 ([fine, tmp_path / "gone.txt"], FileNotFoundError, "gone.txt: there is no such file"),

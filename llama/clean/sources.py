@@ -24,7 +24,7 @@ from llama.clean.steps import Step
 from llama.datasets.examples import named_files
 from llama.datasets.lines import json_records, numbered_lines, text_field
 from llama.datasets.reading import Reading
-from llama.datasets.tables import iter_rows, record_of
+from llama.datasets.tables import iter_rows
 from llama.datasets.tagged_words import is_tagged_words, without_tags
 from llama.datasets.text_files import UTF8, ending, opened
 from llama.runtime.progress import Progress
@@ -113,6 +113,9 @@ class Texts:
 
     def _look(self, path: Path) -> Iterator[None]:
         """Raise at once what there is to say about a file as such: not in an hour, when its turn comes."""
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise ValueError(f"{path} is no ordinary file, and cannot be looked at before it is read; write what it "
+                             "holds into one")
         with opened(path, self.reading.encoding, flag=self.reading.has_flags):
             yield
 
@@ -145,7 +148,14 @@ class Texts:
             raise ValueError(f"{path}:{first[0]}: the first line names {', '.join(columns):.100}, and not "
                              f"'{self.name}'; say with --field which column holds the text, of 1 to {len(columns)} "
                              "where the first line names none")
-        yield from self.reading.each(lambda number, row: record_of(path, number, row, columns), rows)
+
+        def record(number: int, row: list[str]) -> tuple[str, dict[str, Any]]:
+            if len(row) != len(columns):
+                raise ValueError(f"{path}:{number}: this row has {len(row)} columns, and the first has {len(columns)} "
+                                 f"({', '.join(columns):.100}); mend it")
+            return f"{path}:{number}", dict(zip(columns, row, strict=True))
+
+        yield from self.reading.each(record, rows)
 
     def _documents(self, path: Path) -> Iterator[Text]:
         if not self.keep_tags and _has_tags(path, self.reading.encoding):

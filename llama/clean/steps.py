@@ -27,6 +27,7 @@ SHARE = Range(0.0, 1.0)
 SHOWN = 3                                                           # examples of what was dropped
 _FULL_WIDTH = re.compile("[０-９Ａ-Ｚａ-ｚ]+")
 _HAN = re.compile("[〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_LATIN_1, _NOT_ASCII = re.compile("[\xa1-\xff]"), re.compile("[^\x00-\x7f]")
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # controls, soft hyphens, blanks without a width, turns of direction, surrogates, private use, marks of order and U+FFFD
 _UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u2060\u202a-\u202e\u2066-\u2069\ud800-\uf8ff\ufeff\ufffd"
@@ -152,8 +153,11 @@ def tidy(text: str) -> str:
 
 
 def mojibake_repaired(text: str) -> str:
-    """UTF-8 or GB18030 that somebody read as Latin-1 (ä¸­å›½, ÖÐ¹ú) as it was meant; any other text as it is."""
-    if text.isascii() or _HAN.search(text):
+    """UTF-8 or GB18030 that somebody read as Latin-1 (ä¸­å›½, ÖÐ¹ú) as it was meant; any other text as it is.
+
+    Such a text is full of Latin-1's letters; a row of dashes, which could be characters too, has none.
+    """
+    if text.isascii() or _HAN.search(text) or 3 * len(_LATIN_1.findall(text)) < len(_NOT_ASCII.findall(text)):
         return text
     for wrong in ("cp1252", "latin-1"):
         for right in ("utf-8", "gb18030"):
@@ -161,7 +165,7 @@ def mojibake_repaired(text: str) -> str:
                 meant = text.encode(wrong).decode(right)
             except UnicodeError:
                 continue
-            if han_share(meant) > 0.5 and "\ufffd" not in meant:
+            if han_share(meant) > 0.5 and len(_HAN.findall(meant)) > 1 and "\ufffd" not in meant:
                 return meant
     return text
 

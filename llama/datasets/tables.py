@@ -57,14 +57,14 @@ def table_records(path: Path, reading: Reading, *, known: Sequence[str], fields:
     elif columns is None:
         columns = _by_order(path, rows, fields)
         log.info("%s has no header; its columns are read as %s", path, ", ".join(columns))
-    yield from reading.each(lambda number, row: record_of(path, number, row, columns), rows)
+    yield from reading.each(lambda number, row: _record(path, number, row, columns), rows)
 
 
 def headed_records(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, record) of each row of a table whose first line names its columns."""
     rows = iter_rows(path, reading)
     columns = [cell.strip() for cell in next(rows, (0, []))[1]]
-    yield from reading.each(lambda number, row: record_of(path, number, row, columns), rows)
+    yield from reading.each(lambda number, row: _record(path, number, row, columns), rows)
 
 
 def rows_of(path: Path, reading: Reading) -> list[Row]:
@@ -137,8 +137,7 @@ def _by_order(path: Path, rows: list[Row], fields: Sequence[str]) -> list[str]:
                      f"{' and '.join(fields)} above it, or say with --columns what they hold")
 
 
-def record_of(path: Path, number: int, row: list[str], columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """(place, record) of a row. Raises ValueError where it has more or fewer cells than there are columns."""
+def _record(path: Path, number: int, row: list[str], columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if len(row) != len(columns):
         raise ValueError(f"{path}:{number}: this line has {len(row)} columns, and {len(columns)} are expected "
                          f"({', '.join(columns)}); mend it, or say with --columns what they hold")
