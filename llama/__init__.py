@@ -5,7 +5,8 @@
 
 Data is divided without leaks by `train, validation, test = llama.split(data)` (llama/datasets/split.py). What a model
 was tuned for is `llama.task_of(model)`, whose `predict(model, texts)` does it (llama/tasks/task_of.py); without
-training, `llama.ZeroShot(task).predict(model, texts)` asks for the same (llama/zero_shot).
+training, `llama.ZeroShot(task).predict(model, texts)` asks for the same (llama/zero_shot). Words whose vectors are near
+that of a word are `llama.nearest(model, word)` (llama/word_vectors.py).
 
 A name is imported when it is first used, so that `import llama` costs nothing.
 
@@ -29,6 +30,7 @@ LAZY_EXPORTS = {
     "QuestionAnsweringTask": "llama.tasks.question_answering",
     "task_of": "llama.tasks.task_of",
     "ZeroShot": "llama.zero_shot.zero_shot",
+    "nearest": "llama.word_vectors",
     "Trainer": "llama.trainer",
     "split": "llama.datasets.split",
     "resize_embeddings": "llama.resize",

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import os
 import re
 import signal
@@ -218,7 +219,8 @@ def test_worked_example_an_adapter_alone_brings_its_base(tiny_model, tmp_path, c
     assert "the adapter's own base is taken" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("door", [train, finetune, generate, evaluate, predict, benchmark],
+@pytest.mark.parametrize("door", [train, finetune, generate, evaluate, predict, benchmark,
+                                  importlib.import_module("llama.nearest")],
                          ids=lambda door: door.__name__)
 def test_property_help_shows_few_flags_and_help_all_the_others(door, monkeypatch, capsys):
     shown = {}

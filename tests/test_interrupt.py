@@ -11,7 +11,8 @@ HOME = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("door", ["train.py", "finetune.py", "generate.py", "-m llama.evaluate", "-m llama.predict",
-                                  "-m llama.merge", "-m llama.quantize", "-m weights.fetch", "-m weights.convert"])
+                                  "-m llama.nearest", "-m llama.merge", "-m llama.quantize", "-m weights.fetch",
+                                  "-m weights.convert"])
 def test_property_ctrl_c_during_the_imports_is_quiet(door, tmp_path):
     """A stand-in for torch, found first, says when it is being imported and then takes its time."""
     (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(30)", encoding="utf-8")

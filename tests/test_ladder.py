@@ -32,7 +32,7 @@ LADDER = """
     llama.clean
     llama.metrics
     llama.tasks
-    llama.zero_shot
+    llama.zero_shot  llama.word_vectors
     llama.training
     llama.trainer
     weights.corpora  weights.passage  weights.hub
@@ -43,7 +43,7 @@ LADDER = """
     weights.fetch
     llama.pretrained
     llama.commands
-    llama.evaluate  llama.predict  llama.merge  llama.cost  llama.quantize  llama.resize
+    llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize
     tokenizer.train
     tokenizer.extend
     llama.benchmark

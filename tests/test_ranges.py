@@ -1,5 +1,6 @@
 import argparse
 import dataclasses
+import importlib
 import inspect
 import math
 import sys
@@ -30,8 +31,9 @@ from tokenizer import extend
 from tokenizer import train as train_tokenizer
 from weights import convert, fetch
 
-DOORS = [train, finetune, generate, evaluate, predict, merge, quantize, cost, benchmark, measure_generation,
-         quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean]
+nearest = importlib.import_module("llama.nearest")                  # llama.nearest itself is the function
+DOORS = [train, finetune, generate, evaluate, predict, nearest, merge, quantize, cost, benchmark,
+         measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
            benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")
