@@ -1,13 +1,20 @@
 """What several test files share: a tiny model with a tokenizer, trained on the spot. Nothing is downloaded."""
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from llama.checkpoint import PretrainedLlama
 from llama.config import preset
+from tests.torture.modes import Launcher
 from tokenizer import bpe
+
+HOME = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)                                          # tiny tensors: a second thread only gets in the way
 signal.signal(signal.SIGINT, signal.default_int_handler)          # a background job starts, and hands on, deaf to it
@@ -20,6 +27,38 @@ TEXT = [
     "def add(a, b):\n    return a + b\n",
     "Emoji 👩‍👩‍👧 and numbers 12345, and   spaces.",
 ]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """`program(*command, cwd=…, code=…)`: a command as one types it, behind «python», in a process of its own.
+
+    On Linux that is a fork of one that has imported torch (tests/torture/launcher.py), for torch takes a second or two.
+    """
+    launcher = Launcher() if sys.platform == "linux" else None
+    said = tmp_path_factory.mktemp("said")
+
+    def run(*command, cwd, code=0, **environment):
+        command = [str(HOME / word) if i == 0 and str(word).endswith(".py") else str(word)
+                   for i, word in enumerate(command)]
+        environment = {"PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", "HOME": str(cwd), **environment}
+        if launcher is None:
+            done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, encoding="utf-8",
+                                  env=os.environ | environment)
+        else:
+            streams = {name: str(said / name) for name in ("stdout", "stderr")}
+            codes = launcher.start([{"command": command, "folder": str(cwd), "environment": environment} | streams])
+            done = subprocess.CompletedProcess(command, *codes["codes"], *(
+                Path(path).read_text(encoding="utf-8") for path in streams.values()))
+            for path in streams.values():
+                os.unlink(path)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    yield run
+    if launcher:
+        launcher.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 import tracemalloc
 import weakref
@@ -448,8 +447,7 @@ def test_worked_example_of_the_command(packed, tmp_path, monkeypatch, capsys):
     assert printed.out == f"{tmp_path / 'model'}\n" and "cast to bfloat16" in printed.err
 
 
-def test_refusal_by_the_command_is_one_sentence_and_exit_code_2(packed, tmp_path):
+def test_refusal_by_the_command_is_one_sentence_and_exit_code_2(program, packed, tmp_path):
     packed.write_bytes(packed.read_bytes()[:-1])
-    done = subprocess.run([sys.executable, "-m", "weights.convert", packed, tmp_path / "model"], capture_output=True,
-                          encoding="utf-8", env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "cut short" in done.stderr
+    done = program("-m", "weights.convert", packed, tmp_path / "model", cwd=tmp_path, code=2)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1) and "cut short" in done.stderr

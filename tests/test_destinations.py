@@ -1,7 +1,5 @@
 import argparse
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,8 +88,6 @@ def test_property_every_flag_that_writes_looks_at_the_name(door, monkeypatch):
     ["-m", "llama.clean", "gone.txt", "--output"],
     ["-m", "llama.evaluate", "--data", "gone.txt", "--predictions"], ["-m", "llama.benchmark", "--plot"],
 ], ids=lambda command: command[-2])
-def test_refusal_at_a_door_is_one_sentence_and_code_2(command, tmp_path):
-    command = [str(HOME / command[0]), *command[1:]] if command[0].endswith(".py") else command
-    done = subprocess.run([sys.executable, *command, "n" * 240], cwd=tmp_path, capture_output=True, encoding="utf-8",
-                          env=os.environ | {"PYTHONPATH": str(HOME)})
-    assert done.returncode == 2 and "too long a name" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_refusal_at_a_door_is_one_sentence_and_code_2(program, command, tmp_path):
+    done = program(*command, "n" * 240, cwd=tmp_path, code=2)
+    assert "too long a name" in done.stderr and done.stderr.count("\n") == 1, done.stderr

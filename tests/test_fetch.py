@@ -281,10 +281,9 @@ def test_worked_example_of_the_list(monkeypatch, capsys):
     assert all(name in listed and entry.licence in listed for name, entry in CATALOGUE.items())
 
 
-def test_refusal_by_the_command_is_one_sentence_and_exit_code_2():
-    done = subprocess.run([sys.executable, "-m", "weights.fetch", "nothing-like-it"], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}, encoding="utf-8")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+def test_refusal_by_the_command_is_one_sentence_and_exit_code_2(program, tmp_path):
+    done = program("-m", "weights.fetch", "nothing-like-it", cwd=tmp_path, code=2)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
 
 
 def test_worked_example_a_file_in_parts(packages, tmp_path, monkeypatch):

@@ -19,19 +19,11 @@ SIZES = ["--preset", "test", "--max-position-embeddings", "256", "--vocab-size",
 ENVIRONMENT = {"PYTHONPATH": str(HOME), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
 
 
-def run(*command, cwd, code=0):
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, encoding="utf-8",
-                          env={**ENVIRONMENT, "HOME": str(cwd)})
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "text.txt").write_text("\n\n".join(TEXT * 10), encoding="utf-8")
-    done = run(HOME / "train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES, "--max-steps", "20",
+    done = program(HOME / "train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES, "--max-steps", "20",
                "--lr", "0.01", "--output", "model", cwd=folder)
     return folder, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -52,44 +44,44 @@ def test_worked_example_train_from_raw_text(trained):
     (["--freeze-layers", "1", "--epochs", "150", "--lr", "0.05"], ["--model", "tuned here"]),
     ([], ["--model", "tuned here"]),
 ])
-def test_worked_example_tune_and_generate(trained, tmp_path, how, answer):
+def test_worked_example_tune_and_generate(program, trained, tmp_path, how, answer):
     folder, _, _ = trained
     (tmp_path / "my model").symlink_to(folder / "model")
     records = [{"instruction": f"Who? {i}", "input": "", "output": "I am 小驼."} for i in range(8)]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
-    done = run(HOME / "finetune.py", "--model", "my model", "--data", "data.jsonl", "--test-data", "data.jsonl",
+    done = program(HOME / "finetune.py", "--model", "my model", "--data", "data.jsonl", "--test-data", "data.jsonl",
                "--epochs", "50", "--lr", "0.02", "--chat-format", "alpaca", "--max-length", "200", *how,
                "--output", "tuned here", cwd=tmp_path)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["test"]["loss"] < 0.5 and "●" in done.stderr
     printed = next(line for line in done.stderr.splitlines() if "python generate.py" in line)
     assert shlex.split(printed) == ["python", "generate.py", *answer, "--chat"]         # as it is when pasted
-    done = run(HOME / "generate.py", *answer, "--chat", "--prompt", "Who? 3", "--json",
+    done = program(HOME / "generate.py", *answer, "--chat", "--prompt", "Who? 3", "--json",
                "--temperature", "0", "--max-new-tokens", "30", cwd=tmp_path)
     line = json.loads(done.stdout)
     assert line["text"].strip() == "I am 小驼." and line["finish_reason"] == "stop"
     assert set(line) == {"prompt", "text", "token_ids", "finish_reason", "prompt_tokens", "tokens_per_second"}
 
 
-def test_refusal_resume_with_another_tokenizer_leaves_the_one_of_the_run(trained, tmp_path):
+def test_refusal_resume_with_another_tokenizer_leaves_the_one_of_the_run(program, trained, tmp_path):
     folder, _, _ = trained
     bpe.train(TEXT, 290).save(tmp_path / "other")
     before = {path.name: path.read_bytes() for path in (folder / "model.training" / "tokenizer").iterdir()}
-    done = run(HOME / "train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES[:4], *SIZES[6:], "--max-steps",
+    done = program(HOME / "train.py", "--data", "text.txt", "--hold-out", "0.1", *SIZES[:4], *SIZES[6:], "--max-steps",
                "20", "--lr", "0.01", "--output", "model", "--resume", "--tokenizer", tmp_path / "other", cwd=folder,
                code=2)
     assert "tokenizer" in done.stderr
     assert before == {path.name: path.read_bytes() for path in (folder / "model.training" / "tokenizer").iterdir()}
 
 
-def test_two_ways_an_interrupted_and_resumed_script_ends_where_a_whole_run_does(trained, tmp_path):
+def test_two_ways_an_interrupted_and_resumed_script_ends_where_a_whole_run_does(program, trained, tmp_path):
     folder, _, _ = trained
     (tmp_path / "model").symlink_to(folder / "model")
     record = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, 小驼 here."}]}
     (tmp_path / "data.jsonl").write_text("\n".join([json.dumps(record)] * 24), encoding="utf-8")
     command = [HOME / "finetune.py", "--lora", "--dropout", "0.1", "--model", "model", "--data", "data.jsonl",
                "--max-length", "256", "--epochs", "4", "--batch-size", "2", "--output"]
-    run(*command, "whole", cwd=tmp_path)
+    program(*command, "whole", cwd=tmp_path)
     interrupted = subprocess.Popen([sys.executable, *map(str, command), "in parts"], cwd=tmp_path, encoding="utf-8",
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    env={**ENVIRONMENT, "HOME": str(tmp_path)})
@@ -100,8 +92,8 @@ def test_two_ways_an_interrupted_and_resumed_script_ends_where_a_whole_run_does(
     rest = interrupted.communicate()[1]
     assert interrupted.returncode == 130 and "--resume --output 'in parts'\n" in rest and "Traceback" not in rest
     assert not (tmp_path / "in parts").exists()
-    assert "is an interrupted run" in run(*command, "in parts", cwd=tmp_path, code=2).stderr
-    run(*command, "in parts", "--resume", cwd=tmp_path)
+    assert "is an interrupted run" in program(*command, "in parts", cwd=tmp_path, code=2).stderr
+    program(*command, "in parts", "--resume", cwd=tmp_path)
     whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "in parts"))
     assert whole.read_bytes() == parts.read_bytes()
 
@@ -136,21 +128,19 @@ BAD = [
 
 
 @pytest.mark.parametrize("command, words", BAD, ids=[" ".join(command)[:60] for command, _ in BAD])
-def test_refusal_one_sentence_and_nothing_written(trained, command, words):
+def test_refusal_one_sentence_and_nothing_written(program, trained, command, words):
     folder, _, _ = trained
     record = '{"instruction": "a", "output": "b"}\n'
     (folder / "good.jsonl").write_text(record, encoding="utf-8")
     (folder / "bad.jsonl").write_text(record + "{not json\n", encoding="utf-8")
     (folder / "lacks.jsonl").write_text('{"instruction": "a"}\n', encoding="utf-8")
     before = sorted(folder.iterdir())
-    script = [HOME / command[0]] if command[0].endswith(".py") else [command[0]]
-    done = run(*script, *command[1:], cwd=folder, code=2)
+    done = program(*command, cwd=folder, code=2)
     assert words in done.stderr
     assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("door", ["train.py", "finetune.py", "generate.py", "-m llama.evaluate", "-m weights.fetch",
                                   "-m weights.convert"])
-def test_worked_example_every_door_has_help(door, tmp_path):
-    command = door.split() if door.startswith("-m") else [HOME / door]
-    assert "usage:" in run(*command, "--help", cwd=tmp_path).stdout
+def test_worked_example_every_door_has_help(program, door, tmp_path):
+    assert "usage:" in program(*door.split(), "--help", cwd=tmp_path).stdout

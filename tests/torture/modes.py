@@ -233,9 +233,13 @@ class Launcher:
             process["command"] = [word for word in process["command"] if word != without] + list(more)
             plan = (watches or {}).get(rank)
             processes.append(process | {"watch": plan and plan | {"folder": str(folder)}})
-        print(json.dumps({"processes": processes, "ends": ends or {}}), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline())
+        answer = self.start(processes, ends)
         return ended(folder, answer["codes"], hung=answer["hung"])
+
+    def start(self, processes: list[dict[str, Any]], ends: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What `launcher.wait` says of processes as `started` describes them."""
+        print(json.dumps({"processes": processes, "ends": ends or {}}), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
 
 
 def started(mode: Mode, folder: Path) -> list[dict[str, Any]]:
