@@ -16,7 +16,7 @@ from llama.quantization.swap import BYTES, EMBEDDING_AND_HEAD, quantize
 from llama.runtime.room import SURE, free_memory, memory_for, size
 from tokenizer import load_tokenizer
 from tokenizer.base import Tokenizer
-from weights.fetch import MODELS, fetch, is_model
+from weights.fetch import MODELS, brings_tokenizer, fetch, is_model
 from weights.formats.huggingface import Ledger
 from weights.formats.paths import home, resolve
 from weights.formats.quantized_matrix import QuantizedMatrix
@@ -66,7 +66,7 @@ def get_tokenizer(name_or_folder: str | Path) -> Tokenizer:
     """
     name = str(name_or_folder)
     path = resolve(name, "weights")
-    if not path.exists() and is_model(name):
+    if not path.exists() and brings_tokenizer(name):
         path = fetch(name, kind="weights")
     by_itself = path.is_dir() and any((path / file).is_file() for file in VOCABULARIES)
     if by_itself or not holds_model(path):

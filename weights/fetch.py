@@ -47,6 +47,11 @@ def is_model(name: str) -> bool:
     return name in MODELS or hub.is_address(name)
 
 
+def brings_tokenizer(name: str) -> bool:
+    """The same for a tokenizer, alone or with a model."""
+    return is_model(name) or name in CATALOGUE and CATALOGUE[name].folder.startswith("weights/")
+
+
 def fetch(name: str, *, kind: str = "", force: bool = False, given: Path | None = None) -> Path:
     """The folder of a catalogued model or corpus, or of a model on a hub, fetched unless it is here, whole and right.
 
