@@ -83,14 +83,15 @@ def main() -> None:
     check_outputs(outputs, texts.paths, overwrite=flags.overwrite)
     cleaner = Cleaner(config, Converter(config.characters, resolve("data/opencc", "data")) if config.characters else
                       None)
-    begun = time.monotonic()
+    begun = time.monotonic(), time.process_time()
     written = clean(texts, cleaner, outputs, flags.split)
     if flags.json:
         print(json.dumps(report(texts, cleaner, written), ensure_ascii=False))
     else:
         print(as_text(report(texts, cleaner, written)))
-        seconds = time.monotonic() - begun
-        say(f"{seconds:.1f} s, {cleaner.read['characters'] / max(seconds, 1e-3) / 1e6:.1f} M characters a second")
+        whole, own = time.monotonic() - begun[0], time.process_time() - begun[1]
+        say(f"{whole:.1f} s, {own:.1f} s of the processor, each of these for "
+            f"{cleaner.read['characters'] / max(own, 1e-3) / 1e6:.1f} M characters")
 
 
 # ---- the work --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
+from llama.clean.sources import Texts
 from llama.config import preset
 from llama.datasets.columns import ColumnDataset
 from llama.datasets.instructions import InstructionDataset
@@ -49,6 +50,14 @@ SQUAD = {"data": [{"title": "t", "paragraphs": [{"context": "Paris is in France.
     {"id": "2", "question": "Why?", "is_impossible": True, "answers": []}]}]}]}
 CMRC = [{"context_id": "A", "context_text": "北京是首都。", "title": "", "qas": [
     {"query_id": "A1", "query_text": "首都？", "answers": ["北京"]}]}]
+
+WIKI = """<mediawiki><page><title>北京</title><ns>0</ns><revision><text>
+{{信息|a={{b|c}}}}'''北京'''，[[中国|中國]]首都&lt;ref&gt;书&lt;/ref&gt;。
+{|
+| 表
+|}
+-{zh-hans:软件; zh-hant:軟體}-[[File:a.jpg|[[b]]]]</text></revision></page></mediawiki>
+"""
 
 
 @dataclass(frozen=True)
@@ -203,6 +212,9 @@ def _data(place: Path) -> list[Reader]:
         "flat.jsonl": ("lines", "".join(json.dumps(each) + "\n" for each in FLAT), SquadDataset),
         "squad.json": ("json", json.dumps(SQUAD), SquadDataset),
         "cmrc.json": ("json", json.dumps(CMRC, ensure_ascii=False), SquadDataset),
+        "wiki.xml": ("text", WIKI, Texts),
+        "repaired.txt": ("text", "".join(TEXTS) + "\n\n二、Another.\n", lambda path: Texts(path, repair=True)),
+        "column.csv": ("text", 'text,label\n"good, very",+\n坏,-\n', Texts),
     }
     for name, (_, text, _) in texts.items():
         (place / name).write_text(text, encoding="utf-8", newline="")
