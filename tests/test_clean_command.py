@@ -189,7 +189,7 @@ def test_property_whatever_stops_it_nothing_is_left(news, tmp_path, stops):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_property_ctrl_c_and_a_full_disk_leave_no_file(tmp_path):
-    """The command itself, on lines that come as long as somebody writes them."""
+    """The command itself, stopped once it has begun to write."""
     big = tmp_path / "big.txt"
     big.write_text("\n\n".join(f"{text}{i}" for i in range(100) for text in NEWS), encoding="utf-8")
     command = [sys.executable, "-m", "llama.clean", str(big), "--output", "out.txt", "--near-duplicates", "0.9"]

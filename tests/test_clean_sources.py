@@ -80,7 +80,7 @@ def test_property_what_is_left_out_and_repaired_is_counted_and_not_kept(tmp_path
     assert [text.text for text in texts] == ["a"] + [" b"] * 3000
     assert tracemalloc.get_traced_memory()[1] < 250_000
     tracemalloc.stop()
-    left_out, repaired = texts.steps["wrong, left out by --skip-bad"], texts.steps[
+    left_out, repaired = texts.steps["wrong (--skip-bad)"], texts.steps[
         "lines read without bytes that were wrong"]
     assert left_out.dropped == repaired.changed == 3000 and len(left_out.examples) == len(repaired.examples) == 3
     assert "a.jsonl:2: the field 'text' is 5" in left_out.examples[0] and "a.jsonl:3002 " in repaired.examples[0]
@@ -115,6 +115,8 @@ def test_two_ways_a_repaired_file_is_read_as_by_its_encoding(tmp_path):
     texts = Texts(path, repair=True)
     assert [text.text for text in texts] == [text.text for text in Texts(path, encoding="gb18030")] == lines
     assert texts.steps["lines read as GB18030"].changed == 4
+    path = _file(tmp_path, "a.json", '[{"text": "人民日报"},\n {"text":\n "同胞们"}]'.encode("gb18030"))
+    assert [text[0] for text in _read(path, repair=True)] == ["人民日报", "同胞们"]
 
 
 def test_property_halves_of_characters_are_let_be_by_repair_alone(tmp_path):

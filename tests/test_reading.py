@@ -29,6 +29,17 @@ def test_refusal_what_is_wrong_is_refused_unless_it_is_skipped(tmp_path, caplog)
     assert not caplog.records
 
 
+def test_worked_example_a_subclass_reads_what_cannot_be_decoded(tmp_path):
+    class Latin(Reading):
+        def undecodable(self, line, what):
+            self.note(what.partition(": byte ")[0], what)
+            return line.decode("latin-1")
+
+    path, reading = _file(tmp_path, b"a\ncaf\xe9\n", "a.txt"), Latin()
+    assert list(numbered_lines(path, reading)) == [(1, "a"), (2, "café")] and list(reading.notes) == [f"{path}:2"]
+    assert reading.position() == path.stat().st_size
+
+
 @pytest.mark.parametrize(("kind", "name", "content", "bad", "places"), [
     (LanguageModelingDataset, "a.txt", b"one\n\ntw\xff\n\nthree\n", "a.txt:3: byte 3", ["1", "5"]),
     (LanguageModelingDataset, "a.jsonl", '{"text": "a"}\n{"text": 5}\n{"text": \n{"text": "b"}\n',

@@ -188,7 +188,7 @@ class _Counting(Reading):
     def wrong(self, what: Any) -> None:
         if not self.skip_bad:
             return super().wrong(what)
-        self.steps.setdefault("wrong, left out by --skip-bad", Step()).drop("", str(what))
+        self.steps.setdefault("wrong (--skip-bad)", Step()).drop("", str(what))
 
     def undecodable(self, line: bytes, what: str) -> str | None:
         if not self.repair:

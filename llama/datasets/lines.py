@@ -121,8 +121,7 @@ def _remedy(line: bytes, encoding: str, *, flag: bool) -> str:
 
 def _whole(path: Path, reading: Reading) -> str:
     """A file that is read all at once: without a line that is wrong nothing of it could be read."""
-    strict = Reading(reading.encoding, skip_bad=False if reading.has_flags else None)
-    return "\n".join(line for _, line in numbered_lines(path, strict))
+    return "\n".join(line for _, line in numbered_lines(path, reading.strict()))
 
 
 def _is_json(line: str) -> bool:

@@ -5,6 +5,7 @@ What is wrong is refused with its place. With `skip_bad` the rest is read withou
 Try: let `wrong` only count; tests/test_reading.py (test_refusal_what_is_wrong_is_refused_unless_it_is_skipped) fails.
 """
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +41,12 @@ class Reading:
     def undecodable(self, line: bytes, what: str) -> str | None:
         """A line is not of the encoding, as `what` says: None goes on without it. A subclass may know better."""
         self.wrong(what)
+
+    def strict(self) -> "Reading":
+        """The same, and nothing that is wrong is left out."""
+        strict = copy.copy(self)
+        strict.skip_bad = False if self.has_flags else None
+        return strict
 
     def watch(self, position: Callable[[], int]) -> None:
         """A file was opened, and says so how far it is read."""
