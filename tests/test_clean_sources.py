@@ -43,6 +43,8 @@ def _read(*files, **options):
 def test_worked_examples_of_files(tmp_path, name, content, options, texts, packing):
     pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[packing]
     assert _read(_file(tmp_path, name + packing, pack(content.encode())), **options) == texts
+    if name == "a.xml":                                             # as the parts of a dump are called
+        assert _read(_file(tmp_path, f"{name}-p1p187712{packing}", pack(content.encode())), **options) == texts
 
 
 def test_property_files_come_in_their_order_and_how_far_they_are_read_is_known(tmp_path):

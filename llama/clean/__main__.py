@@ -24,18 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from llama.clean.han import Converter
-from llama.clean.sources import Text, Texts
-from llama.clean.steps import CleanConfig, Cleaner, Step, held_out
-from llama.datasets.text_files import PACKINGS, ending
-from llama.runtime import cli
-from llama.runtime.destinations import file_to_write
-from llama.runtime.interrupt import signals_raise
-from llama.runtime.progress import display_width, pad_to_width
-from llama.runtime.ranges import Range, check_ranges
-from llama.runtime.terminal import say
-from weights.formats.atomic_write import atomic_file
-from weights.formats.paths import data_files, resolve
+from llama.runtime.interrupt import quiet_start, signals_raise
+
+with quiet_start(__name__):
+    from llama.clean.han import Converter
+    from llama.clean.sources import Text, Texts
+    from llama.clean.steps import CleanConfig, Cleaner, Step, held_out
+    from llama.datasets.text_files import PACKINGS, ending
+    from llama.runtime import cli
+    from llama.runtime.destinations import file_to_write
+    from llama.runtime.progress import display_width, pad_to_width
+    from llama.runtime.ranges import Range, check_ranges
+    from llama.runtime.terminal import say
+    from weights.formats.atomic_write import atomic_file
+    from weights.formats.paths import data_files, resolve
 
 HELD_OUT = "-held-out"                                              # in the name of the second file
 WRITTEN = (".jsonl", ".txt")

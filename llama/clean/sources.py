@@ -34,8 +34,14 @@ LOOKED_AT = 20                                                      # lines, bef
 MANY_LINES = 1000
 EVERY = 0.3                                                         # seconds between two looks at the progress
 _GB18030 = "gb18030"
+_PART_OF_A_DUMP = re.compile(r"(?<=\.xml)-p\d+p\d+$")
 _ASCII = bytes(range(128))
 _SIDE_BY_SIDE = re.compile(r"[^\x00-\x7f]{2}")
+
+
+def _kind(path: Path) -> str:
+    """The ending that says what a file holds; that of a part of a dump, .xml-p1p187712.bz2, is .xml."""
+    return _PART_OF_A_DUMP.sub("", ending(path))
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Texts:
         self._before, seen = 0, {}
         self.paths = []
         for path in named_files(files, "or ".join(f"{each} " for each in ENDINGS).strip()):
-            if ending(path) not in ENDINGS:
+            if _kind(path) not in ENDINGS:
                 raise ValueError(f"{path}: texts are read from {', '.join(ENDINGS)} files, also packed; give it the "
                                  "ending of what it holds")
             for _ in self._goes_on(self._look, path):
@@ -120,7 +126,7 @@ class Texts:
             yield
 
     def _read(self, path: Path) -> Iterator[Text]:
-        kind = ending(path)
+        kind = _kind(path)
         if kind == ".txt":
             return self._documents(path)
         if kind == ".xml":
