@@ -1,6 +1,7 @@
 """SentencePiece grown by the pieces of other models: scores by which all of them are made, and old text as it was."""
 
 import random
+from pathlib import Path
 
 import pytest
 from test_spm import TEXTS
@@ -11,6 +12,7 @@ from tokenizer.spm_extend import append_pieces, dead_pieces, extend_pieces
 from tokenizer.spm_model import build_model, read_model, write_model
 from tokenizer.spm_train import train_spm
 
+CHINESE_LLAMA = Path(__file__).parent / "fixtures" / "chinese-llama"
 CHINESE = ["今天天气很好，我们今天去公园。公园里的人很多，天气很好。", "我们去北京，北京的天气12月很好，low 今天。"] * 4
 
 
@@ -46,6 +48,13 @@ def test_worked_example_of_scores_by_hand():
     assert grown.pieces[5:] == ["民共", "人民共和国", "共和", "人民共和"] and not dead_pieces(grown)
     assert grown._model.scores[5:] == [-2.0, -3.0, -4.0, -5.0]      # below both old ones
     assert grown.spelling("人民共和国".encode()) == [6] and like.spelling("人民".encode()) == [3]
+
+
+def test_two_ways_appended_pieces_are_the_same_file_as_by_protocol_buffers():
+    """tests/fixtures/chinese-llama/make.py made it."""
+    base, chinese, merged = ((CHINESE_LLAMA / f"{name}.model").read_bytes() for name in ("base", "chinese", "merged"))
+    grown = append_pieces(SentencePieceTokenizer(base), [read_model(chinese)])
+    assert grown.model_file() == merged and grown.vocab_size == 360 > grown.first_new_id == 340
 
 
 def test_worked_example_no_step_is_made_of_ascii():
