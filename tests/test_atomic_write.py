@@ -47,11 +47,27 @@ def test_property_whatever_stops_a_replacement_one_of_the_two_folders_is_there(
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_property_of_several_files_the_last_is_there_with_all_that_belongs_to_it(tmp_path, monkeypatch):
+    def once(*names):
+        monkeypatch.setattr(os, "replace", stopped)
+        usual(*names)
+
+    def stopped(*names):
+        raise KeyboardInterrupt
+
+    usual = os.replace
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(KeyboardInterrupt), atomic_files(tmp_path / "new", "a.gguf") as partial:
+        for name in ("a.gguf", "a.gguf.certificate.json", "tokenizer.bin"):
+            (partial / name).touch()
+    assert os.listdir(tmp_path / "new") == ["a.gguf.certificate.json"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_refusal_of_a_full_disk_names_what_was_to_be_written(tmp_path, code):
     failure = OSError(code, os.strerror(code))                      # as write() raises it: without a name
     with pytest.raises(RuntimeError, match=f"/new/model.gguf cannot be written: {os.strerror(code)}; nothing"):
-        with atomic_files(tmp_path / "new") as partial, atomic_file(partial / "model.gguf"):
+        with atomic_files(tmp_path / "new", "model.gguf") as partial, atomic_file(partial / "model.gguf"):
             raise failure
     with pytest.raises(RuntimeError, match="/folder/config.json cannot be written"):
         with atomic_folder(tmp_path / "folder") as outer, atomic_folder(outer) as inner, \
@@ -87,7 +103,7 @@ def test_worked_example_hidden_names_and_what_they_become():
 WRITERS = {
     "file": "with atomic_file(folder / 'x') as file: file.write(b'half'); die()",
     "folder": "with atomic_folder(folder / 'x') as new: (new / 'y').write_bytes(b'half'); die()",
-    "files": "with atomic_files(folder) as new: (new / 'x').write_bytes(b'half'); die()",
+    "files": "with atomic_files(folder, 'x') as new: (new / 'x').write_bytes(b'half'); die()",
     "scratch": "with scratch_folder(folder, 'x') as new: (new / 'y').write_bytes(b'half'); die()",
     "between the renames": "atomic_write.os.rename = lambda a, b, rename=os.rename: (rename(a, b), die())\n"
                            "with atomic_folder(folder / 'x') as new: (new / 'y').write_bytes(b'new')",

@@ -138,7 +138,8 @@ def convert(source: str | Path, destination: str | Path, *, to: str = "", dtype:
     reading = read_naively(read, text) if _writes_text(read.ledger, config.tie_word_embeddings) else None
     check_disk(destination, written_bytes(form, read.ledger), "what is written", ELSEWHERE)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = atomic_folder(destination) if form.kind in FOLDERS else atomic_files(destination.parent)
+    staging = atomic_folder(destination) if form.kind in FOLDERS else \
+        atomic_files(destination.parent, last=destination.name)
     with staging as hidden:
         made = hidden if form.kind in FOLDERS else hidden / destination.name
         written: list[Written] = []

@@ -57,17 +57,18 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_files(folder: str | Path) -> Iterator[Path]:
+def atomic_files(folder: str | Path, last: str) -> Iterator[Path]:
     """A hidden folder to fill beside files that belong together; each is moved into `folder` when all are complete.
 
     They replace older ones of their names, one after the other: a certificate knows its files by their sha256, so it
-    never vouches for one of another conversion. Raises WriteError if the disk is full or broken.
+    never vouches for one of another conversion. The one called `last` comes last: it is there with all that belongs to
+    it. Raises WriteError if the disk is full or broken.
     """
     folder = Path(os.path.abspath(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with _failures_of(folder), scratch_folder(folder) as partial:
         yield partial
-        for path in sorted(partial.iterdir()):
+        for path in sorted(partial.iterdir(), key=lambda path: (path.name == last, path.name)):
             _sync(path)
             os.replace(path, folder / path.name)
         _sync(folder)
