@@ -75,7 +75,7 @@ def main() -> None:
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
     for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
-        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows"))
+        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows", "score"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
     parser.table = recipes.table()

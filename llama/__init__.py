@@ -29,6 +29,7 @@ LAZY_EXPORTS = {
     "SegmentationTask": "llama.tasks.tagging",
     "QuestionAnsweringTask": "llama.tasks.question_answering",
     "task_of": "llama.tasks.task_of",
+    "MultipleChoiceTask": "llama.tasks.multiple_choice",
     "ZeroShot": "llama.zero_shot.zero_shot",
     "nearest": "llama.word_vectors",
     "Trainer": "llama.trainer",

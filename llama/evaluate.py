@@ -3,6 +3,7 @@
     python -m llama.evaluate --task sentiment --adapter adapters/mine --data test.tsv --show-errors 20
     python -m llama.evaluate --task sentiment --zero-shot --labels positive=好评,negative=差评 --data test.tsv
     python -m llama.evaluate --task ner --zero-shot --few-shot 3 --examples train.txt --data test.txt
+    python -m llama.evaluate --task multiple-choice --few-shot 5 --data examples/multiple-choice
 
 Try: weigh batches equally instead of by targets; tests/test_evaluate.py fails on ragged lengths.
 """
@@ -38,7 +39,8 @@ def main() -> None:
         most=("data", "task", "model", "adapter", "labels", "zero-shot", "few-shot", "examples", "limit", "batch-size",
               "predictions", "show-errors", "json"),
         example="python -m llama.evaluate --task sentiment --adapter adapters/mine --data test.tsv")
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="what to score on")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="what to score on; of "
+                        "multiple-choice also a folder with test/ and dev/")
     parser.add_argument("--limit", type=Range(0, MANY), default=0, metavar="N",
                         help="N examples, drawn by --seed; 0: all")
     parser.add_argument("--batch-size", type=Range(1, 65_536), default=8, metavar="N", help="samples at a time")
@@ -53,31 +55,40 @@ def main() -> None:
                            "task: labels by their likelihood, answers and entities copied from the text")
     untrained.add_argument("--few-shot", type=Range(0, 10_000), default=0, metavar="K",
                            help="the same, with K examples in front")
-    untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by --seed")
+    untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by "
+                           "--seed; for multiple-choice the first of each subject, by default of the folder's dev/")
     cli.add_flags(parser, flags.TaskFlags)
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     arguments = parser.parse_args()
 
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
-    untrained = arguments.zero_shot or arguments.few_shot > 0
-    if (arguments.few_shot > 0) != bool(arguments.examples):
+    task, dataset = flags.task_and_dataset(task_flags)
+    untrained = arguments.zero_shot or arguments.few_shot > 0 or not task.trained
+    if (arguments.few_shot > 0) != bool(arguments.examples) and (task.trained or not arguments.few_shot):
         raise ValueError("--few-shot K takes K examples from the files of --examples; give both, or neither")
     if untrained and task_flags.attention != "auto":
         raise ValueError(f"--attention {task_flags.attention}: without training the model writes, and sees what is "
                          "before alone; leave it out")
     if task_flags.words and not untrained:
         raise ValueError("--labels NAME=WORD says what a prompt calls a label; without --zero-shot there is none")
-    task, dataset = flags.task_and_dataset(task_flags)
     if isinstance(task, TextGenerationTask) and (arguments.predictions or arguments.show_errors):
         raise ValueError(f"--predictions and --show-errors are about answers; --task {task_flags.task} has none")
+    whole = None
     if untrained:
-        examples = few(dataset(arguments.examples), arguments.few_shot, arguments.seed) if arguments.few_shot else []
+        examples = []
+        if arguments.few_shot:
+            pool = dataset(arguments.examples) if arguments.examples else None
+            if task.trained:
+                examples = few(pool, arguments.few_shot, arguments.seed)
+            else:                                                   # the data has examples of its own
+                whole = dataset(arguments.data)
+                examples = whole.shots(arguments.few_shot, pool)
         shot = ZeroShot(task, examples, words=task_flags.words, request=task_flags.request,
                         chat_format=task_flags.chat_format or None,
                         variables=template_variables(task_flags.template_args))
-    data = some(dataset(arguments.data), arguments.limit, arguments.seed)
+    data = some(whole or dataset(arguments.data), arguments.limit, arguments.seed)
     task.check(data)
-    purpose = "measure" if task_flags.task in MEASURED and not untrained else "find"
+    purpose = "measure" if task_flags.task in MEASURED and not untrained or not task.trained else "find"
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose=purpose)
     if untrained:
         results = shot.results(model, data, max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)

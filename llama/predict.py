@@ -45,7 +45,7 @@ with quiet_start(__name__):
 FINDING = {"classification": "classification", "sentiment": "classification", "ner": "ner",
            "segmentation": "segmentation", "qa": "qa"}              # --task -> the name of its task
 WRITING = ("summarization", "translation")
-UNUSED = ("task", "attention", "pooling", "scheme", "overlap", "documents", "period")   # the folder's, or no text's
+UNUSED = ("task", "attention", "pooling", "scheme", "overlap", "documents", "period", "score")  # not about one text
 ASKED = ("labels", "multi_label", "request", "chat_format", "template_args")
 AROUND = 40                                                         # characters of a context that are shown
 

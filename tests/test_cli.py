@@ -173,7 +173,9 @@ def test_refusal_of_flags_that_are_another_tasks():
                          ({"task": "summarization", "attention": "full"}, "whoever learns to write must not see"),
                          ({"task": "qa", "pooling": "mean"}, "--pooling mean: only whole texts are scored by one row"),
                          ({"task": "segmentation", "scheme": "BMES"}, "only --task ner has a choice of tags"),
-                         ({"task": "opinion", "multi_label": True}, "has no several labels")):
+                         ({"task": "opinion", "multi_label": True}, "has no several labels"),
+                         ({"task": "qa", "score": "text"}, "only the options of --task multiple-choice are weighed"),
+                         ({"task": "multiple-choice", "columns": ("question",)}, "its tables name their columns")):
         with pytest.raises(ValueError, match=words):
             flags.TaskFlags(**chosen)
     chosen = flags.TaskFlags(task="sentiment", labels=("good=好评", "bad"))

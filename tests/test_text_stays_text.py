@@ -34,10 +34,12 @@ from llama.sampling import SamplingConfig
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
+from llama.tasks.multiple_choice import MultipleChoiceTask
 from llama.tasks.opinion import OpinionTask
 from llama.tasks.pairs import SummarizationTask, TranslationTask
 from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask, SegmentationTask
+from llama.word_vectors import WordVectors
 from llama.zero_shot import extraction, label_scoring
 from llama.zero_shot.constrained_decoding import Written
 from llama.zero_shot.zero_shot import ZeroShot
@@ -271,6 +273,17 @@ def answers(model, folder, a, b):
                                                                                     model.tokenizer))
 
 
+def choices(model, folder, a, b):
+    asked, rows = {"question": a, "options": {"A": b, "B": a + b}, "answer": "B", "subject": ""}, []
+    for score in ("letter", "text"):
+        for shots, request in (([], ""), ([asked], b)):
+            asker = ZeroShot(MultipleChoiceTask(score), shots, request=request).asker
+            asker.open(model)
+            prefix, options = asker.encoded(asked)
+            rows += [prefix, *options.values()]
+    return [*rows, *(WordVectors(model, [word]).ids[0] for word in (a, b, a + b))]
+
+
 def conversations(name):
     """A chat format with texts in every role, from files of both kinds, and its ways to ask."""
     system = [] if name == "llama-2" else [{"role": "system", "content": "Be brief."}]
@@ -358,6 +371,7 @@ def asked(name):
 
 # A chat format that is new, or a template, is a line here.
 WAYS = {"plain": plain, "documents": documents, "classes": classes, "tags": tags, "answers": answers,
+        "choices": choices,
         **{f"{name}, learned": conversations(name) for name in FORMATS},
         **{f"{name}, asked": asked(name) for name in FORMATS}}
 

@@ -17,6 +17,7 @@ from llama.checkpoint import PretrainedLlama
 from llama.datasets.columns import ColumnDataset
 from llama.datasets.instructions import InstructionDataset
 from llama.datasets.language_modeling import LanguageModelingDataset
+from llama.datasets.multiple_choice import MultipleChoiceDataset
 from llama.datasets.records import RecordDataset
 from llama.datasets.squad import SquadDataset
 from llama.datasets.text_files import checked_encoding
@@ -34,6 +35,7 @@ from llama.runtime.terminal import say
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
+from llama.tasks.multiple_choice import MultipleChoiceTask
 from llama.tasks.opinion import OpinionTask
 from llama.tasks.pairs import SummarizationTask, TranslationTask
 from llama.tasks.question_answering import QuestionAnsweringTask
@@ -80,9 +82,9 @@ class TaskFlags:
     """What the data means."""
 
     task: Annotated[Literal["instruction", "generation", "summarization", "translation", "classification", "sentiment",
-                            "opinion", "ner", "segmentation", "qa"],
-                    "instruction, summarization, translation: learn answers; generation: all text; the others: "
-                    "labels"] = "instruction"
+                            "opinion", "ner", "segmentation", "qa", "multiple-choice"],
+                    "instruction, summarization, translation: learn answers; generation: all text; multiple-choice: "
+                    "measured, never learned; the others: labels"] = "instruction"
     max_length: Annotated[int, "tokens of a sample, or of a block of text, at most", Range(2, MOST_TOKENS)] = 512
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
     overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again",
@@ -105,6 +107,8 @@ class TaskFlags:
                       "calls one; default: those of the model, or of the data that is learned"] = ()
     request: Annotated[str, "what a prompt asks, before the text; default: ours, in the language of the text"] = ""
     scheme: Annotated[Literal["BIO", "BMES"], "ner: tags that a new head learns, whatever those of the data"] = "BIO"
+    score: Annotated[Literal["letter", "text"], "multiple-choice: whether the letter of each option is weighed, or its "
+                     "text"] = "letter"
     period: Annotated[Literal["day", "week", "month", "year"], "opinion: what shares are followed over"] = "month"
 
     @property
@@ -139,6 +143,13 @@ class TaskFlags:
                              f"--task {self.task}")
         if self.scheme != "BIO" and self.task != "ner":
             raise ValueError(f"--scheme {self.scheme}: only --task ner has a choice of tags; leave it out")
+        if self.score != "letter" and self.task != "multiple-choice":
+            raise ValueError(f"--score {self.score}: only the options of --task multiple-choice are weighed; leave it "
+                             "out")
+        if self.task == "multiple-choice" and (self.columns or self.header != "auto"
+                                               or self.max_length != TaskFlags.max_length):
+            raise ValueError("--columns, --header and --max-length mean nothing to --task multiple-choice: its tables "
+                             "name their columns, and its questions are never cut; leave them out")
         if self.overlap and self.task != "generation":
             raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
                              "it out")
@@ -282,6 +293,8 @@ def base_of(flags: ModelFlags) -> str:
 
 def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]:
     """The task that `--task` names, and what makes its data set from files."""
+    if flags.task == "multiple-choice":
+        return MultipleChoiceTask(flags.score), lambda files: MultipleChoiceDataset(*data_files(files), **flags.reading)
     if flags.task not in WRITING:
         return _task_of_labels(flags)
     options = {"chat_format": flags.chat_format or None, "max_length": flags.max_length,

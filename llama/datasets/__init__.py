@@ -14,6 +14,8 @@
     tagged_words.py         the People's Daily's lines, word/tag
     tags.py                 BIO and BMES: spans, conversions, which tag may follow which
     squad.py                SQuAD and CMRC, .json                   -> {"question", "context", "answers", "place", …}
+    multiple_choice.py      CMMLU and C-Eval, .csv, folders         -> {"question", "options", "answer", "subject", …}
+    words.py                lists of words, questions of analogy
     token_file.py           text turned into ids once, memory-mapped afterwards
     split.py                parts of a data set, near-duplicates on one side
 

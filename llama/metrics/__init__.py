@@ -6,6 +6,7 @@
     spans.py            entities of tagged sentences (conlleval), words of segmented ones
     answers.py          exact match and F1 of answers, as SQuAD and CMRC define them
     overlap.py          generated texts: ROUGE-1, ROUGE-2, ROUGE-L, chrF, BLEU
+    intervals.py        how far a share may be off by chance
     language.py         Chinese or not: which definition of a word and of a match
 
 Shares are from 0 to 1; chrF and BLEU are from 0 to 100, as they are printed everywhere. `make parity` compares all of

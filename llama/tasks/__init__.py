@@ -9,6 +9,7 @@
     opinion.py             the same for texts with dates: which share holds which opinion, and how that changes
     tagging.py             a tag for every token: entities, words; viterbi.py, the best legal row
     question_answering.py  the piece of a text that answers a question, or none
+    multiple_choice.py     which option is right: a measure, scored by subject, with error bars
     task_of.py      which of those with labels a model was tuned for
 
 Try: write a task whose `encode` learns every second token; with `show_sample` of inspect_samples.py look at what it

@@ -87,10 +87,12 @@ class Task:
 
     checks  names in llama/training/data_checks.py of what must hold of every sample before it is trained on
     packs   whether a sample may hold the end of one document and the beginning of the next
+    trained  whether there is anything to learn; what is no such task is asked alone
     """
 
     checks: tuple[str, ...] = ("masked", "doubled-bos", "vocabulary")
     packs = False
+    trained = True
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
         """One example of a data set as ids, and which of them are learned."""

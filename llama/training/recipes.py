@@ -12,6 +12,8 @@ Try: let `complete` replace what was given; tests/test_recipes.py (test_property
 import argparse
 from typing import NamedTuple
 
+from llama.tasks.multiple_choice import NEVER
+
 WAYS = ("lora", "last", "all")                                      # of tuning: an adapter, the last blocks, everything
 
 
@@ -50,7 +52,12 @@ def way_of(arguments: argparse.Namespace) -> str:
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    """Give --epochs, --batch-size and --lr, where they were left out, the values of task and way of tuning."""
+    """Give --epochs, --batch-size and --lr, where they were left out, the values of task and way of tuning.
+
+    Raises ValueError for a task that has none: it measures, and is not learned.
+    """
+    if arguments.task not in RECIPES:
+        raise ValueError(NEVER)
     recipe = RECIPES[arguments.task]
     rate = recipe.lr[WAYS.index(way_of(arguments))]
     for name, value in zip(FLAGS, (recipe.epochs, recipe.batch_size, rate), strict=True):

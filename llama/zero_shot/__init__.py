@@ -4,6 +4,7 @@
     prompting.py             what all questions share: a prompt with its examples
     label_scoring.py         classification, sentiment, opinion: each label scored by its likelihood
     extraction.py            question answering, entities, words of Chinese texts: pieces copied from the text
+    multiple_choice.py       which option of a question: letters or texts scored by their likelihood
     constrained_decoding.py  which ids may come next, so that what is written stays a piece of a text
 
 Summaries, translations and instructions are asked for as the tuned task asks (llama/tasks/pairs.py).

@@ -17,11 +17,13 @@ from llama.checkpoint import PretrainedLlama
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.instruction import InstructionTask
 from llama.tasks.labelled import Example, Result
+from llama.tasks.multiple_choice import MultipleChoiceTask
 from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask, SegmentationTask
 from llama.tasks.task import Task
 from llama.zero_shot.extraction import Answers, Entities, Words
 from llama.zero_shot.label_scoring import Labels
+from llama.zero_shot.multiple_choice import Choices
 from llama.zero_shot.prompting import Generative, PromptedPredictor
 
 
@@ -39,7 +41,7 @@ class ZeroShot:
     def __init__(self, task: Task, examples: Sequence[Example] = (), *, words: Mapping[str, str] | None = None,
                  request: str = "", chat_format: str | None = None, variables: Mapping[str, Any] | None = None):
         kinds = {ClassificationTask: Labels, NERTask: Entities, SegmentationTask: Words,
-                 QuestionAnsweringTask: Answers, InstructionTask: Generative}
+                 QuestionAnsweringTask: Answers, InstructionTask: Generative, MultipleChoiceTask: Choices}
         kind = next((asker for each, asker in kinds.items() if isinstance(task, each)), None)
         if kind is None:
             raise ValueError("text generation asks nothing of a text; its scores need no training, leave zero-shot out")

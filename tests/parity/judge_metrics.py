@@ -140,3 +140,11 @@ def rouge(request):
         scores = [scorer.score(right, found) for found, right in zip(a, b, strict=True)]
         answers.append([sum(each[name].fmeasure for each in scores) / len(scores) for name in names])
     return answers
+
+
+def wilson(request):
+    """[right, count] -> the ends of Wilson's interval of 95 %."""
+    from scipy.stats import binomtest
+
+    intervals = [binomtest(right, n).proportion_ci(0.95, method="wilson") for right, n in request["cases"]]
+    return [[each.low, each.high] for each in intervals]

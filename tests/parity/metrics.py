@@ -1,4 +1,4 @@
-"""Scores, against scikit-learn, torchmetrics, seqeval, sacrebleu, rouge-score, NLTK and difflib.
+"""Scores, against scikit-learn, torchmetrics, seqeval, sacrebleu, rouge-score, NLTK, scipy and difflib.
 
 1,000 random cases each, of both languages, broken tag rows and empty texts among them. Left out, because definitions
 part there: for CMRC English contractions and quotations, which NLTK splits and we do not; for ROUGE letters beyond
@@ -14,6 +14,7 @@ from llama.datasets.tags import spans_of, tags_of
 from llama.metrics.answers import answer_scores
 from llama.metrics.calibration import expected_calibration_error
 from llama.metrics.classification import classification_scores, confusion_matrix, multilabel_scores
+from llama.metrics.intervals import wilson_interval
 from llama.metrics.overlap import bleu, chrf, rouge_scores
 from llama.metrics.spans import entity_counts, entity_scores, word_scores
 from tests.parity.judges import Check, Judges
@@ -33,6 +34,9 @@ def checks(judges: Judges) -> Iterator[Check]:
     yield from _tags(judges, rng)
     yield from _answers(judges, rng)
     yield from _texts(judges, rng)
+    counts = [(rng.randint(0, n), n) for n in (rng.randint(1, 500) for _ in range(CASES))]
+    yield _check(judges, "Wilson's interval of a share", "scipy", "wilson", counts,
+                 lambda right, n: [*wilson_interval(right, n, z=1.959963984540054)])
 
 
 def _labels(judges: Judges, rng: random.Random) -> Iterator[Check]:
