@@ -228,6 +228,7 @@ def test_worked_example_the_commands(tiny_model, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr()
     trained = json.loads(out.out.splitlines()[-1])["eval"]
     assert "python -m llama.evaluate --adapter a --model tiny --task sentiment --data FILE" in out.err
+    assert "python -m llama.predict --adapter a --model tiny TEXT" in out.err
     monkeypatch.setattr("sys.argv", ["evaluate", "--task", "sentiment", "--adapter", "a", "--predictions", "p.jsonl",
                                      "--show-errors", "3", "--json", *common])
     evaluate_main()

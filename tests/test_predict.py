@@ -2,8 +2,10 @@ import io
 import json
 import os
 import sys
+import threading
 
 import pytest
+import torch
 
 import finetune
 import llama
@@ -40,17 +42,27 @@ def command(monkeypatch, capsys, *arguments, stdin=b""):
     return capsys.readouterr()
 
 
-@pytest.fixture
-def folder(tiny_model, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tiny_tokenizer, tmp_path_factory):
     """tiny/, and in adapter/ what it learned of reviews."""
-    monkeypatch.chdir(tmp_path)
-    tiny_model.save("tiny")
-    (tmp_path / "t.tsv").write_text("天气很好。\tpos\nThe dog sleeps.\tneg\n" * 4, encoding="utf-8")
-    monkeypatch.setattr("sys.argv", ["finetune.py", "--lora", "--task", "sentiment", "--data", "t.tsv", "--model",
-                                     "tiny", "--output", "adapter", "--max-length", "64", "--epochs", "3", "--lr",
-                                     "0.02", "--device", "cpu"])
-    finetune.main()
-    return tmp_path
+    place = tmp_path_factory.mktemp("predict")
+    torch.manual_seed(0)
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size), tiny_tokenizer)
+    (place / "t.tsv").write_text("天气很好。\tpos\nThe dog sleeps.\tneg\n" * 4, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        model.save("tiny")
+        patch.setattr("sys.argv", ["finetune.py", "--lora", "--task", "sentiment", "--data", "t.tsv", "--model", "tiny",
+                                   "--output", "adapter", "--max-length", "64", "--epochs", "3", "--lr", "0.02",
+                                   "--device", "cpu"])
+        finetune.main()
+    return place
+
+
+@pytest.fixture
+def folder(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
 
 
 @pytest.mark.parametrize(("kind", "options", "data", "asked"), KINDS, ids=lambda each: getattr(each, "__name__", ""))
@@ -106,17 +118,27 @@ def test_property_a_line_is_answered_before_the_next_is_written(tiny_model, monk
     ClassificationTask().prepare(tiny_model, REVIEWS)
     read, write = os.pipe()
     monkeypatch.setattr(sys, "stdin", open(read, encoding="utf-8"))         # noqa: SIM115
-    flags = TaskFlags(task="classification", max_length=96)
-    found = predict.answers(tiny_model, flags, in_batches(predict.inputs("classification", [], [], None, flags), 8),
-                            max_new_tokens=4)
-    os.write(write, "天气".encode() + "很".encode()[:1])
-    os.write(write, "很".encode()[1:] + b"\n")
-    assert next(found)[:2] == ("standard input:1", "天气很")
-    os.write(write, b"\nThe dog\r\nThe fox")
-    assert next(found)[:2] == ("standard input:3", "The dog")
-    os.close(write)
-    assert [each[:2] for each in found] == [("standard input:4", "The fox")]
+    flags, answered, waited = TaskFlags(task="classification", max_length=96), threading.Event(), []
+
+    def writes():
+        for piece in ("天气很".encode()[:-1], "很".encode()[-1:] + b"\n", b"\nThe dog\r\nThe fox"):
+            os.write(write, piece)
+            if b"\n" in piece:
+                waited.append(answered.wait(20))                    # or whoever waits for more would wait forever
+                answered.clear()
+        os.close(write)
+
+    writer = threading.Thread(target=writes)
+    writer.start()
+    found = []
+    for place, text, _ in predict.answers(
+            tiny_model, flags, in_batches(predict.inputs("classification", [], [], None, flags), 8), max_new_tokens=4):
+        found.append((place, text))
+        answered.set()
+    writer.join()
     sys.stdin.close()
+    assert waited == [True, True]
+    assert found == [("standard input:1", "天气很"), ("standard input:3", "The dog"), ("standard input:4", "The fox")]
 
 
 def test_worked_example_long_texts_are_counted_once(folder, monkeypatch, capsys):

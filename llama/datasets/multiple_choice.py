@@ -9,7 +9,8 @@
 A test whose answers are kept secret, as C-Eval's are, cannot be scored: then FOLDER/val is taken, which is said.
 
 Try: read what is in dev/ as questions, too; tests/test_multiple_choice.py
-(test_two_ways_both_layouts_hold_the_same_questions) fails: whoever has seen the answers is no longer tested.
+(test_worked_example_a_folder_asks_what_is_in_test_and_shows_what_is_in_dev) fails: whoever has seen the answers is no
+longer tested.
 """
 
 import logging
