@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import llama
+from llama.checkpoint import PretrainedLlama
 from llama.datasets.tags import spans_of
 from llama.evaluate import few
 from llama.evaluate import main as evaluate_main
@@ -176,3 +177,7 @@ def test_refusal_of_what_cannot_be_asked(model):
     with pytest.raises(ValueError, match="so it writes no text"):
         ZeroShot(ClassificationTask(("good", "bad"))).predict(model, ["dog"])
     assert llama.ZeroShot is ZeroShot
+    bare = PretrainedLlama(model.config)
+    for task in (ClassificationTask(("good", "bad")), llama.MultipleChoiceTask()):
+        with pytest.raises(ValueError, match="no tokenizer, so nothing can be asked of it"):
+            ZeroShot(task).results(bare, [])

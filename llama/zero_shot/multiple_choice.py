@@ -34,11 +34,9 @@ from typing import Any
 
 from llama.checkpoint import PretrainedLlama
 from llama.decoding.loglikelihood import loglikelihood
-from llama.decoding.prefix_cache import PrefixCache
 from llama.generation import encode_prompt
 from llama.tasks.labelled import Example, Result
-from llama.tasks.task import Task
-from llama.zero_shot.prompting import SLOTS, PromptedPredictor
+from llama.zero_shot.prompting import PromptedPredictor
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +58,9 @@ class Choices(PromptedPredictor):
         super().__init__(task, examples, chat_format=None, variables=None, **options)
         self.letters = task.score_by == "letter"
 
-    def open(self, model: PretrainedLlama) -> None:
-        Task.bind(self.task, model)
-        self.model, self.tokenizer = model, model.tokenizer
-        self.reader = PrefixCache(model, slots=SLOTS, vocab_size=model.tokenizer.vocab_size)
-        self.without = 0
+    def lay_out(self) -> None:
+        """As text that goes on."""
+        self.without = 0                                            # questions, so far
 
     def answers(self, dataset: Sequence[Example], **options: Any) -> list[Result]:
         """Refuses what has no room before the first question is asked."""

@@ -31,12 +31,21 @@ class PromptedPredictor:
         self.request, self.format = request, InstructionTask(chat_format, variables=variables).format
 
     def open(self, model: PretrainedLlama) -> None:
-        """For this model; what it reads is remembered from question to question."""
+        """For this model; what it reads is remembered from question to question.
+
+        Raises ValueError for a model that writes no text, or reads none.
+        """
         Task.bind(InstructionTask(), model)
+        if model.tokenizer is None:
+            raise ValueError("this model has no tokenizer, so nothing can be asked of it; give a model folder")
         self.model, self.tokenizer = model, model.tokenizer
-        self.chat = self.format(model.tokenizer)
-        self.closing = end_of_turn_id(self.chat, model.tokenizer)
+        self.lay_out()
         self.reader = PrefixCache(model, slots=SLOTS, vocab_size=model.tokenizer.vocab_size)
+
+    def lay_out(self) -> None:
+        """In which form the tokenizer writes what is asked."""
+        self.chat = self.format(self.tokenizer)
+        self.closing = end_of_turn_id(self.chat, self.tokenizer)
 
     def answer(self, example: Example) -> Result:
         """What was found in one example."""
