@@ -242,7 +242,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _program() -> str:
     """What was run, as one types it: two doors may have files of one name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    named = spec and spec.origin == sys.argv[0]                     # else somebody's program calls one of ours
+    return f"python -m {spec.name.removesuffix('.__main__')}" if named else Path(sys.argv[0]).name
 
 
 _WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
