@@ -147,7 +147,7 @@ class Trainer:
             torch.manual_seed(config.seed + distributed.rank())     # dropout differs between processes
         memory_of_step = what_fits.watch_memory(self)
         self.optimizer.zero_grad()                                  # what a run that failed has left
-        progress = Progress(0 if self._by_the_clock() else self.total_steps, "step")
+        progress = Progress(self.total_steps, "step")
         if self.eval_samples is not None and self.step == 0:
             self._evaluate(progress)                                # to be held against, not of the run's minutes
         before = self.seconds
@@ -269,8 +269,8 @@ class Trainer:
         return max(by_steps, self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0)
 
     def _by_the_clock(self) -> bool:
-        """Whether nobody asked for a number of steps: then minutes end the run, long before so many epochs do."""
-        return bool(self.config.minutes) and not self.config.max_steps
+        """Whether minutes end the run before its steps do, at the speed so far."""
+        return 0 < 60 * self.config.minutes < self.seconds / max(self.step, 1) * self.total_steps
 
     def _out_of_time(self) -> bool:
         return 0 < self.config.minutes * 60 <= self.seconds
@@ -299,11 +299,12 @@ class Trainer:
             self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm,
                              "tokens": self.tokens, "seconds": round(self.seconds, 3)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
+        progress.total = 0 if self._by_the_clock() else self.total_steps
         if progress.live:
             done = self._fraction_done()
             progress.show(self.step, text, left=self.seconds * (1 - done) / done)
         else:
-            count = "" if self._by_the_clock() else f"/{self.total_steps}"
+            count = f"/{progress.total}" if progress.total else ""
             print(f"step {self.step}{count} {text} · lr {rate:.2e}", file=sys.stderr)
 
     def _finish(self) -> dict[str, Any]:
@@ -315,6 +316,11 @@ class Trainer:
                 raise RuntimeError(f"{crossed}; no evaluation before kept within it, so nothing is saved: mix in more "
                                    "of such text, take a lower --lr, or evaluate more often (--eval-every)")
             print(crossed, file=sys.stderr)
+        if self._out_of_time() and self.step < self.total_steps:
+            minutes, more = self.config.minutes, f"--resume --output {shlex.quote(str(self.output))} "
+            print(f"{minutes:g} minutes are over, after {self.step / self.steps_per_epoch:.2g} of {self.config.epochs} "
+                  f"epochs; more of them: the same command with {more if self.output else ''}--minutes "
+                  f"{2 * minutes:g}", file=sys.stderr)
         result_step = self.history.best_step or self.step
         if 0 < self.history.best_step < self.step:
             with self._saying_what_is_kept():

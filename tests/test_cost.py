@@ -1,5 +1,6 @@
 import argparse
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,17 @@ def test_worked_example_the_largest_batch_and_a_limit_in_minutes(tiny_model):
     assert memory_estimate.largest_batch(trainer) == (sum(s.reads for s in trainer.samples), targets)
     found = memory_estimate.time_two_steps(trainer)
     assert found["steps"] == 3 and found["seconds"] == pytest.approx(6e-5) and found["seconds_a_step"] > 0
+
+
+def test_worked_example_what_an_hour_buys_and_what_is_left_out_by_a_limit():
+    costs = {"memory": dict.fromkeys(("loading", "training", "saving"), 0), "parameters": 10, "learned": 5, "terms": {},
+             "steps": 900, "steps_per_epoch": 300, "seconds_a_step": 6.0, "seconds": 1800.0, "artefact": 0,
+             "disk": {}, "free_disk": 0}
+    rows = {line[:24].strip(): line[24:] for line in what_fits.table(costs, math.inf).splitlines()}
+    assert rows["an hour"] == "600 steps, 2 times through the data"
+    assert rows["all"] == "300 of 900 steps, 30 min 0 s, and evaluations"
+    rows = what_fits.table(costs | {"seconds": 5400.0}, math.inf)
+    assert "900 steps, 1 h 30 min, and evaluations" in rows
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["adapter", "model"])

@@ -11,7 +11,7 @@ WAYS = ({"lora": True}, {"freeze_layers": 3}, {}, {"freeze": "norms"})
 
 def _flags(**given):
     unsaid = {"epochs": None, "batch_size": None, "lr": None, "lora": False, "train_new_rows": False,
-              "freeze_layers": 0, "freeze": ""}
+              "freeze_layers": 0, "freeze": "", "minutes": None, "max_steps": 0}
     return argparse.Namespace(**(unsaid | given))
 
 
@@ -28,6 +28,14 @@ def test_property_what_is_given_stays():
     arguments = _flags(task="qa", epochs=7, lr=0.25)
     recipes.complete(arguments)
     assert (arguments.epochs, arguments.lr, arguments.batch_size) == (7, 0.25, recipes.RECIPES["qa"].batch_size)
+
+
+@pytest.mark.parametrize("given, minutes", [({}, 30), ({"epochs": 7}, 0), ({"max_steps": 9}, 0), ({"minutes": 5.0}, 5),
+                                            ({"minutes": 0.0}, 0), ({"epochs": 7, "minutes": 5.0}, 5)])
+def test_worked_example_of_a_run_that_is_bounded_by_what_was_asked_for_or_else_by_time(given, minutes):
+    arguments = _flags(task="ner", **given)
+    recipes.complete(arguments)
+    assert arguments.minutes == minutes
 
 
 def test_property_every_task_has_one_and_help_shows_it():

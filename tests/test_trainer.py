@@ -1,10 +1,13 @@
 import errno
+import itertools
 import json
 import math
 import os
 import signal
 import sys
 import unittest.mock
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -442,6 +445,19 @@ def test_worked_example_a_run_whose_best_was_deleted_goes_on_without_it(tiny_mod
     assert f"{best} is not there; what evaluates best from here on counts" in capsys.readouterr().err
     again.train()
     assert again.history.best_step > 3
+
+
+def test_worked_example_a_run_that_minutes_ended_goes_on_with_more_of_them(tiny_model, tmp_path, monkeypatch, capsys):
+    """Each look at the clock takes it ten seconds further: two steps in 15 seconds, and four in 25."""
+    ticks = itertools.count(0, 10)
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    config = TrainConfig(epochs=2, batch_size=2, lr=0.1, minutes=15 / 60, save_every=1)
+    assert _train(tiny_model, config, output=tmp_path / "x").train()["train"]["steps"] == 2
+    said = capsys.readouterr().err
+    assert f"0.25 minutes are over, after {2 / math.ceil(len(EXAMPLES) / 2):.2g} of 2 epochs; more of them: the same " \
+           f"command with --resume --output {tmp_path / 'x'} --minutes 0.5\n" in said
+    more = _train(tiny_model, replace(config, minutes=35 / 60), output=tmp_path / "x", resume=True)
+    assert more.train()["train"]["steps"] == 4
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("lr", 0.0), ("lr", math.nan), ("warmup", 2.0),

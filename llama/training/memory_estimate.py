@@ -246,7 +246,8 @@ def time_two_steps(trainer: Any) -> dict[str, Any]:
     an_epoch = seconds / tokens * mean * len(trainer.samples)
     total = an_epoch * steps / trainer.steps_per_epoch
     limit = 60 * trainer.config.minutes
-    return {"steps": steps, "seconds_a_step": total / steps, "seconds": min(total, limit) if limit else total}
+    return {"steps": steps, "steps_per_epoch": trainer.steps_per_epoch, "seconds_a_step": total / steps,
+            "seconds": min(total, limit) if limit else total}
 
 
 

@@ -1,4 +1,4 @@
-"""How each task is learned unless flags say otherwise: times through the data, texts an update, learning rates.
+"""How each task is learned unless flags say otherwise: times through the data, texts an update, learning rates, time.
 
     python finetune.py --lora --task sentiment --data train.jsonl       # is --epochs 3 --batch-size 16 --lr 0.001
 
@@ -18,11 +18,15 @@ WAYS = ("lora", "last", "all")                                      # of tuning:
 
 
 class Recipe(NamedTuple):
-    """Flags of a run, by their names; --lr by the way of tuning, in the order of WAYS."""
+    """Flags of a run, by their names; --lr by the way of tuning, in the order of WAYS.
+
+    minutes  end a run for which nobody has said how long it shall be; its learning rate is at its end then, too
+    """
 
     epochs: int
     batch_size: int
     lr: tuple[float, float, float]
+    minutes: float = 30.0
 
 
 _TEXTS = Recipe(epochs=3, batch_size=16, lr=(1e-3, 1e-4, 1e-4))
@@ -42,7 +46,7 @@ RECIPES = {
 }
 
 
-FLAGS = ("epochs", "batch_size", "lr")
+FLAGS = ("epochs", "batch_size", "lr", "minutes")
 
 
 def way_of(arguments: argparse.Namespace) -> str:
@@ -52,7 +56,7 @@ def way_of(arguments: argparse.Namespace) -> str:
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    """Give --epochs, --batch-size and --lr, where they were left out, the values of task and way of tuning.
+    """Give FLAGS that were left out the values of task and way; who gives a number of epochs or steps gets all of them.
 
     Raises ValueError for a task that has none: it measures, and is not learned.
     """
@@ -60,14 +64,15 @@ def complete(arguments: argparse.Namespace) -> None:
         raise ValueError(NEVER)
     recipe = RECIPES[arguments.task]
     rate = recipe.lr[WAYS.index(way_of(arguments))]
-    for name, value in zip(FLAGS, (recipe.epochs, recipe.batch_size, rate), strict=True):
+    minutes = recipe.minutes if arguments.epochs is None and not arguments.max_steps else 0.0
+    for name, value in zip(FLAGS, (recipe.epochs, recipe.batch_size, rate, minutes), strict=True):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
 
 
 def table() -> str:
     """All of them, for --help."""
-    lines = ["Unless given, by --task; no limit of time unless --minutes gives one:", "",
+    lines = ["Unless given, by --task; and --minutes 30, unless --epochs or --max-steps say how long it shall be:", "",
              f"  {'task':<16}{'--epochs':>9}{'--batch-size':>14}{'--lr with --lora':>19}{'--freeze-layers':>17}"
              f"{'all weights':>13}"]
     return "\n".join(lines + [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}" + "".join(

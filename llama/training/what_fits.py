@@ -154,12 +154,15 @@ def dry_run(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program:
 
 def table(costs: dict[str, Any], free: float) -> str:
     memory, numbers = costs["memory"], costs["parameters"]
+    an_hour, steps = 3600 / costs["seconds_a_step"], round(costs["seconds"] / costs["seconds_a_step"])
+    all_steps = f"{steps:,} of {costs['steps']:,}" if steps < costs["steps"] else f"{steps:,}"
     rows = [("parameters", f"{numbers:,}, of which {costs['learned']:,} learn ({costs['learned'] / numbers:.2%})")]
     rows += [(f"memory, {phase}", megabytes(memory[phase])) for phase in ("loading", "training", "saving")]
     rows += [(f"  {name}", megabytes(value)) for name, value in costs["terms"].items() if value]
     rows += [("  free before the first", size(free))] if free < math.inf else []
     rows += [("a step", f"{costs['seconds_a_step']:.2f} s, by the second of two"),
-             ("all", f"{costs['steps']:,} steps, {duration(costs['seconds'])}, and evaluations"),
+             ("an hour", f"{an_hour:,.0f} steps, {an_hour / costs['steps_per_epoch']:.2g} times through the data"),
+             ("all", f"{all_steps} steps, {duration(costs['seconds'])}, and evaluations"),
              ("what is written", megabytes(costs["artefact"])),
              ("the disk, at once", f"{size(sum(costs['disk'].values()))} with what --resume needs; free there "
               f"{size(costs['free_disk'])}")]

@@ -316,7 +316,7 @@ def asked_to_end(attack: Attack, number: int) -> str:
     sent = {"number": int(which), "after": seconds}
     ended = run_alone(attack.mode, attack.folder, sent) if alone else \
         attack.launcher.run(attack.mode, attack.folder, ends=sent)
-    if attack.mode.program not in ended.errors.partition("Traceback")[2]:           # else Python itself still started
+    if attack.mode.file not in ended.errors.partition("Traceback")[2]:           # else Python itself still started
         ended = ended._replace(errors=ended.errors.partition("Traceback")[0])
     attack.check_words(ended)
     attack.check_results()

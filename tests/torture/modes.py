@@ -55,8 +55,12 @@ class Mode(NamedTuple):
     @property
     def program(self) -> str:
         """What it calls itself in errors."""
-        return f"{self.command[1].rpartition('.')[2]}.py" if self.command[0] == "-m" else \
-            Path(self.command[0]).name
+        return f"python -m {self.command[1]}" if self.command[0] == "-m" else self.file
+
+    @property
+    def file(self) -> str:
+        """As tracebacks name it."""
+        return f"{self.command[1].rpartition('.')[2]}.py" if self.command[0] == "-m" else Path(self.command[0]).name
 
 
 MODES = (
