@@ -42,6 +42,8 @@ def _said(*pairs, speaker="from", said="value"):
     {"prompt": "hi", "chosen": [ASKED, SAID], "rejected": []},
     {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}, {"chosen_messages": [ASKED, SAID], "rejected_messages": []},
     {"messages": [ASKED, SAID], "label": True}, {"prompt": "hi", "completion": "hello", "kto_tag": "true"},
+    {"prompt": [ASKED], "completion": [SAID]}, {"prompt": [ASKED], "response": "hello", "weight": 1},
+    {"instruction": "hi", "input": float("nan"), "output": "hello", "note": float("nan")},
 ], ids=lambda record: json.dumps(record)[:40])
 def test_two_ways_every_dialect_says_the_same(record):
     assert _talks(record) == [{"messages": [ASKED, SAID]}]
@@ -91,12 +93,21 @@ def test_worked_example_thoughts_stand_beside_what_is_said():
 def test_worked_example_answers_that_are_not_learned():
     """weight 0, and what comes before a preferred answer."""
     read = SAID | {"weight": 0}
-    for name in ("weight", "loss_weight", "train"):
+    for name in ("weight", "loss_weight", "loss", "train"):
         for no, yes in ((0, 1), (0.0, 1.0), (False, True)):
             assert _talks({"messages": [ASKED, SAID | {name: no}, ASKED, SAID | {name: yes}]}) == [
                 {"messages": [ASKED, read, ASKED, SAID]}]
     talk = {"conversations": _said(("human", "hi"), ("gpt", "hello"), ("human", "hi")), "chosen": "hello"}
     assert _talks(talk) == [{"messages": [ASKED, read, ASKED, SAID]}]
+
+
+@pytest.mark.parametrize("record", [{"instruction": "hi", "output": "hello"}, {"messages": [ASKED, SAID]}])
+def test_worked_example_records_of_no_weight_are_left_out_aloud(record, tmp_path, caplog):
+    reading = Reading()
+    assert _talks({**record, "weight": 0}, reading) == _talks({**record, "loss_weight": 0.0}, reading) == []
+    assert _talks({**record, "loss": 0.0}, reading) == _talks(record)           # a number that somebody measured
+    reading.tell(tmp_path)
+    assert "records whose 'weight' is 0, left out: 1 (first in f:1)" in caplog.text and "aside: loss" in caplog.text
 
 
 @pytest.mark.parametrize("judged", [{"kto_tag": False}, {"label": False}, {"label": "False"}])
@@ -143,6 +154,9 @@ def test_worked_example_what_is_left_aside_is_said(tmp_path, caplog):
     ({"instruction": "a", "output": "b", "history": [["q"]]}, "'history' must be a list of pairs"),
     ({"instruction": "a", "output": "b", "history": [["q", None]]}, "the field 'history' is None; it must be a text"),
     ({"instruction": "a", "instances": []}, "'instances' must be a list of objects with 'input' and 'output'"),
+    ({"instruction": ["a", "b"], "output": ["c", "d"]}, "the field 'instruction' is a list of 2 texts, a column of"),
+    ({"prompt": [ASKED], "completion": ["c", "d"]}, "the field 'completion' is a list of 2 texts"),
+    ({"conversations": _said(("human", "hi"), ("gpt", None))}, "the field 'value' is None; it must be a text"),
     ({"chosen": "Human: a", "rejected": ""}, "nobody asked for what is 'chosen'; it must follow what a user says"),
     ({"messages": [ASKED, SAID], "chosen": "b"}, "nobody asked for what is 'chosen'"),
 ])

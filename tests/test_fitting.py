@@ -1,6 +1,6 @@
 import pytest
 
-from llama.tasks.fitting import GAP, fit, unlearn
+from llama.tasks.fitting import GAP, fit, refuse_lost, unlearn
 from tokenizer.chat import FORMATS
 
 LONG = "Once a fox went home. " + "The dog sleeps. 天气很好。" * 20 + "What did the fox do?"
@@ -72,3 +72,21 @@ def test_refusal_of_weights_that_cannot_be_told_to_answers():
     assert unlearn(talk, [False, True, True, False, True]) == [False, True, True, False, False]
     with pytest.raises(ValueError, match="writes 2 answers in 1 pieces, so a weight of 0 cannot be told"):
         unlearn(talk, [False, True, True])
+
+
+@pytest.mark.parametrize("field", ["tools", "tool_calls", "reasoning_content"])
+def test_refusal_of_what_a_template_leaves_out_though_words_hold_its_name_by_chance(field, tiny_tokenizer):
+    """A tool called f, a call of it and a thought of one letter: each letter stands somewhere in the chat."""
+    called = {"tools": [], "tool_calls": [{"function": {"name": "f", "arguments": {}}}], "reasoning_content": "f"}
+    talk = [*_talk("f", "f"), *_talk("f", "f", **{field: called[field]})]
+    tools = [{"type": "function", "function": {"name": "f"}}] if field == "tools" else []
+
+    def lose(messages, tools):
+        return tiny_tokenizer.encode(" ".join(message["content"] for message in messages))
+
+    def write(messages, tools):
+        return tiny_tokenizer.encode(str(messages) + str(tools))
+
+    refuse_lost(talk, tools, write(talk, tools), tiny_tokenizer, write)
+    with pytest.raises(ValueError, match=f"the chat template does not write the '{field}' of this conversation .«f»"):
+        refuse_lost(talk, tools, lose(talk, tools), tiny_tokenizer, lose)

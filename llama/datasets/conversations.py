@@ -7,7 +7,8 @@
     {"instruction", "input", "output", "system", "history"}     Alpaca; prompt and response, question and answer
     {"instruction", "instances": [{"input", "output"}, …]}      the seeds of self-instruct and BELLE: an example each
     {…, "chosen", "rejected"}                                   preferences: the chosen answer alone is learned
-    {…, "kto_tag": false}                                       an answer marked as bad: left out
+    {"prompt": [message, …], "completion": [message, …]}        a conversation in two parts
+    {…, "kto_tag": false}                                       an answer marked as bad: left out, as is "weight": 0
 
     messages  {"role": "system" | "user" | "assistant" | "tool", "content": text}, and where there is something to say
               "tool_calls" [{"type": "function", "function": {"name", "arguments": object}}], "reasoning_content",
@@ -37,7 +38,8 @@ SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-WEIGHTS = ("weight", "loss_weight", "train")
+WEIGHTS = ("weight", "loss_weight", "loss", "train", "trainable")
+OF_RECORD = WEIGHTS[:2]                                             # at a whole record, `loss` may be a measured one
 JUDGED = ("kto_tag", "label")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "video_url", "audio_url", "input_audio",
          "input_image", "file", "input_file")
@@ -70,6 +72,9 @@ def examples_of(record: Record, place: str, reading: Reading) -> list[dict[str, 
     if (judged := _named(record, JUDGED)) and _is_false(record[judged]):
         reading.note(f"records whose '{judged}' calls the answer bad, left out", place)
         return []
+    if (weight := _named(record, OF_RECORD)) and record[weight] == 0:
+        reading.note(f"records whose '{weight}' is 0, left out", place)
+        return []
     talks = _talks(record, place, reading)
     tools = _tools(record, place)
     reading.aside |= dict.fromkeys(_unused(record))
@@ -83,7 +88,8 @@ def _unused(record: Record) -> list[str]:
     answered = () if record.get("chosen") is not None else ANSWERED
     rows = (TURNS, SYSTEM, TOOLS, JUDGED) if _named(record, TURNS) else (ASKED, MORE, answered, SYSTEM, TOOLS, JUDGED)
     used = OTHERS.union(_named(record, row) for row in rows)
-    return [name for name, value in record.items() if name not in used and value not in (None, "", [], {})]
+    used |= {name for name in OF_RECORD if record.get(name) in (0, 1)}
+    return [name for name, value in record.items() if name not in used and value not in ("", [], {}) and _is(value)]
 
 
 def _talks(record: Record, place: str, reading: Reading) -> list[list[Message]]:
@@ -110,11 +116,25 @@ def _talks(record: Record, place: str, reading: Reading) -> list[list[Message]]:
         if not isinstance(instances, list) or not instances or not all(isinstance(each, dict) for each in instances):
             raise ValueError(f"{place}: 'instances' must be a list of objects with 'input' and 'output', at least one")
         return [before + _pair(record | each, asked, place) for each in instances]
-    if isinstance(record[asked], list):                             # a chat as the prompt of a preference
-        return [_preferred(record, before + _turns(record[asked], asked, place, reading), place, reading)]
+    if isinstance(record[asked], list):                             # a chat as the prompt of an answer
+        talk = before + _turns(_objects(record, asked, place), asked, place, reading)
+        if record.get("chosen") is None and (answered := _named(record, ANSWERED)):
+            answer = record[answered]
+            talk += [{"role": "assistant", "content": answer}] if isinstance(answer, str) else \
+                _turns(_objects(record, answered, place), answered, place, reading)
+        return [_preferred(record, talk, place, reading)]
     if record.get("chosen") is not None:
         return [_preferred(record, before + [_question(record, asked, place)], place, reading)]
     return [before + _pair(record, asked, place)]
+
+
+def _objects(record: Record, field: str, place: str) -> Any:
+    """A list of messages. Raises ValueError for one of texts, which is a column of many records and no conversation."""
+    turns = record[field]
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        raise ValueError(f"{place}: the field '{field}' is a list of {len(turns)} texts, a column of many records; "
+                         "write a record a line (pandas: to_json(…, orient='records', lines=True))")
+    return turns
 
 
 def _question(record: Record, asked: str, place: str) -> Message:
@@ -201,7 +221,8 @@ def _messages(turn: Record, place: str, reading: Reading) -> list[Message]:
     elif content and isinstance(turn[content], list):
         message |= _joined(turn[content], calls, place)
     elif content or not _named(turn, CALLS):
-        message["content"] = text_field(turn, content or SAID[0], place)
+        field = content or next((name for name in SAID if name in turn), SAID[0])
+        message["content"] = text_field(turn, field, place)
     for name in CALLS:
         if turn.get(name):
             calls += _list(turn[name], f"'{name}'", place)
@@ -301,8 +322,13 @@ def _check(talk: list[Message], place: str, reading: Reading) -> None:
 
 
 def _named(record: Record, names: Iterable[str]) -> str:
-    """The first of these fields that holds something; null is what pandas and others write for nothing."""
-    return next((name for name in names if record.get(name) is not None), "")
+    """The first of these fields that holds something."""
+    return next((name for name in names if _is(record.get(name))), "")
+
+
+def _is(value: Any) -> bool:
+    """Whether a field holds something: null and NaN are what pandas and others write for nothing."""
+    return value is not None and value == value
 
 
 def _is_false(value: Any) -> bool:

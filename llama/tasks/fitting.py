@@ -18,6 +18,7 @@ from tokenizer.base import Tokenizer
 from tokenizer.offsets import encode_with_offsets
 
 GAP = " … "                                                         # where a text lost its middle
+_OTHER = "_other"                                                   # behind a name, it makes another name
 _LEAST = 8                                                          # ids of a text that is shortened: both its ends
 
 Message = dict[str, Any]
@@ -80,21 +81,46 @@ def unlearn(messages: Sequence[Message], learned: list[bool]) -> list[bool]:
     return [keep for learn, length in runs for keep in [learn and next(counted)] * length]
 
 
-def refuse_lost(messages: Sequence[Message], tools: Sequence[Any], ids: list[int], tokenizer: Tokenizer) -> None:
+def refuse_lost(messages: Sequence[Message], tools: Sequence[Any], ids: list[int], tokenizer: Tokenizer,
+                encode: Callable[[Sequence[Message], Sequence[Any]], list[int]]) -> None:
     """Raise ValueError if what stands beside the contents did not come into the ids: templates leave out what they do
     not know, without a word.
+
+    Each name must stand in the text. Since words may hold it by chance, other names must also give other ids, by
+    `encode` of messages and tools.
     """
+    calling = [{**message, "tool_calls": [_renamed(call) for call in message["tool_calls"]]}
+               if message.get("tool_calls") else message for message in messages]
+    thought = messages[-1].get("reasoning_content", "") if messages else ""
+    thinking = [*messages[:-1], {**messages[-1], "reasoning_content": thought + _OTHER}] if thought else messages
     names = {"tools": [tool.get("function", tool).get("name") for tool in tools],
              "tool_calls": [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())],
-             "reasoning_content": [message["reasoning_content"].strip()[:20] for message in messages[-1:]
-                                   if message.get("reasoning_content")]}
-    if not any(names.values()):
+             "reasoning_content": [thought.strip()[:20]]}
+    others = {"tools": (messages, [_renamed(tool) for tool in tools]), "tool_calls": (calling, tools),
+              "reasoning_content": (thinking, tools)}
+    if not any(map(any, names.values())):
         return
     text = tokenizer.decode(ids)
     for field, some in names.items():
-        if lost := [name for name in some if name and name not in text]:
-            raise ValueError(f"the chat template does not write the '{field}' of this conversation («{lost[0]:.40}»); "
-                             "take a model whose template does, or leave them out")
+        some = [name for name in some if name]
+        lost = [name for name in some if name not in text]
+        if lost or some and _same(encode, others[field], ids):
+            raise ValueError(f"the chat template does not write the '{field}' of this conversation "
+                             f"(«{(lost or some)[0]:.40}»); take a model whose template does, or leave them out")
+
+
+def _renamed(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool, or a call of one, by another name."""
+    function = tool.get("function", tool)
+    other = {**function, "name": f"{function.get('name')}{_OTHER}"}
+    return {**tool, "function": other} if "function" in tool else other
+
+
+def _same(encode: Callable[..., list[int]], other: tuple[Any, ...], ids: list[int]) -> bool:
+    try:
+        return encode(*other) == ids
+    except ValueError:                                              # a template that looks at names reads them
+        return False
 
 
 def _without_middle(text: str, keep: int, tokenizer: Tokenizer) -> str:

@@ -122,8 +122,10 @@ class InstructionTask(Task):
     def _encode(self, messages: Messages, example: dict[str, Any], tokenizer: Tokenizer
                 ) -> tuple[list[int], list[bool]]:
         """Ids, and which are learned; without an answer that is only read, and with all that the example brought."""
-        ids, learned = self.format(tokenizer).encode(messages, tokenizer, **_brought(example))
-        refuse_lost(messages, example.get("tools", ()), ids, tokenizer)
+        chat_format = self.format(tokenizer)
+        ids, learned = chat_format.encode(messages, tokenizer, **_brought(example))
+        refuse_lost(messages, example.get("tools", ()), ids, tokenizer, lambda other, tools: chat_format.encode(
+            other, tokenizer, **_brought({**example, "tools": tools}))[0])
         return ids, unlearn(messages, learned)
 
     def prompts(self, example: dict[str, Any], tokenizer: Tokenizer) -> Iterator[list[int]]:
