@@ -296,7 +296,9 @@ def test_worked_example_split_rules_by_other_names_and_by_none(trained, caplog):
     vocabulary = trained.vocabulary()
     assert bpe.from_vocabulary(vocabulary | {"pre": "deepseek-r1-qwen"})._rule.name == "qwen2"
     assert bpe.from_vocabulary(vocabulary | {"pre": "smaug-bpe"})._rule.name == "llama3"
-    assert bpe.from_vocabulary(vocabulary | {"pre": None})._rule.name == "gpt2"
+    assert bpe.from_vocabulary(vocabulary | {"pre": "granite-docling"})._rule.name == "gpt2"
+    for none in (None, "", "default"):
+        assert bpe.from_vocabulary(vocabulary | {"pre": none})._rule.name == "gpt2"
     marked = [*vocabulary["tokens"], "<|begin_of_text|>"]
     assert bpe.from_vocabulary(vocabulary | {"pre": None, "tokens": marked, "types": [*vocabulary["types"], 3]}
                                )._rule.name == "llama3"

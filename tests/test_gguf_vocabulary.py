@@ -61,11 +61,31 @@ def test_refusal_of_vocabularies_that_a_file_cannot_hold():
         gguf_vocabulary.metadata(SENTENCEPIECE | {"eos_ids": [2, 0, 1, 3]}, 4)
 
 
+@pytest.mark.parametrize("none", [-1, 2**32 - 1, 99])
+@pytest.mark.parametrize("role", ["bos", "eos", "padding", "unknown", "eot"])
+def test_worked_example_roles_of_no_token_are_passed_over(role, none, tmp_path, caplog):
+    """As llama.cpp does; −1 is a usual way to say none."""
+    file = open_gguf(save(tmp_path / "file"))
+    file.metadata[f"tokenizer.ggml.{role}_token_id"] = none
+    values = vocabulary(file)
+    assert none not in (values["bos_id"], *values["eos_ids"], values["pad_id"], values["unk_id"])
+    assert caplog.text.count(f"the {role} token is 99, but the vocabulary has 9 tokens; it is passed") == (none == 99)
+
+
+@pytest.mark.parametrize("type", [1, 3, 4])
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "[EOT]"])
+def test_worked_example_ends_are_known_by_their_spelling_whatever_their_type(mark, type, tmp_path):
+    tokens = ["a", "b", "c", "d", "e", "f", "g", "h", mark]
+    for types in ([1] * 8 + [type], None):
+        change = dict(tokenizer__ggml__tokens=Array(8, tokens), tokenizer__ggml__eos_token_id=0,
+                      tokenizer__ggml__token_type=types and Array(5, types))
+        assert vocabulary(open_gguf(save(tmp_path / "file", changed(**change))))["eos_ids"] == [0, 8]
+
+
 @pytest.mark.parametrize("change, words", [
     (dict(tokenizer__ggml__model="t5"), "its vocabulary is of kind 't5'"),
     (dict(tokenizer__ggml__tokens=None), "the metadata lacks tokenizer.ggml.tokens"),
     (dict(tokenizer__ggml__token_type=Array(5, [1])), "tokenizer.ggml.token_type has 1 entries for 9 tokens"),
-    (dict(tokenizer__ggml__bos_token_id=99), "the bos token is 99, but the vocabulary has 9 tokens"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_refusal_of_metadata(tmp_path, change, words):
     file = open_gguf(save(tmp_path / "model.gguf", changed(**change)))

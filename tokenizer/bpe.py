@@ -318,10 +318,11 @@ def from_vocabulary(vocabulary: dict) -> BPETokenizer:
     added = {token: id for id, (token, kind) in enumerate(zip(tokens, types, strict=True))
              if kind in (CONTROL, USER_DEFINED)}
     bos = tokens[vocabulary["bos_id"]] if vocabulary["add_bos"] and vocabulary["bos_id"] is not None else None
-    rule = rule_of_gguf(vocabulary["pre"]) if vocabulary["pre"] else _rule_by_marks(tokens)
+    named = vocabulary["pre"] not in (None, "", "default")
+    rule = rule_of_gguf(vocabulary["pre"]) if named else _rule_by_marks(tokens)
     spec = tokenizer_json({token: id for id, token in enumerate(tokens)}, vocabulary["merges"], rule,
                           added=added, control=control, bos=bos,
-                          ignore_merges=(vocabulary["pre"] or rule.gguf_names[0]) in WHOLE_WORDS)
+                          ignore_merges=(vocabulary["pre"] if named else rule.gguf_names[0]) in WHOLE_WORDS)
     return BPETokenizer(spec, Settings.of_vocabulary(vocabulary))
 
 

@@ -127,8 +127,8 @@ _O200K = _TEKKEN.replace(f"{_SMALL}+|", f"{_SMALL}+{_CONTRACTED}|").replace(
 
 # Names in GGUF files: for each, llama.cpp gives the ids that the rule gives.
 RULES = {rule.name: rule for rule in (
-    SplitRule("gpt2", ("gpt-2", "mpt", "olmo", "phi-2", "jais", "gigachat", "mellum", "trillion", "a.x-4.0"), _GPT2,
-              _byte_level(splits=True)),
+    SplitRule("gpt2", ("gpt-2", "mpt", "olmo", "phi-2", "jais", "gigachat", "mellum", "trillion", "a.x-4.0",
+                       "exaone4", "granite-docling"), _GPT2, _byte_level(splits=True)),
     SplitRule("llama3", ("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3", "falcon-h1", "pixtral",
                          "midm-2.0", "lfm2", "glm4", "chatglm-bpe"), _LLAMA3, _split(_LLAMA3)),
     SplitRule("qwen2", ("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2, _split(_QWEN2)),

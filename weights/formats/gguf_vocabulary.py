@@ -9,6 +9,7 @@ or two of them only, and a chat model that is not stopped by the others talks on
 Try: leave `known` out of eos_ids; tests/test_gguf_vocabulary.py (test_worked_example_vocabulary) fails.
 """
 
+import logging
 import re
 from typing import Any
 
@@ -16,8 +17,12 @@ import numpy as np
 
 from weights.formats.gguf_file import GGUF, get
 
+log = logging.getLogger(__name__)
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6    # of tokens; control: a sign, no text
-CLOSING = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
+MARKS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>",
+         "<EOT>", "[EOT]", "[EOS]")     # that end a turn or a text, whatever type a file gives them
+CLOSING = (*MARKS, "</s>")              # the last only where it is no piece of text
 STARTS_WITH_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
 ENDS = ("eos", "eot", "eom")            # the keys for them: end of text, of turn, of message
 
@@ -90,15 +95,17 @@ def metadata(vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
 
 def _guessed_types(model: str, tokens: list[str]) -> list[int]:
     """Of files without types, as llama.cpp's first converters wrote them: the usual marks, and pieces for bytes."""
-    if model != "llama":
-        return [CONTROL if re.fullmatch(r"<\|.*\|>", token) else NORMAL for token in tokens]
-    marks = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL}
-    return [marks.get(token, BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else NORMAL) for token in tokens]
+    names = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL} if model == "llama" else {}
+    byte = r"<0x[0-9A-F]{2}>" if model == "llama" else "(?!)"
+    return [names.get(token, CONTROL if re.fullmatch(r"<\|.*\|>", token) else
+                      BYTE if re.fullmatch(byte, token) else NORMAL) for token in tokens]
 
 
 def _ends(named: list[int | None], tokens: list[str], types: list[int]) -> list[int]:
+    """The ends that a file names, and those known by their spelling: files of 2023 have marks of any type."""
     known = [i for text in CLOSING for i, token in enumerate(tokens)
-             if token == text and types[i] in (CONTROL, USER_DEFINED)]         # files of 2023 have them user-defined
+             if token == text and types[i] in ((NORMAL, CONTROL, USER_DEFINED) if text in MARKS else
+                                               (CONTROL, USER_DEFINED))]
     return list(dict.fromkeys([id for id in named if id is not None] + known))
 
 
@@ -110,7 +117,10 @@ def _per_token(gguf: GGUF, key: str, count: int) -> list[int] | list[float] | No
 
 
 def _id(gguf: GGUF, name: str, count: int) -> int | None:
+    """The token of a role; −1, also as an unsigned number, is none, and one outside is said and passed over."""
     value = get(gguf, f"tokenizer.ggml.{name}_token_id", int, None)
-    if value is not None and not 0 <= value < count:
-        raise ValueError(f"{gguf.path}: the {name} token is {value:,}, but the vocabulary has {count:,} tokens")
-    return value
+    if value is None or value in (-1, 2**32 - 1) or 0 <= value < count:
+        return value if value is not None and 0 <= value < count else None
+    log.warning("%s: the %s token is %d, but the vocabulary has %d tokens; it is passed over", gguf.path, name, value,
+                count)
+    return None
