@@ -285,7 +285,10 @@ def test_worked_example_tokens_that_files_beside_the_vocabulary_add(trained):
 
 def test_worked_example_the_post_processor_says_whether_texts_begin_with_a_token(trained):
     template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|im_start|>"}}, {"Sequence": {}}]}
-    for post, says, expected in ((template, False, True), (None, True, True), (None, None, False)):
+    in_order = {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]}
+    around = {"type": "RobertaProcessing", "sep": ["<|im_end|>", 2], "cls": ["<|im_start|>", 1]}
+    for post, says, expected in ((template, False, True), (in_order, None, True), (around, False, True),
+                                 (None, True, False), ({"type": "ByteLevel"}, True, False), (None, None, False)):
         config = {"bos_token": "<|im_start|>"} | ({} if says is None else {"add_bos_token": says})
         files = {"tokenizer.json": json.dumps(changed(trained, post_processor=post)).encode(),
                  "tokenizer_config.json": json.dumps(config).encode()}

