@@ -81,6 +81,8 @@ def test_worked_example_a_folder_seen_as_numbers_and_as_stored():
     ({"b.minimum": None}, "the scales of b.weight"),
     ({"b.weight": ((4, 30), torch.uint8)}, "the scales of b.weight"),
     ({"a.weight": None}, "a.scale belongs to no a.weight"),
+    ({"a.wei": ((4, 64), torch.int8)}, "a.wei holds whole numbers of few bits, and only a .weight may"),
+    ({"weight": ((4, 64), torch.int8)}, "weight holds whole numbers of few bits"),
 ], ids=str)  # fmt: skip
 def test_refusal_of_parts_that_do_not_fit(change, words):
     with pytest.raises(ValueError, match=words):

@@ -148,6 +148,9 @@ def open_quantized(stored: Ledger, read: Callable[[str], Tensor], dtype: torch.d
             if f"{stem}.weight" not in found:
                 raise ValueError(f"{place}: {name} belongs to no {stem}.weight; fetch or convert it again")
         elif kind in (torch.int8, torch.uint8):
+            if not name.endswith(f".{PARTS[0]}"):
+                raise ValueError(f"{place}: {name} holds whole numbers of few bits, and only a .weight may; fetch or "
+                                 "convert it again")
             _check_parts(place, stem, {part: found.get(f"{stem}.{part}") for part in PARTS})
             ledger.append((name, (shape[0], shape[1] * (2 if kind == torch.uint8 else 1)), dtype))
         else:
