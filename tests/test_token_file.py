@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -99,6 +100,18 @@ def test_refusal_of_a_file_of_another_length(path, change):
 def test_refusal_of_what_is_no_token_file(path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"no token file; its first line does not say '{token_file.FORMAT}'"):
+        TokenFile(path, block_size=8)
+
+
+@pytest.mark.parametrize("field, value, words", [
+    ("dtype", "uint96", "dtype is 'uint96'; it must be one of 'uint16', 'uint32'"),
+    ("dtype", "<f4", "dtype is '<f4'"), ("tokens", -1, "tokens is -1"), ("tokens", "9", "tokens is '9'"),
+    ("tokenizer", 1, "tokenizer is 1"), ("sources", [{"file": 1}], "sources"),
+])  # fmt: skip
+def test_refusal_of_a_header_of_other_types(path, field, value, words):
+    line, _, ids = path.read_bytes().partition(b"\n")
+    path.write_bytes(json.dumps(json.loads(line) | {field: value}).encode().ljust(len(line)) + b"\n" + ids)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: {words}"):
         TokenFile(path, block_size=8)
 
 

@@ -19,10 +19,14 @@ import numpy as np
 
 from llama.datasets.language_modeling import check_blocks
 from tokenizer.base import Tokenizer
+from tokenizer.checked_json import TEXT, check_fields, listed, one_of, record, whole
 from weights.formats.atomic_write import atomic_file
 
 FORMAT = "llama tokens, version 1"
-_FIELDS = {"dtype", "tokens", "documents", "bytes", "tokenizer", "how", "sources"}
+_COUNT = whole(0, 2**53)
+_SOURCE = record({"file": TEXT, "size": _COUNT, "time": whole(-(2**63), 2**63 - 1), "sha256": TEXT})
+_FIELDS = {"dtype": one_of("uint16", "uint32"), "tokens": _COUNT, "documents": _COUNT, "bytes": _COUNT,
+           "tokenizer": TEXT, "how": TEXT, "sources": listed(_SOURCE)}
 _DIGITS = 20                                                        # room for each count in the header
 
 
@@ -124,8 +128,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(line)
     except (ValueError, RecursionError):                            # UnicodeDecodeError is a ValueError too
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS.keys():
         raise ValueError(f"{path}: this is no token file; its first line does not say '{FORMAT}'")
+    check_fields(header, _FIELDS, str(path))
     return header, len(line)
 
 
