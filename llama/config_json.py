@@ -194,7 +194,8 @@ def _read_parts(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _read_rope(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    theta = old.get("rope_theta") or new.get("rope_theta") or values.get("rope_theta")
+    thetas = [each.get("rope_theta") for each in ((old, values, new) if old else (new, values))]
+    theta = next((each for each in thetas if each), None)           # beside rope_scaling, that of the older spelling
     if theta is None:
         theta = DEFAULT_ROPE_THETA
         log.warning("config.json names no rope_theta; 10,000 is taken, as the first Llamas mean it")

@@ -60,6 +60,8 @@ def test_worked_example_questions_and_answers(capsys):
 def test_property_a_bad_line_costs_no_other(capsys):
     assert talk("\ufefffirst", "caf\udce9", "second", EOFError()).asked == ["first", "second"]
     assert "not valid UTF-8" in capsys.readouterr().err
+    assert talk("\udcff\udcfeh\0i\0", "\0y\0o\0u\0", "third", EOFError()).asked == ["third"]     # UTF-16, piped
+    assert "holds zero bytes, as UTF-16 has them" in capsys.readouterr().err
 
 
 def test_worked_example_commands(capsys):

@@ -153,6 +153,9 @@ def test_worked_example_scaling_added_by_hand_to_a_newer_file(caplog):
     config = config_from_dict(values)
     assert config.rope_scaling == RopeScaling("linear", 4.0) and config.rope_theta == 500.0
     assert "rope_scaling by linear and rope_parameters by default; the first is taken" in caplog.text
+    parted = config_from_dict(values | {"rope_theta": 700.0})       # beside it, the theta of the same spelling
+    assert parted.rope_theta == 700.0
+    assert config_from_dict({name: value for name, value in values.items() if name != "rope_theta"}).rope_theta == 500.0
 
 
 def test_worked_example_a_window_that_a_llama_has_no_use_for(caplog):

@@ -58,3 +58,10 @@ def test_property_a_failure_of_torch_itself_passes_as_it_is(tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="a bug"):
         save_torch_file(tmp_path / "x.pt", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_worked_example_parameters_are_read_as_the_numbers_they_hold(tmp_path):
+    """As programs save what is no state_dict(): torch would warn wherever such a tensor becomes a number."""
+    torch.save({"weight": torch.nn.Parameter(torch.ones(3)), "step": 5}, tmp_path / "file")
+    content = load_torch_file(tmp_path / "file", "file")
+    assert type(content["weight"]) is torch.Tensor and not content["weight"].requires_grad and content["step"] == 5

@@ -60,6 +60,9 @@ def _next_line(read: Callable[[str], str], prompt: str) -> str | None:
         try:
             line = read(prompt)
             line.encode()
+            if "\0" in line:
+                say("this line holds zero bytes, as UTF-16 has them; send UTF-8: it is left out")
+                continue
             return line.removeprefix("\ufeff")                      # of a piped file, a byte order mark
         except UnicodeError:
             say("this line is not valid UTF-8; it is left out")

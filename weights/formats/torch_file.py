@@ -73,7 +73,7 @@ def load_torch_file(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: this is no {what}: it holds a {type(content).__name__}")
     _refuse_balloons(path, content)
-    return content
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in content.items()}   # numbers
 
 
 def _refuse_strange(path: Path, what: str) -> None:
