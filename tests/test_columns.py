@@ -120,6 +120,7 @@ def test_worked_example_numbered_paragraphs_tell_their_article(tmp_path):
 
 @pytest.mark.parametrize(("content", "words"), [
     ("a O\nb\n", "a.conll:2: 'b' is no token with a tag; write both, or say what separates them"),
+    ('{"tokens": ["a"], "ner_tags": ["O"]}\n', "a.conll: this is JSON; tagged words are read from lines of a"),
     ("a O\nb PER\n", "a.conll:2: 'PER' is no tag; tags are O, and one of"),
     ("a O\nNew York B-LOC\n", "a.conll:2: 'New York B-LOC' has 3 columns, and 2 are expected; if a token holds"),
     ("\n\t\n", "a.conll: the file holds no tokens"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama.datasets.examples import Examples, named_files
-from llama.datasets.lines import numbered_lines
+from llama.datasets.lines import is_json, numbered_lines
 from llama.datasets.reading import Reading
 from llama.datasets.tagged_words import character_spans, is_tagged_words, sentences
 from llama.datasets.tags import LETTERS, SCHEMES, is_legal, spans_of, tags_of
@@ -63,7 +63,11 @@ class ColumnDataset(Examples):
 
         def sentences_of(path: Path) -> Iterator[Sentence]:
             lines = numbered_lines(path, Reading(encoding, skip_bad=True))
-            if is_tagged_words(next((line for _, line in lines if line.strip()), "")):
+            first = next((line for _, line in lines if line.strip()), "")
+            if is_json(first):
+                raise ValueError(f"{path}: this is JSON; tagged words are read from lines of a token and its tag, a "
+                                 "blank line behind each sentence: write them so")
+            if is_tagged_words(first):
                 return _tagged_words(path, spans, scheme, reading)
             return _columns(path, separator, scheme, reading)
 

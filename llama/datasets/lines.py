@@ -77,7 +77,7 @@ def json_records(path: Path, reading: Reading | None = None) -> Iterator[tuple[s
                          "give one that holds data")
     if first[0][1].lstrip().startswith("["):
         values = _list_items(path, _whole(path, reading))
-    elif _is_json(first[0][1]) or len(first) < 2 or _is_json(first[1][1]):
+    elif is_json(first[0][1]) or len(first) < 2 or is_json(first[1][1]):
         values = reading.each(lambda number, line: (number, _parse(path, number, line)), itertools.chain(first, lines))
     else:
         values = _objects(path, _whole(path, reading))
@@ -124,7 +124,8 @@ def _whole(path: Path, reading: Reading) -> str:
     return "\n".join(line for _, line in numbered_lines(path, reading.strict()))
 
 
-def _is_json(line: str) -> bool:
+def is_json(line: str) -> bool:
+    """Whether a line is an object or a list by itself."""
     try:
         return isinstance(json.loads(line), dict | list)
     except (ValueError, RecursionError):

@@ -29,6 +29,7 @@ from llama.datasets.text_files import ending
 
 FIELDS = ("text", "label", "labels", "source", "target", "date")
 ENDINGS = (".jsonl", ".json", *TABLES)
+_WHOLE = re.compile(r"-?\d+\.0")
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})-|/(\d{1,2})/|\.(\d{1,2})\.|年(\d{1,2})月)(\d{1,2})日?(?![0-9])")
 
 
@@ -40,7 +41,8 @@ class RecordDataset(Examples):
     header   whether the first line of tables is a header; None looks whether it names one of FIELDS
     encoding, skip_bad  see reading.py
 
-    Labels are texts: what JSON holds as the number 1 or as true is "1" or "true", and so is what pandas writes as True.
+    Labels are texts: what JSON holds as the number 1 or as true is "1" or "true", and so is what pandas writes as 1.0
+    or as True.
     Dates are ISO days. Raises ValueError, naming file and line, for a record that lacks a field or holds an empty one.
     """
 
@@ -107,9 +109,12 @@ def _labels(record: dict[str, Any], place: str) -> list[str]:
 
 
 def _as_text(value: Any) -> Any:
-    """Numbers as they stand in the file, truth values as JSON writes them; everything else as it is."""
+    """Numbers as they stand in the file, but whole ones without the .0 that pandas gives a column with gaps; truth
+    values as JSON writes them; everything else as it is."""
     if isinstance(value, int | float) and math.isfinite(value):
         value = str(value)
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        value = value.strip().removesuffix(".0")
     return value.lower() if isinstance(value, str) and value.strip().lower() in ("true", "false") else value
 
 
