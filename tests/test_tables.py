@@ -46,3 +46,10 @@ def test_refusal_to_guess_whether_the_first_line_is_a_header(tmp_path):
 
 def test_worked_example_cells_may_be_as_long_as_a_novel(tmp_path):
     assert _fields(_file(tmp_path, f"text,label\n{'a' * 200_000},b\n"))[0]["text"] == "a" * 200_000
+
+
+def test_refusal_of_a_header_that_names_a_field_twice(tmp_path):
+    for header in ("text,Text,label", "label,text,label"):
+        with pytest.raises(ValueError, match="a.csv:1: the header names '(text|label)' twice; rename one of these"):
+            _fields(_file(tmp_path, f"{header}\na,b,c\n"))
+    assert len(_fields(_file(tmp_path, "note,note,text,label\na,b,c,d\n"))) == 1

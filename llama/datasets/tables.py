@@ -51,6 +51,7 @@ def table_records(path: Path, reading: Reading, *, known: Sequence[str], fields:
     if header:
         rows = rows[1:]
         columns = columns or first
+        _refuse_twice(path, columns, fields)
         if missing := set(fields) - set(columns):
             raise ValueError(f"{path}:1: the header names {', '.join(first)}, and not {', '.join(sorted(missing))}; "
                              "rename its columns, or say with --columns which is which")
@@ -64,6 +65,7 @@ def headed_records(path: Path, reading: Reading) -> Iterator[tuple[str, dict[str
     """(place, record) of each row of a table whose first line names its columns."""
     rows = iter_rows(path, reading)
     columns = [cell.strip() for cell in next(rows, (0, []))[1]]
+    _refuse_twice(path, columns, [name for name in columns if name])
     yield from reading.each(lambda number, row: _record(path, number, row, columns), rows)
 
 
@@ -110,6 +112,12 @@ def _quoted_rows(path: Path, reading: Reading) -> Iterator[Row]:
 def _name(cell: str, known: Sequence[str]) -> str:
     """A cell of a header; the names that are known in whatever letters."""
     return cell.strip().lower() if cell.strip().lower() in known else cell.strip()
+
+
+def _refuse_twice(path: Path, columns: Sequence[str], fields: Sequence[str]) -> None:
+    """Raise ValueError for a header that names a field twice: of the two one would be lost."""
+    if twice := next((name for name in fields if list(columns).count(name) > 1), None):
+        raise ValueError(f"{path}:1: the header names '{twice:.40}' twice; rename one of these columns, or drop it")
 
 
 def _refuse_to_guess(path: Path, rows: list[Row], columns: Sequence[str]) -> None:
