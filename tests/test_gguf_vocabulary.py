@@ -69,7 +69,8 @@ def test_worked_example_roles_of_no_token_are_passed_over(role, none, tmp_path, 
     file.metadata[f"tokenizer.ggml.{role}_token_id"] = none
     values = vocabulary(file)
     assert none not in (values["bos_id"], *values["eos_ids"], values["pad_id"], values["unk_id"])
-    assert caplog.text.count(f"the {role} token is 99, but the vocabulary has 9 tokens; it is passed") == (none == 99)
+    said = f"the {role} token is 99, but the vocabulary has 9 tokens; it is passed over"
+    assert said in caplog.text if none == 99 else not caplog.records
 
 
 @pytest.mark.parametrize("type", [1, 3, 4])
