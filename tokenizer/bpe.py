@@ -85,7 +85,7 @@ class BPETokenizer(Tokenizer):
 
     def __init__(self, spec: dict, settings: Settings | None = None) -> None:
         settings = settings or Settings()
-        check_value(spec, SPEC, "tokenizer.json")
+        check_spec(spec)
         spec = with_added(spec, settings)
         model = spec["model"]
         vocab: dict[str, int] = model["vocab"]
@@ -204,11 +204,18 @@ SPEC = record({"model": _MODEL}, {"added_tokens": listed(_ADDED), "normalizer": 
                                   "post_processor": _OBJECT})
 
 
+def check_spec(spec: dict) -> None:
+    """Raises ValueError for a tokenizer.json that holds another kind of vocabulary, or what should not stand there."""
+    match spec:
+        case {"model": {"type": str(kind)}} if kind != "BPE":
+            raise ValueError(f"tokenizer.json holds a vocabulary of type {kind:.40}; only BPE is read here"
+                             + "; the tokenizer.model that it was made from is read, too" * (kind == "Unigram"))
+    check_value(spec, SPEC, "tokenizer.json")
+
+
 def refuse_other_modes(spec: dict) -> None:
     """Raises ValueError for a tokenizer.json, of whatever kind, that asks for something that would change ids."""
     model = spec["model"]
-    if model.get("type", "BPE") != "BPE":
-        raise ValueError(f"tokenizer.json holds a vocabulary of type {model['type']}; only BPE is read here")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(f"tokenizer.json asks for {key} {model[key]!r} in its model, which is not done here")

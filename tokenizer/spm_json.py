@@ -26,8 +26,7 @@ from typing import Any
 
 from tokenizer.added_tokens import AddedToken
 from tokenizer.base import Settings, check_ids, is_control, write_json
-from tokenizer.bpe import SPEC, bos_of, refuse_other_modes, steps_of, with_added, with_bos
-from tokenizer.checked_json import check_value
+from tokenizer.bpe import bos_of, check_spec, refuse_other_modes, steps_of, with_added, with_bos
 from tokenizer.spm_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, PieceModel, build_model
 from tokenizer.spm_pure import PlainPieceTokenizer
 
@@ -42,7 +41,7 @@ class JSONPieceTokenizer(PlainPieceTokenizer):
 
     def __init__(self, spec: dict, settings: Settings | None = None) -> None:
         settings = settings or Settings()
-        check_value(spec, SPEC, "tokenizer.json")
+        check_spec(spec)
         spec = with_added(spec, settings)
         refuse_other_modes(spec)
         self._prefix, self._split = _prefix_of(spec.get("normalizer"), spec.get("pre_tokenizer"))
