@@ -169,5 +169,5 @@ def test_property_a_model_file_of_an_earlier_model_gives_way(caplog):
 @pytest.mark.parametrize("byte_fallback", [True, False])
 def test_refusal_of_a_unigram_vocabulary_names_its_kind(byte_fallback):
     model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": byte_fallback}
-    with pytest.raises(ValueError, match="a vocabulary of type Unigram; only BPE is read here; the tokenizer.model that"):
+    with pytest.raises(ValueError, match="a vocabulary of type Unigram; only BPE is read here; the tokenizer.model"):
         load_tokenizer({"tokenizer.json": json.dumps({"model": model}).encode()})
