@@ -64,12 +64,22 @@ def test_refusal_of_what_is_not_there_is_a_row(monkeypatch, capsys):
     assert "not to be had: nothing called python3.99 starts here" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script for sh")
 def test_refusal_of_what_pip_does_not_find(monkeypatch, tmp_path):
-    """pip is asked where it finds nothing: no index, and an empty folder."""
-    monkeypatch.setattr(compat, "ENVIRONMENTS", tmp_path)
-    monkeypatch.setattr(compat, "starts", lambda python: [sys.executable])
+    """pip is asked where it finds nothing: no index, and an empty folder. The environment is a stand-in for one, whose
+    making takes half a minute: an interpreter that is this one.
+    """
+    stands_in = tmp_path / "stands_in.py"
+    stands_in.write_text(f"""if True:
+        import os, sys
+        os.makedirs(sys.argv[3] + "/bin")
+        with open(sys.argv[3] + "/bin/python", "w", encoding="utf-8") as file:
+            file.write('#!/bin/sh\\nexec "{sys.executable}" "$@"\\n')
+        os.chmod(file.name, 0o700)""", encoding="utf-8")
+    monkeypatch.setattr(compat, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.setattr(compat, "starts", lambda python: [sys.executable, str(stands_in)])
     for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path)), ("PIP_CONFIG_FILE", os.devnull)):
         monkeypatch.setenv(name, value)
     with pytest.raises(compat.NotToBeHad, match="^pip: .*torch==2.6.0"):
         compat.environment("3.11", "2.6.0")
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "environments").iterdir())
