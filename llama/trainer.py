@@ -317,10 +317,10 @@ class Trainer:
                                    "of such text, take a lower --lr, or evaluate more often (--eval-every)")
             print(crossed, file=sys.stderr)
         if self._out_of_time() and self.step < self.total_steps:
-            minutes, more = self.config.minutes, f"--resume --output {shlex.quote(str(self.output))} "
-            print(f"{minutes:g} minutes are over, after {self.step / self.steps_per_epoch:.2g} of {self.config.epochs} "
-                  f"epochs; more of them: the same command with {more if self.output else ''}--minutes "
-                  f"{2 * minutes:g}", file=sys.stderr)
+            more = f"--resume --output {shlex.quote(str(self.output))} and " if self.output else ""
+            print(f"{self.config.minutes:g} minutes are over, after {self.step / self.steps_per_epoch:.2g} of "
+                  f"{self.config.epochs} epochs; to learn on, give the same command with {more}more --minutes",
+                  file=sys.stderr)
         result_step = self.history.best_step or self.step
         if 0 < self.history.best_step < self.step:
             with self._saying_what_is_kept():

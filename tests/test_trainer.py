@@ -454,8 +454,8 @@ def test_worked_example_a_run_that_minutes_ended_goes_on_with_more_of_them(tiny_
     config = TrainConfig(epochs=2, batch_size=2, lr=0.1, minutes=15 / 60, save_every=1)
     assert _train(tiny_model, config, output=tmp_path / "x").train()["train"]["steps"] == 2
     said = capsys.readouterr().err
-    assert f"0.25 minutes are over, after {2 / math.ceil(len(EXAMPLES) / 2):.2g} of 2 epochs; more of them: the same " \
-           f"command with --resume --output {tmp_path / 'x'} --minutes 0.5\n" in said
+    assert f"0.25 minutes are over, after {2 / math.ceil(len(EXAMPLES) / 2):.2g} of 2 epochs; to learn on, give the " \
+           f"same command with --resume --output {tmp_path / 'x'} and more --minutes\n" in said
     more = _train(tiny_model, replace(config, minutes=35 / 60), output=tmp_path / "x", resume=True)
     assert more.train()["train"]["steps"] == 4
 
