@@ -167,6 +167,7 @@ def test_worked_example_a_chat_on_a_real_terminal():
     time.sleep(0.2)                                                 # CPython misses what comes before readline waits
     typist.type("\x03")                                             # given up: a new prompt
     typist.wait_for("you> ")
+    time.sleep(0.2)
     typist.type("\x03")
     typist.wait_for("left")
     assert typist.process.wait(300) == 0
