@@ -87,6 +87,7 @@ def test_worked_example_ends_are_known_by_their_spelling_whatever_their_type(mar
     (dict(tokenizer__ggml__model="t5"), "its vocabulary is of kind 't5'"),
     (dict(tokenizer__ggml__tokens=None), "the metadata lacks tokenizer.ggml.tokens"),
     (dict(tokenizer__ggml__token_type=Array(5, [1])), "tokenizer.ggml.token_type has 1 entries for 9 tokens"),
+    (dict(tokenizer__ggml__token_type=Array(5, [-1] + [1] * 8)), "token 0 is of type -1; types are from 0 to 6"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_refusal_of_metadata(tmp_path, change, words):
     file = open_gguf(save(tmp_path / "model.gguf", changed(**change)))

@@ -72,6 +72,7 @@ def _chat(*turns):
     ({"instruction": "Hi", "input": 5, "output": "a"}, "the field 'input' is 5; it must be a text"),
     ({"messages": "Hi"}, "'messages' must be a list of objects"),
     ({"messages": []}, "'messages' must be a list of objects"),
+    ({"chosen": None}, "there is no message, and nobody answers"),
     ({"messages": ["Hi", 5]}, "'messages' must be a list of objects"),
     ({"messages": [{"role": "user"}]}, "the field 'content' is missing; the record has role"),
     (_chat(("user", "Hi")), "the last message is the user's, and nobody answers; what the assistant says is"),

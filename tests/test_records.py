@@ -63,6 +63,8 @@ def test_worked_example_labels_are_texts_and_may_be_several_or_none(tmp_path):
                                  '{"text": "c", "label": 1.5}', "d.jsonl")
     assert _fields(RecordDataset(pandas)) == _fields(RecordDataset(json_lines))         # the same data twice
     assert RecordDataset(pandas).labels == ["1.5", "false", "true"]
+    huge = _file(tmp_path, f'{{"text": "a", "label": {10**400}}}', "huge.jsonl")
+    assert RecordDataset(huge).labels == [str(10**400)]
     gaps = _file(tmp_path, "text,label,date\na,1.0,\nb,-0.0,\nc,10.0,\n", "e.csv")       # pandas: a column with gaps
     numbers = _file(tmp_path, '{"text": "a", "label": 1}\n{"text": "b", "label": -0.0}\n{"text": "c", "label": 10.0}',
                     "f.jsonl")

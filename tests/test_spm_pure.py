@@ -141,3 +141,8 @@ def test_refusal_of_vocabularies_that_are_not_whole():
         from_vocabulary(vocabulary | {"scores": None})
     with pytest.raises(ValueError, match="not for <0x41>; it is damaged"):
         from_vocabulary(vocabulary | {"tokens": [token.replace("<0x41>", "x") for token in vocabulary["tokens"]]})
+    model = read_model(trained(**LLAMA))
+    byte = model.pieces.index("<0x05>")
+    model.types[byte] = 3                                           # a control token, which no text spells
+    with pytest.raises(ValueError, match="and has no piece <0x05>; fetch or copy it again"):
+        PlainPieceTokenizer(model)

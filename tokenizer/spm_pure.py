@@ -45,7 +45,11 @@ class PlainPieceTokenizer(PieceTokenizer):
         self._unused = {piece for piece, type in zip(model.pieces, model.types, strict=True) if type == UNUSED}
         self._ids = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True))
                      if type not in (CONTROL, UNKNOWN)}     # of which text spells none, also where one is a single sign
-        self._bytes = [self._ids[f"<0x{byte:02X}>"] for byte in range(256)] if model.byte_fallback else None
+        bytes_of_text = [f"<0x{byte:02X}>" for byte in range(256)] if model.byte_fallback else []
+        if missing := next((piece for piece in bytes_of_text if piece not in self._ids), ""):
+            raise ValueError(f"this vocabulary spells what no piece holds by bytes, and has no piece {missing}; fetch "
+                             "or copy it again")
+        self._bytes = [self._ids[piece] for piece in bytes_of_text] or None
         self._unknown = model.types.index(UNKNOWN) if UNKNOWN in model.types else None
         self._words = WordCache(self._encode_chunk)
 

@@ -312,8 +312,8 @@ def _check(talk: list[Message], place: str, reading: Reading) -> None:
             raise ValueError(f"{place}: the assistant says nothing; write an answer, or remove the record")
     last = max((i for i, message in enumerate(talk) if message["role"] == "assistant"), default=-1)
     if last < 0:
-        raise ValueError(f"{place}: the last message is the {talk[-1]['role']}'s, and nobody answers; what the "
-                         "assistant says is what is learned")
+        ends = f"the last message is the {talk[-1]['role']}'s" if talk else "there is no message"
+        raise ValueError(f"{place}: {ends}, and nobody answers; what the assistant says is what is learned")
     if any(_UNFILLED.search(message["content"]) for message in talk if message["role"] == "assistant"):
         reading.note("answers with a place that nobody filled in, such as {{name}}; they are learned so", place)
     if talk[last + 1 :]:

@@ -111,7 +111,7 @@ def _labels(record: dict[str, Any], place: str) -> list[str]:
 def _as_text(value: Any) -> Any:
     """Numbers as they stand in the file, but whole ones without the .0 that pandas gives a column with gaps; truth
     values as JSON writes them; everything else as it is."""
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
         value = str(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         value = value.strip().removesuffix(".0")

@@ -38,6 +38,9 @@ def vocabulary(gguf: GGUF) -> dict[str, Any]:
     pre = get(gguf, "tokenizer.ggml.pre", str, None)
     tokens = get(gguf, "tokenizer.ggml.tokens", list)
     types = _per_token(gguf, "tokenizer.ggml.token_type", len(tokens)) or _guessed_types(model, tokens)
+    if (wrong := next((id for id, type in enumerate(types) if not 0 <= type <= BYTE), None)) is not None:
+        raise ValueError(f"{gguf.path}: token {wrong} is of type {types[wrong]}; types are from 0 to {BYTE}: fetch or "
+                         "convert it again")
     ids = {name: _id(gguf, name, len(tokens)) for name in ("bos", *ENDS, "padding", "unknown")}
     for_tools = get(gguf, "tokenizer.chat_template.tool_use", str, None)
     return {
