@@ -8,6 +8,7 @@ import json
 import random
 import struct
 import zipfile
+import zlib
 from typing import Any
 
 LIARS = (0, 1, -1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1)
@@ -118,7 +119,7 @@ def _member(content: bytes, draw: random.Random) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, OSError, EOFError, RuntimeError):
         return _bytes(content, draw)
     chosen = next(i for i, (name, _) in enumerate(members) if name.endswith("data.pkl")) if draw.random() < 0.7 and \
         any(name.endswith("data.pkl") for name, _ in members) else draw.randrange(len(members))
