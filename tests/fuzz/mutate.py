@@ -120,6 +120,8 @@ def _member(content: bytes, draw: random.Random) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, OSError, EOFError, RuntimeError):
+        members = []
+    if not members:
         return _bytes(content, draw)
     chosen = next(i for i, (name, _) in enumerate(members) if name.endswith("data.pkl")) if draw.random() < 0.7 and \
         any(name.endswith("data.pkl") for name, _ in members) else draw.randrange(len(members))
