@@ -3,7 +3,7 @@
     python -m llama.nearest 北京 --top 5                                     # by the input embedding
     python -m llama.nearest " Paris" " dog" --json
     python -m llama.nearest --analogy 北京 中国 东京                          # 中国 - 北京 + 东京
-    python -m llama.nearest --adapter adapters/reviews --states --words words.txt 便宜
+    python -m llama.nearest --adapter adapters/reviews --states --list words.txt 便宜
     python -m llama.nearest --analogies examples/analogies.txt               # how many are right, and among how many
 
 From Python: `llama.nearest(model, "北京")` (llama/word_vectors.py).

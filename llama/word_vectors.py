@@ -68,13 +68,11 @@ class WordVectors:
     def nearest(self, word: str, top: int = 10) -> list[Neighbor]:
         """The candidates nearest to a word, the nearest first, of equals the earlier; the word itself is none."""
         ids = self._ids(word)
-        return self._nearest(self._unit([ids])[0], top, but=[ids])
+        return self._neighbors(self._best(self._unit([ids])[0], top, but=[ids]))
 
     def analogy(self, a: str, b: str, c: str, top: int = 10) -> list[Neighbor]:
         """The candidates nearest to b - a + c: what is to c as b is to a. None of the three is one."""
-        ids = [self._ids(word) for word in (a, b, c)]
-        first, second, third = self._unit(ids)
-        return self._nearest(functional.normalize(second - first + third, dim=0), top, but=ids)
+        return self._neighbors(self._best_analogy((a, b, c), top))
 
     def accuracy(self, questions: Sequence[Analogy]) -> dict[str, Any]:
         """The share of questions whose d is the nearest, by section and of all, and among how many candidates.
@@ -87,16 +85,20 @@ class WordVectors:
             if (wanted := self._ids(question.d)) not in known:
                 raise ValueError(f"'{question.d}' is the answer to a question of analogy and none of the candidates; "
                                  "add it to the words")
-            ids = [self._ids(word) for word in question[:3]]
-            first, second, third = self._unit(ids)
-            best = self._best(functional.normalize(second - first + third, dim=0), 1, but=ids)
+            best = self._best_analogy(question[:3], 1)
             right[question.section].append(bool(best) and self.ids[best[0][0]] == wanted)
         every = [each for some in right.values() for each in some]
         return {"accuracy": sum(every) / len(every), "questions": len(every), "candidates": len(self.ids),
                 "by_section": {name: sum(some) / len(some) for name, some in right.items() if name}}
 
-    def _nearest(self, vector: Tensor, top: int, *, but: Sequence[tuple[int, ...]]) -> list[Neighbor]:
-        return [Neighbor(self.texts[i], value) for i, value in self._best(vector, top, but=but)]
+    def _neighbors(self, found: list[tuple[int, float]]) -> list[Neighbor]:
+        return [Neighbor(self.texts[i], value) for i, value in found]
+
+    def _best_analogy(self, words: Sequence[str], top: int) -> list[tuple[int, float]]:
+        """`_best` of b - a + c."""
+        ids = [self._ids(word) for word in words]
+        a, b, c = self._unit(ids)
+        return self._best(functional.normalize(b - a + c, dim=0), top, but=ids)
 
     def _best(self, vector: Tensor, top: int, *, but: Sequence[tuple[int, ...]]) -> list[tuple[int, float]]:
         """(number, cosine) of the nearest candidates; whether a piece is dead is looked up for these alone."""

@@ -11,10 +11,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.runtime import cli
@@ -26,7 +24,7 @@ from tokenizer.pretokenize import RULES
 from tokenizer.spm_train import KINDS, train_spm
 from tokenizer.vocabulary_report import rate
 from weights.formats.atomic_write import atomic_folder
-from weights.formats.paths import home
+from weights.formats.paths import data_files
 
 CHATML = "<|endoftext|>,<|im_start|>,<|im_end|>"
 
@@ -84,11 +82,9 @@ def add_text_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was done as one line of JSON")
 
 
-def read_texts(files: Iterable[str], arguments: argparse.Namespace) -> list[str]:
+def read_texts(files: list[str], arguments: argparse.Namespace) -> list[str]:
     """The documents of text files; each is looked for here, then in the clone."""
-    paths: list[Any] = [home() / name if not Path(name).exists() and (home() / name).exists() else name
-                        for name in files]
-    dataset = LanguageModelingDataset(*paths, documents=arguments.documents, encoding=arguments.encoding)
+    dataset = LanguageModelingDataset(*data_files(files), documents=arguments.documents, encoding=arguments.encoding)
     return [example["text"] for example in dataset]
 
 

