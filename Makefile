@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test test-processors parity bench tasks compat mutants fuzz torture torture-share lint clean
+.PHONY: demo zh-small test test-processors parity bench tasks compat mutants fuzz torture torture-share lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
+
+zh-small: $(VENV)/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check "pypinyin>=0.55"
+	$(RUN) examples/zh_small.py
 
 test: $(VENV)/ready
 	$(RUN) -m pytest

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ from llama.runtime.terminal import say  # noqa: E402
 from llama.sampling import SamplingConfig  # noqa: E402
 from tokenizer.spm_train import train_spm  # noqa: E402
 from weights.convert import convert  # noqa: E402
+from weights.corpora import PARTS  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
 from weights.formats.atomic_write import atomic_file, atomic_folder  # noqa: E402
 
@@ -54,13 +56,13 @@ Parts = dict[str, list[str]]                                        # train, dev
 def news(folder: Path) -> Parts:
     """Articles of the People's Daily: their tagged words, joined again."""
     return {part: ["\n".join("".join(word.rpartition("/")[0] for word in line.split(" "))
-                             for line in article.split("\n")) for article in _documents(folder / f"{part}.txt")]
-            for part in ("train", "dev", "test")}
+                             for line in article.split("\n")) for article in articles]
+            for part, articles in _parts(folder).items()}
 
 
 def reviews(folder: Path) -> Parts:
     return {part: [json.loads(line)["text"] for line in (folder / f"{part}.jsonl").read_text("utf-8").splitlines()]
-            for part in ("train", "dev", "test")}
+            for part in PARTS}
 
 
 def novel(folder: Path) -> Parts:
@@ -70,16 +72,15 @@ def novel(folder: Path) -> Parts:
 
 
 def modern(folder: Path) -> Parts:
-    return {part: _documents(folder / "modern" / f"{part}.txt") for part in ("train", "dev", "test")}
+    return _parts(folder / "modern")
 
 
 def classical(folder: Path) -> Parts:
-    return {part: _documents(folder / "classical" / f"{part}.txt") for part in ("train", "dev", "test")}
+    return _parts(folder / "classical")
 
 
 def poems(folder: Path) -> Parts:
-    simplified = Converter("t2s", fetch("opencc"))
-    return {part: _documents(folder / f"{part}.txt", simplified) for part in ("train", "dev", "test")}
+    return _parts(folder, Converter("t2s", fetch("opencc")))
 
 
 # name: (what is fetched, how it is read, how many times a document of it is there to be learned from)
@@ -87,6 +88,10 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Parts], float]] = {
     "news": ("peoples-daily", news, 2), "reviews": ("reviews", reviews, 1), "novel": ("three-kingdoms", novel, 2),
     "modern": ("classical-modern", modern, 1), "classical": ("classical-modern", classical, 0.5),
     "poems": ("poems", poems, 0.5)}
+
+
+def _parts(folder: Path, convert: Callable[[str], str] = str) -> Parts:
+    return {part: _documents(folder / f"{part}.txt", convert) for part in PARTS}
 
 
 def _documents(path: Path, convert: Callable[[str], str] = str) -> list[str]:
@@ -190,13 +195,13 @@ def has_form(body: str) -> bool:
 
 
 def rhymes(body: str) -> bool:
-    """Whether the second line and the fourth end on the same final, in any tone: pip install pypinyin."""
+    """Whether the second line and the fourth end on the same final, in any tone, glides before its vowel aside."""
     from pypinyin import Style, pinyin
     lines = re.findall(r"[\u3400-\u9fff]+", body)
     if len(lines) != 4:
         return False
-    (one,), (other,) = (pinyin(lines[i][-1], style=Style.FINALS) for i in (1, 3))
-    return one.lstrip("iuüv") == other.lstrip("iuüv") and one != ""
+    one, other = (re.sub(r"^[iuüv](?=[aeo])", "", pinyin(lines[i][-1], style=Style.FINALS)[0][0]) for i in (1, 3))
+    return one == other
 
 
 STEPS = {"prepare": prepare, "vocabulary": learn_vocabulary, "train": train, "pack": pack, "judge": judge}
@@ -208,10 +213,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=240, metavar="X", help="of training in all (default: 240)")
     arguments = parser.parse_args()
     if unknown := set(arguments.steps) - set(STEPS):
-        raise ValueError(f"'{min(unknown)}' is no step; there are {', '.join(STEPS)}")
-    for name, step in STEPS.items():
-        if not arguments.steps or name in arguments.steps:
-            step(arguments.minutes) if step is train else step()
+        parser.error(f"'{min(unknown)}' is no step; there are {', '.join(STEPS)}")
+    steps = [name for name in STEPS if not arguments.steps or name in arguments.steps]
+    if "judge" in steps and find_spec("pypinyin") is None:
+        parser.error("judge tells rhymes by pypinyin, and it is not here; pip install pypinyin, or leave judge out: "
+                     f"{' '.join(name for name in STEPS if name != 'judge')}")
+    for name in steps:
+        STEPS[name](arguments.minutes) if name == "train" else STEPS[name]()
 
 
 if __name__ == "__main__":
