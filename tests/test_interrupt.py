@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama.runtime.interrupt import Stopped, quiet_start, signals_raise
+from llama.runtime.interrupt import Stopped, quiet_start, quiet_until_now, signals_raise
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -24,13 +24,37 @@ def test_property_ctrl_c_during_the_imports_is_quiet(door, tmp_path):
     assert starting.communicate() == ("", "") and starting.returncode == 130
 
 
-def test_property_only_a_program_takes_ctrl_c_and_gives_it_back():
+def test_property_only_a_program_that_hears_ctrl_c_is_quiet_until_its_main():
     usual = signal.getsignal(signal.SIGINT)
-    with quiet_start("llama.evaluate"):
-        assert signal.getsignal(signal.SIGINT) is usual
-    with quiet_start("__main__"):
-        assert signal.getsignal(signal.SIGINT) is not usual
-    assert signal.getsignal(signal.SIGINT) is usual
+    try:
+        with quiet_start("llama.evaluate"):
+            pass
+        assert signal.getsignal(signal.SIGINT) is usual and not quiet_until_now()
+        with quiet_start("__main__"):
+            pass
+        assert signal.getsignal(signal.SIGINT) is not usual and quiet_until_now()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)                # as a shell leaves it to its background jobs
+        with quiet_start("__main__"):
+            pass
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not quiet_until_now()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+@pytest.mark.parametrize(("place", "code"), [("before main", 130), ("at exit", 0)])
+def test_property_ctrl_c_is_quiet_around_main(place, code):
+    """Where Python still has, or again has, no `try` of ours around it."""
+    ended = subprocess.run([sys.executable, "-c", f"""
+import atexit, signal
+from llama.runtime.interrupt import quiet_start
+with quiet_start(__name__):
+    from llama.runtime import cli
+if {place!r} == "before main":
+    signal.raise_signal(signal.SIGINT)
+atexit.register(signal.raise_signal, signal.SIGINT)
+cli.run(lambda: None)"""], cwd=HOME, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
-from llama.runtime import run_lock, terminal
+from llama.runtime import interrupt, run_lock, terminal
 from llama.runtime.destinations import check_name
 from llama.runtime.ranges import ranges_of
 from llama.runtime.room import OutOfMemory, is_out_of_memory
@@ -204,7 +204,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     terminal.guard()
     if logging.lastResort:                                          # the handler of whoever sets up none
         logging.lastResort.addFilter(terminal.SaidOnce())
+    quiet = False
     try:
+        quiet = interrupt.quiet_until_now()
         main()
         sys.stdout.flush()
         if others := _others():
@@ -236,6 +238,8 @@ def run(main: Callable[[], None]) -> NoReturn:
             print(f"{program}: {_sentence(error)}", file=sys.stderr, flush=True)
         wrong_path = isinstance(error, _WRONG_PATH) or getattr(error, "errno", 0) in _WRONG_NAME
         code = 2 if isinstance(error, ValueError) or wrong_path else 1
+    if quiet:
+        interrupt.quiet_end(code)
     sys.exit(code)
 
 

@@ -3,9 +3,9 @@
     with quiet_start(__name__):
         import torch
 
-Importing nothing heavy itself. Once a command runs, llama/runtime/cli.py looks after Ctrl-C.
+Importing nothing heavy itself. From its `main` to the end of that, llama/runtime/cli.py looks after Ctrl-C.
 
-Try: raise in `_leave` instead of leaving; tests/test_interrupt.py fails, with a traceback out of torch.
+Try: raise in `_Leave.__call__` instead of leaving; tests/test_interrupt.py fails, with a traceback out of torch.
 """
 
 import contextlib
@@ -16,23 +16,39 @@ from collections.abc import Iterator
 from typing import Any
 
 
+class _Leave:
+    """A handler of Ctrl-C that ends the process where it stands."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+    def __call__(self, number: int, frame: Any) -> None:
+        os._exit(self.code)
+
+
 @contextlib.contextmanager
 def quiet_start(name: str) -> Iterator[None]:
-    """Let Ctrl-C end the process while the body imports, if `name` says that this module is the program that runs.
+    """Let Ctrl-C end the process from here to its `main`, if `name` says that this module is the program that runs.
 
     Nothing has been done yet that could be left half done, so nothing is unwound: an exception here could come out of
-    the middle of a C library's start as a failure of its own.
+    the middle of a C library's start as a failure of its own. What ignores Ctrl-C, as a shell's background jobs do,
+    goes on ignoring it.
     """
-    if name != "__main__":
-        yield
-        return
-    before = signal.signal(signal.SIGINT, _leave)
+    if name == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _Leave(128 + signal.SIGINT))
     yield
-    signal.signal(signal.SIGINT, before)
 
 
-def _leave(number: int, frame: Any) -> None:
-    os._exit(130)
+def quiet_until_now() -> bool:
+    """Whether this process began with `quiet_start`; from here on Ctrl-C raises KeyboardInterrupt, as usual."""
+    if quiet := isinstance(signal.getsignal(signal.SIGINT), _Leave):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return quiet
+
+
+def quiet_end(code: int) -> None:
+    """Let Ctrl-C from here on end the process with the code that it ends with anyway: all is done, all is said."""
+    signal.signal(signal.SIGINT, _Leave(code))
 
 
 class Stopped(KeyboardInterrupt):

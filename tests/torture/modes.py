@@ -3,6 +3,8 @@
 Add a mode: a row of MODES. Its result must be the same to the bit whenever it is run, timings aside.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -285,7 +287,13 @@ def run_as_typed(mode: Mode, folder: Path) -> Ended:
     return run_alone(mode._replace(command=torchrun, processes=1), folder)
 
 
+PORTS = itertools.count(10_000 + os.getpid() % 10_000)            # below those that a system gives out by itself
+
+
 def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
+    """One that nothing listens at, and that no attack beside this one has been given: theirs may not listen yet."""
+    while True:
+        with socket.socket() as asked:
+            with contextlib.suppress(OSError):
+                asked.bind(("127.0.0.1", port := next(PORTS)))
+                return port
