@@ -53,8 +53,7 @@ def main() -> int:
         for verdict in itertools.chain.from_iterable(found):
             verdicts.append(verdict)
             if not verdict.survived:
-                print(f"LOST {verdict.attack}: {verdict.what}: {verdict.how}\n     again: python -m tests.torture "
-                      f"--seed {arguments.seed} --only {verdict.attack}", flush=True)
+                print(lost_line(verdict, arguments.seed), file=sys.stderr)
             if len(verdicts) % 50 == 0:
                 print(f"{len(verdicts)} tried in {time.monotonic() - started:.0f} s", file=sys.stderr)
 
@@ -70,8 +69,9 @@ def main() -> int:
     print(table(verdicts))
     if unreached := [mode.name for mode in chosen if mode.name not in targets]:
         print(f"\nno time, or no truth, for {', '.join(unreached)}")
+    print("", *(lost_line(verdict, arguments.seed) for verdict in verdicts if not verdict.survived), sep="\n")
     lost = sum(not verdict.survived for verdict in verdicts)
-    print(f"\ntorture: {len(verdicts)} tried, {len(verdicts) - lost} survived, {lost} lost; seed {arguments.seed}, "
+    print(f"torture: {len(verdicts)} tried, {len(verdicts) - lost} survived, {lost} lost; seed {arguments.seed}, "
           f"{time.monotonic() - started:.0f} s")
     if arguments.json:
         report = {"seed": arguments.seed, "tried": len(verdicts), "lost": lost,
@@ -143,6 +143,11 @@ def planned(targets: list[Target], kills: int, every: list[str]) -> Iterator[tup
             kind = list(ATTACKS)[(place + turn) % len(ATTACKS)]
             if number < numbers.get((target, kind), 0):
                 yield number, kind, target
+
+
+def lost_line(verdict: Verdict, seed: int) -> str:
+    return (f"LOST {verdict.attack}: {verdict.what}: {verdict.how}\n     again: python -m tests.torture --seed {seed} "
+            f"--only {verdict.attack}")
 
 
 def table(verdicts: list[Verdict]) -> str:
