@@ -24,6 +24,9 @@ def test_worked_example_a_dictionary_from_pairs():
         ("I see a dog", "我看見狗"), ("the dog sleeps", "狗睡了"), ("I sleep", "我睡"), ("a red dog", "紅狗"))]
     assert dictionary(train, [{"source": "Dog!"}]) == ["狗"]
     assert dictionary(train, [{"source": "nothing known"}]) == [""]
+    train = [{"source": "曰，吾往矣", "target": "说，我去了"}, {"source": "吾友曰", "target": "我朋友说"},
+             {"source": "吾子", "target": "我儿子"}]
+    assert dictionary(train, [{"source": "吾曰"}]) == ["我说"]      # of classical Chinese each character
 
 
 def test_worked_example_first_sentence_and_scores():
@@ -103,7 +106,30 @@ def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
     assert (found["minutes"], found["memory"], len(found["commands"])) == (4.0, 100, 3)
     programs.measured("poets", programs.SMALL, files, work=tmp_path, again=True)
     assert "--overwrite" in ran[4] and "--resume" not in ran[4]
+    ran.clear()
+    programs.measured("poets", programs.CHINESE, files, work=tmp_path, minutes=10, limit=7)
+    learn, score = ran
+    assert learn[learn.index("--model") + 1] == "zh-small" and "10.00" in learn
+    assert "--limit" not in score and "--max-new-tokens" not in score       # labels are cheap: all are scored
+    ran.clear()
+    programs.measured("sentences", programs.CHINESE, files, work=tmp_path, limit=7)
+    assert ran[1][-2:] == ["--limit", "7"] and "48" in ran[1]
     assert programs.WAYS.keys() == SETS.keys()
+
+
+@pytest.mark.parametrize(("program", "flags"), [(f"{programs.ASKED}, asked", ["--zero-shot"]),
+                                                 (f"{programs.ASKED}, 4 examples", ["--few-shot", "4"])])
+def test_property_a_model_that_is_asked_learns_nothing_and_answers_some(tmp_path, monkeypatch, program, flags):
+    ran = []
+    monkeypatch.setattr(programs, "run", lambda command, log: ran.append(command) or {"accuracy": 0.5, "examples": 9})
+    files = {part: tmp_path / f"{part}.jsonl" for part in ("train", "dev", "test")}
+    found = programs.measured("poets", program, files, work=tmp_path)
+    [command] = ran
+    at = command.index(flags[0])
+    assert command[at : at + len(flags)] == flags and command[-2:] == ["--limit", str(programs.ASKED_OF)]
+    assert ("--examples" in command) == ("--few-shot" in flags)
+    assert (found["scores"], found["minutes"], found["limit"]) == ({"accuracy": 0.5}, 0.0, programs.ASKED_OF)
+    assert "100" in comparison.table({"poets": {program: found}})
 
 
 def test_property_ctrl_c_is_told_in_a_sentence(tmp_path, monkeypatch, capsys):

@@ -3,9 +3,10 @@
     python -m tests.benchmarks --only sentiment-reviews --programs small --minutes 20
     python -m tests.benchmarks --judges .venv-bench/bin/python --samples FOLDER --json
 
-For each data set (tests/benchmarks/sets.py): its baselines, a small model that is trained here, the default model with
-LoRA (tests/benchmarks/programs.py). Every result is kept in --output as soon as it is there, so that the comparison can
-be made in parts, and goes on with what is missing; --again makes those anew that --only and --programs name.
+For each data set (tests/benchmarks/sets.py): its baselines, a small model that is trained here, zh-small tuned, the
+default model with LoRA, a larger one that is asked (tests/benchmarks/programs.py). Every result is kept in --output as
+soon as it is there, so that the comparison can be made in parts, and goes on with what is missing; --again makes those
+anew that --only and --programs name.
 """
 
 import argparse
@@ -18,11 +19,10 @@ from typing import Any
 
 from llama.benchmark import goals
 from llama.runtime.progress import duration
-from tests.benchmarks.programs import WAYS, measured, minutes_of, programs_of
+from tests.benchmarks.programs import PROGRAMS, WAYS, measured, minutes_of, programs_of
 from tests.benchmarks.sets import SETS, files_of
 from weights.formats.atomic_write import atomic_file
 
-PROGRAMS = ("baselines", "small", "default")
 Results = dict[str, dict[str, Any]]
 
 
@@ -88,8 +88,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for program in (key for key in programs_of(name) if key in found):
             value, row = found[program]["scores"][data.score], found[program]
             rows.append([data.task, data.what, program, data.score, f"**{value:.3f}**" if value == best else
-                         f"{value:.3f}", f"{row['minutes']:.1f}", f"{row['memory'] / 1e9:.2f}"])
-    return goals.table(["task", "data", "program", "score", "test", "minutes", "GB"], rows)
+                         f"{value:.3f}", str(row.get("limit") or "all"), f"{row['minutes']:.1f}",
+                         f"{row['memory'] / 1e9:.2f}"])
+    return goals.table(["task", "data", "program", "score", "test", "of", "minutes", "GB"], rows)
 
 
 if __name__ == "__main__":

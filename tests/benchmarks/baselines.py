@@ -6,6 +6,7 @@
     window        the piece of a text that holds the most of the question's rare characters       by hand
     first         the first sentence                                                              by hand
     dictionary    word by word, each by the piece it most often stands beside in the pairs        by hand
+    unchanged     classical Chinese as it stands: modern Chinese has many of its characters       by hand
 
 Packages are imported where they are used; without one, a sentence says what to install. Scores are llama/metrics'.
 
@@ -34,9 +35,16 @@ from tests.benchmarks.sets import SETS, examples_of
 
 METHODS = {"sentiment": ("tfidf", "bayes"), "classification": ("tfidf",), "ner": ("crf",), "segmentation": ("crf",),
            "qa": ("window",), "summarization": ("first",), "translation": ("dictionary",)}
+PAIRS = 20_000                                                      # that a dictionary is made of: more take gigabytes
 NAMES = {"tfidf": "TF-IDF, logistic regression", "bayes": "naive Bayes of snownlp", "crf": "CRF, character windows",
-         "window": "best sliding window", "first": "first sentence", "dictionary": "word-by-word dictionary"}
+         "window": "best sliding window", "first": "first sentence", "dictionary": "word-by-word dictionary",
+         "unchanged": "the text unchanged"}
 Examples = Sequence[dict[str, Any]]
+
+
+def methods_of(name: str) -> tuple[str, ...]:
+    """Those for the task of a data set, and its own."""
+    return METHODS[SETS[name].task] + SETS[name].methods
 
 
 def tfidf(train: Examples, test: Examples) -> list[str]:
@@ -110,7 +118,7 @@ def first(train: Examples, test: Examples) -> list[str]:
 def dictionary(train: Examples, test: Examples) -> list[str]:
     """For each word the piece of 1 to 4 characters with the largest Dice coefficient 2 n(w, p) / (n(w) + n(p))."""
     pairs, words, pieces = defaultdict(Counter), Counter(), Counter()
-    for example in train:
+    for example in list(train)[:: math.ceil(len(train) / PAIRS)]:
         found, there = set(_words(example["source"])), _pieces(example["target"])
         words.update(found)
         pieces.update(there)
@@ -125,7 +133,11 @@ def dictionary(train: Examples, test: Examples) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[\w']+", text.lower())
+    return re.findall(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])[\w'])+", text.lower())
+
+
+def unchanged(train: Examples, test: Examples) -> list[str]:
+    return [example["source"] for example in test]
 
 
 def _pieces(text: str) -> set[str]:

@@ -1,8 +1,10 @@
-"""The programs that are compared on a data set: methods of old, a small model that is trained here, the default model.
+"""The programs that are compared on a data set: methods of old, models that are tuned, a model that is asked.
 
     methods of old       tests/benchmarks/baselines.py, in an interpreter that has their packages
     small                train.py on the training texts, for the vocabulary and a beginning; finetune.py; evaluate
-    default              finetune.py --lora; evaluate
+    zh-small             finetune.py on all weights of zh-small, which has read Chinese before; evaluate
+    default              finetune.py --lora on the default model; evaluate
+    asked                evaluate --zero-shot, and --few-shot 4, of a model of half a billion parameters
 
 The commands are those that anybody would give. A training that was interrupted goes on; one that is done with the same
 flags is not made again.
@@ -19,11 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.benchmarks.baselines import METHODS, NAMES
+from tests.benchmarks.baselines import NAMES, methods_of
 from tests.benchmarks.sets import SETS, texts_of
 from weights.formats import paths
 
-SMALL, DEFAULT = "a small model, trained here", "smollm2-135m-instruct, LoRA"
+SMALL, CHINESE, DEFAULT = "a small model, trained here", "zh-small, tuned", "smollm2-135m-instruct, LoRA"
+PROGRAMS = ("baselines", "small", "zh-small", "default", "asked")
+ASKED = "qwen2.5-coder-0.5b-instruct"
+SHOTS = {f"{ASKED}, asked": 0, f"{ASKED}, 4 examples": 4}
+ASKED_OF = 100                                                      # examples of a test set, drawn
 
 
 class Way(NamedTuple):
@@ -33,6 +39,7 @@ class Way(NamedTuple):
     writes   part of them in which the small one learns to write first
     shape    flags of train.py for the small one
     small    flags of finetune.py for it
+    chinese  the same for zh-small
     default  the same for the default model, beside --lora
     """
 
@@ -40,6 +47,7 @@ class Way(NamedTuple):
     writes: float
     shape: tuple[str, ...]
     small: tuple[str, ...]
+    chinese: tuple[str, ...] = ()
     default: tuple[str, ...] = ()
 
 
@@ -51,49 +59,72 @@ _MEAN = (*_WHOLE, "--pooling", "mean", "--max-length", "128")
 _FEW = (*_MEAN, "--word-dropout", "0.35", "--weight-decay", "1")
 _SHORT = ("--max-length", "128")
 
+_CHINESE = ("--attention", "full", "--batch-size", "16", "--lr", "5e-4", "--dtype", "float32", "--max-length", "256")
+_LABELS = (*_CHINESE, "--pooling", "mean", "--word-dropout", "0.1", "--epochs", "3")
+_WRITTEN = ("--batch-size", "16", "--lr", "5e-4", "--dtype", "float32", "--max-length", "512")
+
 WAYS = {
-    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), _SHORT),
-    "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), _SHORT),
-    "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _SHORT),
-    "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _SHORT),
-    "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _SHORT),
-    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), _SHORT),
-    "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full")),
-    "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10")),
-    "sentences": Way(5, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "5"), _SHORT),
+    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), _LABELS, _SHORT),
+    "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), _LABELS, _SHORT),
+    "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _LABELS, _SHORT),
+    "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _LABELS, _SHORT),
+    "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), (*_CHINESE, "--epochs", "3"),
+                    _SHORT),
+    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), (*_CHINESE, "--epochs", "3"), _SHORT),
+    "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full"),
+                     (*_CHINESE, "--max-length", "512", "--epochs", "5")),
+    "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10"), (*_WRITTEN, "--epochs", "5")),
+    "sentences": Way(5, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "5"),
+                     (*_WRITTEN, "--epochs", "5"), _SHORT),
+    "classical": Way(20, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "1"),
+                     (*_WRITTEN, "--batch-size", "32", "--epochs", "1"), _SHORT),
 }
+WRITTEN = ("summarization", "translation")
 
 
-def programs_of(name: str, wanted: Sequence[str] = ("baselines", "small", "default")) -> list[str]:
+def programs_of(name: str, wanted: Sequence[str] = PROGRAMS) -> list[str]:
     """The rows of a data set: its baselines by name, then ours."""
-    rows = [NAMES[method] for method in METHODS[SETS[name].task]] if "baselines" in wanted else []
-    return rows + [SMALL] * ("small" in wanted) + [DEFAULT] * ("default" in wanted)
+    rows = {"baselines": [NAMES[method] for method in methods_of(name)], "small": [SMALL], "zh-small": [CHINESE],
+            "default": [DEFAULT], "asked": list(SHOTS)}
+    return [row for kind in PROGRAMS if kind in wanted for row in rows[kind]]
 
 
 def minutes_of(name: str, program: str, given: float = 0) -> float:
     """Of training at most; of a baseline, which ends by itself, a guess."""
-    if program in (SMALL, DEFAULT):
+    if program in (SMALL, CHINESE, DEFAULT):
         return given or WAYS[name].minutes
     return 10 if program == NAMES["crf"] else 1
 
 
 def measured(name: str, program: str, files: dict[str, Path], *, work: Path, minutes: float = 0, limit: int = 0,
              judges: str = sys.executable, iterations: int = 100, again: bool = False) -> dict[str, Any]:
-    """{"scores", "minutes", "memory", "commands"}: minutes of training, the largest memory of its programs.
+    """{"scores", "minutes", "memory", "commands", "limit"}: minutes of training, the largest memory of its programs.
 
     minutes  at most; 0 takes those of the data set
-    limit    examples to score answers on that are written; 0 for all
+    limit    examples to score answers on that are written; 0 for all, but ASKED_OF for a model that is asked
 
     Raises RuntimeError.
     """
     train, test = (paths.shown(files[part]) for part in ("train", "test"))
-    if program not in (SMALL, DEFAULT):
+    if program in SHOTS:
+        limit = limit or ASKED_OF
+        few = ["--few-shot", str(SHOTS[program]), "--examples", train] if SHOTS[program] else ["--zero-shot"]
+        command = _scoring(name, ["--model", ASKED, *few], test, limit)
+        return _scored(command, work / name / f"asked-{SHOTS[program]}.log") | {
+            "minutes": 0.0, "memory": 0, "commands": [shown(command)], "limit": limit}
+    if program not in (SMALL, CHINESE, DEFAULT):
         method = next(key for key, shown in NAMES.items() if shown == program)
         command = [judges, "-m", "tests.benchmarks.baselines", method, name, train, test, "--iterations",
                    str(iterations)]
         return run(command, work / name / f"{method}.log") | {"commands": [shown(command)]}
-    way, place, small = WAYS[name], work / name, program == SMALL
-    minutes, seconds, memory, commands = minutes or way.minutes, 0.0, 0, []
+    limit = limit if SETS[name].task in WRITTEN else 0
+    return _tuned(name, program, files, work / name, minutes or WAYS[name].minutes, limit, again=again)
+
+
+def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes: float, limit: int, *, again: bool
+           ) -> dict[str, Any]:
+    way, seconds, memory, commands = WAYS[name], 0.0, 0, []
+    train, test = (paths.shown(files[part]) for part in ("train", "test"))
 
     def trained(command: list[str], output: Path, left: float) -> None:
         nonlocal seconds, memory
@@ -109,24 +140,33 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
         memory = max(memory, before["train"]["peak_memory"])
 
     place.mkdir(parents=True, exist_ok=True)
-    if small:
+    output, how = {SMALL: (place / "small-tuned", ["--model", str(place / "small"), *way.small]),
+                   CHINESE: (place / "zh-small-tuned", ["--model", "zh-small", *way.chinese]),
+                   DEFAULT: (place / "lora", ["--lora", *way.default])}[program]
+    if program == SMALL:
         texts = place / "texts.jsonl"
         texts.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n"
                                  for text in texts_of(name, files["train"])), encoding="utf-8")
         steps = [] if way.writes else ["--max-steps", "1"]          # for the vocabulary alone
         trained(["train.py", "--data", str(texts), *way.shape, *steps], place / "small", minutes * (way.writes or 1))
-    output, task = place / ("small-tuned" if small else "lora"), SETS[name].task
-    how = ["--model", str(place / "small"), *way.small] if small else ["--lora", *way.default]
-    trained(["finetune.py", "--task", task, "--data", train, *how], output, minutes - seconds / 60)
-    length = how[how.index("--max-length") :][:2] if "--max-length" in how else []
-    command = ["-m", "llama.evaluate", "--task", task, "--model" if small else "--adapter", str(output), "--data",
-               test, "--batch-size", "32", "--json", *length]
-    if task in ("summarization", "translation"):
-        command += ["--max-new-tokens", "48", *(["--limit", str(limit)] if limit else [])]
+    trained(["finetune.py", "--task", SETS[name].task, "--data", train, *how], output, minutes - seconds / 60)
+    length = ["--max-length", how[len(how) - how[::-1].index("--max-length")]] if "--max-length" in how else []
+    command = _scoring(name, ["--adapter" if program == DEFAULT else "--model", str(output), "--batch-size", "32",
+                              *length], test, limit)
     commands.append(shown(command))
-    scores = run([sys.executable, *command], Path(f"{output}.scores.log"))
-    return {"scores": {key: value for key, value in scores.items() if isinstance(value, float)},
-            "minutes": seconds / 60, "memory": memory, "commands": commands}
+    return _scored(command, Path(f"{output}.scores.log")) | {
+        "minutes": seconds / 60, "memory": memory, "commands": commands, "limit": limit}
+
+
+def _scoring(name: str, model: list[str], test: str, limit: int) -> list[str]:
+    command = ["-m", "llama.evaluate", "--task", SETS[name].task, *model, "--data", test, "--json"]
+    command += ["--max-new-tokens", str(SETS[name].written)] if SETS[name].task in WRITTEN else []
+    return command + (["--limit", str(limit)] if limit else [])
+
+
+def _scored(command: list[str], log: Path) -> dict[str, Any]:
+    scores = run([sys.executable, *command], log)
+    return {"scores": {key: value for key, value in scores.items() if isinstance(value, float)}}
 
 
 def going_on(output: Path, *, again: bool) -> list[str]:

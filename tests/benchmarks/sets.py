@@ -20,7 +20,9 @@ Example = dict[str, Any]
 class DataSet(NamedTuple):
     """A task on some data, and the score that decides.
 
-    source  file to divide; empty for those that are divided already
+    source   file to divide; empty for those that are divided already
+    methods  more baselines than those of the task
+    written  tokens of an answer at most
     """
 
     task: str
@@ -29,6 +31,8 @@ class DataSet(NamedTuple):
     folder: str
     ending: str
     source: str = ""
+    methods: tuple[str, ...] = ()
+    written: int = 48
 
 
 SETS = {
@@ -42,6 +46,8 @@ SETS = {
     "questions": DataSet("qa", "CMRC 2018, a sample", "f1", "cmrc", "json", "cmrc2018_trial.json"),
     "titles": DataSet("summarization", "CSL abstracts, a sample", "rouge_l", "csl_ts", "jsonl", "csl_ts_dev.tsv"),
     "sentences": DataSet("translation", "Tatoeba, English to Chinese", "chrf", "tatoeba", "jsonl", "tatoeba_en_zh.txt"),
+    "classical": DataSet("translation", "classical to modern Chinese", "chrf", "data/classical-modern", "tsv",
+                         methods=("unchanged",), written=96),
 }
 
 
