@@ -19,10 +19,9 @@ import numpy as np
 
 from weights.formats.gguf_blocks import NAMED
 from weights.formats.gguf_file import GGUF, blocks, get, shortest, size
-from weights.formats.huggingface import for_all_readers
+from weights.formats.huggingface import DEFAULT_ROPE_THETA, for_all_readers
 
 ROTARY_TABLE = "rope_freqs.weight"      # Llama 3.1's scaling: what each frequency is divided by
-FIRST_LLAMAS_THETA = 10_000.0           # where a file names none, as llama.cpp reads it
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
            "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "granite": "GraniteForCausalLM",
            "olmo2": "Olmo2ForCausalLM"}
@@ -61,7 +60,7 @@ def config(gguf: GGUF) -> dict[str, Any]:
         "head_dim": K,
         "max_position_embeddings": context,
         "rms_norm_eps": shortest(get(gguf, f"{of}.attention.layer_norm_rms_epsilon", float)),
-        "rope_theta": shortest(get(gguf, f"{of}.rope.freq_base", float, FIRST_LLAMAS_THETA)),
+        "rope_theta": shortest(get(gguf, f"{of}.rope.freq_base", float, DEFAULT_ROPE_THETA)),
         "rope_scaling": _scaling(gguf, of, K, context),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "hidden_act": "silu",
@@ -187,7 +186,7 @@ def _scaling(gguf: GGUF, of: str, K: int, context: int) -> dict[str, Any] | None
         table = blocks(gguf, ROTARY_TABLE)
         if gguf.tensors[ROTARY_TABLE].format.name != "F32":
             raise ValueError(f"{gguf.path}: {ROTARY_TABLE} must hold float32 numbers; fetch or copy it again")
-        theta = shortest(get(gguf, f"{of}.rope.freq_base", float, FIRST_LLAMAS_THETA))
+        theta = shortest(get(gguf, f"{of}.rope.freq_base", float, DEFAULT_ROPE_THETA))
         original = size(gguf, f"{of}.rope.scaling.original_context_length", 8192)
         divisors = NAMED["F32"].unpack(table).numpy().ravel()
         return _llama3_numbers(divisors, theta, original, K, f"{gguf.path}: {ROTARY_TABLE}")

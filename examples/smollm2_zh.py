@@ -1,0 +1,153 @@
+"""SmolLM2, which knows no Chinese, reads it for twenty minutes in three ways: python examples/smollm2_zh.py
+
+    prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, and as noise
+    train     adapters/smollm2-zh/: grown as means, grown as noise, and not grown, each for --minutes
+    report    bits per byte of held-out news over the minutes, as a table and as docs/smollm2-zh.svg (needs matplotlib)
+
+Each command is one of docs/chinese.md, and is printed. What is done is not done again, what was interrupted goes on.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+
+from llama.runtime import cli  # noqa: E402
+from llama.runtime.terminal import say  # noqa: E402
+from weights.fetch import fetch  # noqa: E402
+from weights.formats.atomic_write import atomic_file  # noqa: E402
+
+MODEL = "smollm2-135m-instruct"
+DATA, RUNS, PLOT = HOME / "data" / "smollm2-zh", HOME / "adapters" / "smollm2-zh", HOME / "docs" / "smollm2-zh.svg"
+ALL, NEWS, DEV, ENGLISH = (DATA / name for name in ("text.txt", "news.txt", "dev.txt", "english.txt"))
+VOCABULARY, NEUTRAL = DATA / "vocabulary", HOME / "examples" / "neutral.txt"
+JUDGED_BY = 8000                                                    # characters of held-out news
+ROWS_ALONE = 0.2                                                    # of the minutes, where there are new rows
+GUARD = 1.012                                                       # times the bits: 5 % of a perplexity of 56
+OPENINGS = ("The history of", "Water is", "In the morning, she", "A good teacher", "The city has", "Most birds",
+            "To cook rice,", "Computers were", "The report says", "He had never", "Energy from", "Our research shows")
+READING = ("--task", "generation", "--data", NEWS, "--eval-data", DEV, "--guard", f"{NEUTRAL}={GUARD}",
+           "--max-length", 256, "--batch-size", 4, "--eval-every", 20)
+ROWS = ("--train-new-rows", "--lr", 3e-4)
+LORA = ("--lora", "--targets", "all-linear", "--rank", 16, "--lr", 5e-4, "--mix", f"{ENGLISH}=0.1")
+WAYS = {"mean": "grown, rows start as means", "random": "grown, rows start as noise", "as-it-was": "not grown"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python examples/smollm2_zh.py", description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="of prepare, train, report (default: all)")
+    parser.add_argument("--minutes", type=float, default=20, metavar="X", help="of training for each (default: 20)")
+    arguments = parser.parse_args()
+    steps = {"prepare": prepare, "train": lambda: train(arguments.minutes), "report": report}
+    if unknown := set(arguments.steps) - set(steps):
+        parser.error(f"'{min(unknown)}' is no step; there are {', '.join(steps)}")
+    chosen = [name for name in steps if not arguments.steps or name in arguments.steps]
+    if "report" in chosen and find_spec("matplotlib") is None:
+        parser.error("report draws with matplotlib, and it is not here; pip install matplotlib, or leave report out: "
+                     f"{' '.join(name for name in chosen if name != 'report')}")
+    for name in chosen:
+        steps[name]()
+
+
+def prepare() -> None:
+    fetch(MODEL)
+    if not ALL.exists():
+        run("-m", "llama.clean", fetch("peoples-daily") / "text.txt", "--output", ALL, "--split", 0.02)
+    if not DEV.exists():
+        _write(NEWS, ALL.read_text(encoding="utf-8"))
+        _write(DEV, ALL.with_name("text-held-out.txt").read_text(encoding="utf-8")[:JUDGED_BY])
+    if not ENGLISH.exists():
+        _write(DATA / "openings.jsonl", "".join(json.dumps({"prompt": each}) + "\n" for each in OPENINGS * 16))
+        written = run("generate.py", "--model", MODEL, "--prompt-file", DATA / "openings.jsonl", "--max-new-tokens",
+                      160, "--temperature", 1, "--batch-size", 16, "--json")
+        _write(ENGLISH, "\n\n".join(json.loads(line)["prompt"] + json.loads(line)["text"].strip("\n")
+                                    for line in written.splitlines()))
+    if not VOCABULARY.exists():
+        run("-m", "tokenizer.extend", MODEL, NEWS, "--add", 8000, "--corpus", DEV, NEUTRAL, "--output", VOCABULARY)
+    for start in ("mean", "random"):
+        if not (DATA / start).exists():
+            run("-m", "llama.resize", MODEL, VOCABULARY, "--init", start, "--output", DATA / start)
+
+
+def train(minutes: float) -> None:
+    for start in ("mean", "random"):
+        learn(f"{start}-1", "--model", DATA / start, *ROWS, "--minutes", minutes * ROWS_ALONE, "--merge")
+        learn(f"{start}-2", "--model", RUNS / f"{start}-1-merged", *LORA, "--train-new-rows",
+              "--minutes", minutes * (1 - ROWS_ALONE))
+    learn("as-it-was-2", "--model", MODEL, *LORA, "--minutes", minutes)
+
+
+def learn(name: str, *flags: object) -> None:
+    output = RUNS / name
+    if not (RUNS / f"{name}.json").exists():
+        again = ["--resume"] if any(Path(f"{output}.training").glob("last-*.pt")) else []
+        _write(RUNS / f"{name}.json", run("finetune.py", *READING, *flags, "--output", output, *again, "--json"))
+
+
+def report() -> None:
+    """Prints Markdown."""
+    print("| SmolLM2-135M | minutes | tokens read | bits per byte of held-out news | perplexity of English |\n"
+          "|---|---|---|---|---|")
+    curves = {}
+    for way, title in WAYS.items():
+        stages = [f"{way}-{number}" for number in (1, 2) if (RUNS / f"{way}-{number}.json").exists()]
+        results = [json.loads((RUNS / f"{stage}.json").read_text(encoding="utf-8")) for stage in stages]
+        english = [stage["watched"]["neutral.txt"] for stage in results]
+        print(f"| {title} | {sum(stage['train']['seconds'] for stage in results) / 60:.0f} "
+              f"| {sum(stage['train']['tokens'] for stage in results):,} "
+              f"| {results[0]['eval_before']['bits_per_byte']:.3f} → {results[-1]['eval']['bits_per_byte']:.3f} "
+              f"| {english[0]['before']['perplexity']:.2f} → {english[-1]['after']['perplexity']:.2f} |")
+        curves[title] = curve(stages)
+    plot(curves)
+    say(f"drawn: {PLOT.relative_to(HOME)}")
+
+
+def curve(stages: list[str]) -> list[tuple[float, float]]:
+    """Minutes of training, and bits per byte then, of runs one after the other."""
+    points, before = [], 0.0
+    for stage in stages:
+        seconds = 0.0
+        for line in map(json.loads, (RUNS / f"{stage}.training" / "metrics.jsonl").read_text("utf-8").splitlines()):
+            seconds = line.get("seconds", seconds)
+            if "eval" in line:
+                points.append(((before + seconds) / 60, line["eval"]["bits_per_byte"]))
+        before += seconds
+    return points
+
+
+def plot(curves: dict[str, list[tuple[float, float]]]) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for title, points in curves.items():
+        axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=title)
+    axes.set(xlabel="minutes of training", ylabel="bits per byte of held-out Chinese news")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
+def run(*command: Any) -> str:
+    words = [str(word) for word in command]
+    say("$ python " + shlex.join(words).replace(f"{HOME}/", ""))
+    return subprocess.run([sys.executable, *words], cwd=HOME, check=True, stdout=subprocess.PIPE, text=True,
+                          encoding="utf-8").stdout
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
