@@ -1,8 +1,8 @@
-"""SmolLM2, which knows no Chinese, reads it for twenty minutes in three ways: python examples/smollm2_zh.py
+"""SmolLM2, which knows no Chinese, reads some in three ways, as much each: python examples/smollm2_zh.py
 
     prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, and as noise
-    train     adapters/smollm2-zh/: grown as means, grown as noise, and not grown, each for --minutes
-    report    bits per byte of held-out news over the minutes, as a table and as docs/smollm2-zh.svg (needs matplotlib)
+    train     adapters/smollm2-zh/: grown as means, grown as noise, and not grown, each for --steps of 1,024 tokens
+    report    bits per byte of held-out news over the steps, as a table and as docs/smollm2-zh.svg (needs matplotlib)
 
 Each command is one of docs/chinese.md, and is printed. What is done is not done again, what was interrupted goes on.
 """
@@ -29,7 +29,7 @@ DATA, RUNS, PLOT = HOME / "data" / "smollm2-zh", HOME / "adapters" / "smollm2-zh
 ALL, NEWS, DEV, ENGLISH = (DATA / name for name in ("text.txt", "news.txt", "dev.txt", "english.txt"))
 VOCABULARY, NEUTRAL = DATA / "vocabulary", HOME / "examples" / "neutral.txt"
 JUDGED_BY = 8000                                                    # characters of held-out news
-ROWS_ALONE = 0.2                                                    # of the minutes, where there are new rows
+ROWS_ALONE = 5                                                      # one step in so many, where there are new rows
 GUARD = 1.012                                                       # times the bits: 5 % of a perplexity of 56
 OPENINGS = ("The history of", "Water is", "In the morning, she", "A good teacher", "The city has", "Most birds",
             "To cook rice,", "Computers were", "The report says", "He had never", "Energy from", "Our research shows")
@@ -42,18 +42,18 @@ WAYS = {"mean": "grown, rows start as means", "random": "grown, rows start as no
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/smollm2_zh.py", description=__doc__.splitlines()[0])
-    parser.add_argument("steps", nargs="*", metavar="STEP", help="of prepare, train, report (default: all)")
-    parser.add_argument("--minutes", type=float, default=20, metavar="X", help="of training for each (default: 20)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="of prepare, train, report (default: all)")
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="for each (default: 200)")
     arguments = parser.parse_args()
-    steps = {"prepare": prepare, "train": lambda: train(arguments.minutes), "report": report}
-    if unknown := set(arguments.steps) - set(steps):
-        parser.error(f"'{min(unknown)}' is no step; there are {', '.join(steps)}")
-    chosen = [name for name in steps if not arguments.steps or name in arguments.steps]
+    parts = {"prepare": prepare, "train": lambda: train(arguments.steps), "report": report}
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"'{min(unknown)}' is no part; there are {', '.join(parts)}")
+    chosen = [name for name in parts if not arguments.parts or name in arguments.parts]
     if "report" in chosen and find_spec("matplotlib") is None:
         parser.error("report draws with matplotlib, and it is not here; pip install matplotlib, or leave report out: "
                      f"{' '.join(name for name in chosen if name != 'report')}")
     for name in chosen:
-        steps[name]()
+        parts[name]()
 
 
 def prepare() -> None:
@@ -76,12 +76,13 @@ def prepare() -> None:
             run("-m", "llama.resize", MODEL, VOCABULARY, "--init", start, "--output", DATA / start)
 
 
-def train(minutes: float) -> None:
+def train(steps: int) -> None:
+    alone = steps // ROWS_ALONE
     for start in ("mean", "random"):
-        learn(f"{start}-1", "--model", DATA / start, *ROWS, "--minutes", minutes * ROWS_ALONE, "--merge")
+        learn(f"{start}-1", "--model", DATA / start, *ROWS, "--max-steps", alone, "--merge")
         learn(f"{start}-2", "--model", RUNS / f"{start}-1-merged", *LORA, "--train-new-rows",
-              "--minutes", minutes * (1 - ROWS_ALONE))
-    learn("as-it-was-2", "--model", MODEL, *LORA, "--minutes", minutes)
+              "--max-steps", steps - alone)
+    learn("as-it-was-2", "--model", MODEL, *LORA, "--max-steps", steps)
 
 
 def learn(name: str, *flags: object) -> None:
@@ -93,15 +94,15 @@ def learn(name: str, *flags: object) -> None:
 
 def report() -> None:
     """Prints Markdown."""
-    print("| SmolLM2-135M | minutes | tokens read | bits per byte of held-out news | perplexity of English |\n"
+    print("| SmolLM2-135M | steps | minutes | bits per byte of held-out news | perplexity of English |\n"
           "|---|---|---|---|---|")
     curves = {}
     for way, title in WAYS.items():
         stages = [f"{way}-{number}" for number in (1, 2) if (RUNS / f"{way}-{number}.json").exists()]
         results = [json.loads((RUNS / f"{stage}.json").read_text(encoding="utf-8")) for stage in stages]
         english = [stage["watched"]["neutral.txt"] for stage in results]
-        print(f"| {title} | {sum(stage['train']['seconds'] for stage in results) / 60:.0f} "
-              f"| {sum(stage['train']['tokens'] for stage in results):,} "
+        print(f"| {title} | {sum(stage['train']['steps'] for stage in results)} "
+              f"| {sum(stage['train']['seconds'] for stage in results) / 60:.0f} "
               f"| {results[0]['eval_before']['bits_per_byte']:.3f} → {results[-1]['eval']['bits_per_byte']:.3f} "
               f"| {english[0]['before']['perplexity']:.2f} → {english[-1]['after']['perplexity']:.2f} |")
         curves[title] = curve(stages)
@@ -109,20 +110,18 @@ def report() -> None:
     say(f"drawn: {PLOT.relative_to(HOME)}")
 
 
-def curve(stages: list[str]) -> list[tuple[float, float]]:
-    """Minutes of training, and bits per byte then, of runs one after the other."""
-    points, before = [], 0.0
+def curve(stages: list[str]) -> list[tuple[int, float]]:
+    """Steps, and bits per byte after them, of runs one after the other."""
+    points, before = [], 0
     for stage in stages:
-        seconds = 0.0
-        for line in map(json.loads, (RUNS / f"{stage}.training" / "metrics.jsonl").read_text("utf-8").splitlines()):
-            seconds = line.get("seconds", seconds)
-            if "eval" in line:
-                points.append(((before + seconds) / 60, line["eval"]["bits_per_byte"]))
-        before += seconds
+        metrics = (RUNS / f"{stage}.training" / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in metrics.splitlines()]
+        points += [(before + line["step"], line["eval"]["bits_per_byte"]) for line in lines if "eval" in line]
+        before += lines[-1]["step"]
     return points
 
 
-def plot(curves: dict[str, list[tuple[float, float]]]) -> None:
+def plot(curves: dict[str, list[tuple[int, float]]]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
     matplotlib.rcParams["svg.fonttype"] = "none"
@@ -130,7 +129,7 @@ def plot(curves: dict[str, list[tuple[float, float]]]) -> None:
     axes = figure.add_subplot()
     for title, points in curves.items():
         axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=title)
-    axes.set(xlabel="minutes of training", ylabel="bits per byte of held-out Chinese news")
+    axes.set(xlabel="steps of 1,024 tokens", ylabel="bits per byte of held-out Chinese news")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(PLOT, metadata={"Date": None})

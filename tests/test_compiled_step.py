@@ -34,6 +34,9 @@ VARIANTS = {
 WHERE = compiled_step._cache_folder                                  # which a fixture replaces for the other tests
 STEPS = (1,) * 20 + (3, 5, 8, 4, 1)                                  # tokens that run at a time, behind a prompt
 
+# What compilers call processors, and a feature in /proc/cpuinfo without which their code cannot run.
+PROCESSORS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}
+
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
 
 
@@ -134,6 +137,27 @@ def test_two_ways_quantised_step_equals_model(bits, place):
     ours, theirs = both(model, steps=STEPS)
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
     same_choices(ours, theirs, gap=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ("float32", "bfloat16", "8 bits", "8 bits, fine", "4 bits"))
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_two_ways_step_of_every_processor_equals_model(processor, kind, place, monkeypatch):
+    """Each has loads of its own for what is stored in bytes; the largest ones and zeros are among these."""
+    if PROCESSORS[processor] not in compiled_step._processor().split():
+        pytest.skip(f"this processor has no {PROCESSORS[processor]}")
+    monkeypatch.setattr(compiled_step, "FLAGS", tuple(
+        f"-march={processor}" if flag == compiled_step.NATIVE else flag for flag in compiled_step.FLAGS))
+    monkeypatch.setattr(compiled_step, "WIDE", "-DNOTHING")
+    model = tiny(dtype=torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    with torch.no_grad():
+        model.layers[0].mlp.down_proj.weight[:3] = torch.tensor([[1.0], [-1.0], [0.0]])
+    if "bits" in kind:
+        quantize(model, bits=int(kind[0]), fine="fine" in kind)
+    compile_step(model)
+    ours, theirs = both(model, steps=(1, 3, 1), cache_dtype=torch.float32)
+    bound = 2e-2 if kind == "bfloat16" else 1e-4                    # beside a model that rounds activations
+    torch.testing.assert_close(ours.float(), theirs.float(), atol=bound * theirs.abs().max().item(), rtol=0)
 
 
 @needs_compiler

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -77,8 +77,18 @@ static inline Vector load(const uint16_t* x) {                 // bfloat16 is th
 }
 
 // Bytes. What compilers make of __builtin_convertvector here is many times slower than the processor's own instruction.
+#ifdef __AVX2__
+static inline Vector widen(__m128i bytes) {
 #ifdef __AVX512F__
-static inline Vector widen(__m128i bytes) { return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#else
+    const __m256 eights[2] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))};
+    Vector v;
+    memcpy(&v, eights, sizeof v);
+    return v;
+#endif
+}
 static inline Vector load(const int8_t* x) { return widen(_mm_loadu_si128((const __m128i*)x)); }
 static inline void load_nibbles(const uint8_t* x, Vector& low, Vector& high) {
     const __m128i bytes = _mm_loadu_si128((const __m128i*)x), mask = _mm_set1_epi8(15);
