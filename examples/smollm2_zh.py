@@ -1,7 +1,7 @@
 """SmolLM2, which knows no Chinese, reads some in three ways, as much each: python examples/smollm2_zh.py
 
     prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, and as noise
-    train     adapters/smollm2-zh/: grown as means, grown as noise, and not grown, each for --steps of 1,024 tokens
+    train     adapters/smollm2-zh/: grown as means, grown as noise, and not grown, each for --max-steps of 1,024 tokens
     report    bits per byte of held-out news over the steps, as a table and as docs/smollm2-zh.svg (needs matplotlib)
 
 Each command is one of docs/chinese.md, and is printed. What is done is not done again, what was interrupted goes on.
@@ -12,13 +12,13 @@ import json
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
+from examples.steps import add_steps, chosen  # noqa: E402
 from llama.runtime import cli  # noqa: E402
 from llama.runtime.terminal import say  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
@@ -29,6 +29,7 @@ DATA, RUNS, PLOT = HOME / "data" / "smollm2-zh", HOME / "adapters" / "smollm2-zh
 ALL, NEWS, DEV, ENGLISH = (DATA / name for name in ("text.txt", "news.txt", "dev.txt", "english.txt"))
 VOCABULARY, NEUTRAL = DATA / "vocabulary", HOME / "examples" / "neutral.txt"
 JUDGED_BY = 8000                                                    # characters of held-out news
+STEPS = ("prepare", "train", "report")
 ROWS_ALONE = 5                                                      # one step in so many, where there are new rows
 GUARD = 1.012                                                       # times the bits: 5 % of a perplexity of 56
 OPENINGS = ("The history of", "Water is", "In the morning, she", "A good teacher", "The city has", "Most birds",
@@ -42,18 +43,11 @@ WAYS = {"mean": "grown, rows start as means", "random": "grown, rows start as no
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/smollm2_zh.py", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of prepare, train, report (default: all)")
-    parser.add_argument("--steps", type=int, default=200, metavar="N", help="for each (default: 200)")
+    add_steps(parser, STEPS)
+    parser.add_argument("--max-steps", type=int, default=200, metavar="N", help="of training, for each (default: 200)")
     arguments = parser.parse_args()
-    parts = {"prepare": prepare, "train": lambda: train(arguments.steps), "report": report}
-    if unknown := set(arguments.parts) - set(parts):
-        parser.error(f"'{min(unknown)}' is no part; there are {', '.join(parts)}")
-    chosen = [name for name in parts if not arguments.parts or name in arguments.parts]
-    if "report" in chosen and find_spec("matplotlib") is None:
-        parser.error("report draws with matplotlib, and it is not here; pip install matplotlib, or leave report out: "
-                     f"{' '.join(name for name in chosen if name != 'report')}")
-    for name in chosen:
-        parts[name]()
+    for name in chosen(parser, arguments.names, STEPS, {"report": "matplotlib"}):
+        {"prepare": prepare, "train": lambda: train(arguments.max_steps), "report": report}[name]()
 
 
 def prepare() -> None:

@@ -17,12 +17,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
+from examples.steps import add_steps, chosen  # noqa: E402
 from llama.benchmark.text_baselines import ngram_bits_per_byte, xz_bits_per_byte  # noqa: E402
 from llama.clean.han import Converter  # noqa: E402
 from llama.generation import generate  # noqa: E402
@@ -209,16 +209,10 @@ STEPS = {"prepare": prepare, "vocabulary": learn_vocabulary, "train": train, "pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/zh_small.py", description=__doc__.splitlines()[0])
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (default: all)")
+    add_steps(parser, list(STEPS))
     parser.add_argument("--minutes", type=float, default=240, metavar="X", help="of training in all (default: 240)")
     arguments = parser.parse_args()
-    if unknown := set(arguments.steps) - set(STEPS):
-        parser.error(f"'{min(unknown)}' is no step; there are {', '.join(STEPS)}")
-    steps = [name for name in STEPS if not arguments.steps or name in arguments.steps]
-    if "judge" in steps and find_spec("pypinyin") is None:
-        parser.error("judge tells rhymes by pypinyin, and it is not here; pip install pypinyin, or leave judge out: "
-                     f"{' '.join(name for name in STEPS if name != 'judge')}")
-    for name in steps:
+    for name in chosen(parser, arguments.names, list(STEPS), {"judge": "pypinyin"}):
         STEPS[name](arguments.minutes) if name == "train" else STEPS[name]()
 
 

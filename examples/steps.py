@@ -1,0 +1,23 @@
+"""What the long examples share: steps by name, in their order, and what they need asked for before the first begins."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+
+def add_steps(parser: argparse.ArgumentParser, steps: Sequence[str]) -> None:
+    parser.add_argument("names", nargs="*", metavar="STEP", help=f"of {', '.join(steps)} (default: all)")
+
+
+def chosen(parser: argparse.ArgumentParser, names: Sequence[str], steps: Sequence[str], needs: Mapping[str, str]
+           ) -> list[str]:
+    """The steps named, or all; ends with a sentence where there is no such step, or not the package that it needs."""
+    if unknown := set(names) - set(steps):
+        parser.error(f"'{min(unknown)}' is no step; there are {', '.join(steps)}")
+    found = [step for step in steps if not names or step in names]
+    for step, package in needs.items():
+        if step in found and find_spec(package) is None:
+            others = " ".join(name for name in found if name != step)
+            parser.error(f"{step} needs {package}, and it is not here; pip install {package}, or leave {step} out"
+                         + (f": {others}" if others else ""))
+    return found
