@@ -1,7 +1,8 @@
-"""SmolLM2, which knows no Chinese, reads some in three ways, as much each: python examples/smollm2_zh.py
+"""SmolLM2, which knows no Chinese, reads some in four ways, as much each: python examples/smollm2_zh.py
 
     prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, and as noise
-    train     adapters/smollm2-zh/: grown as means, grown as noise, and not grown, each for --max-steps of 1,024 tokens
+    train     adapters/smollm2-zh/: grown as means, as noise, with its rows not first alone, and not grown, each for
+              --max-steps of 1,024 tokens
     report    bits per byte of held-out news over the steps, as a table and as docs/smollm2-zh.svg (needs matplotlib)
 
 Each command is one of docs/chinese.md, and is printed. What is done is not done again, what was interrupted goes on.
@@ -34,11 +35,13 @@ ROWS_ALONE = 5                                                      # one step i
 GUARD = 1.012                                                       # times the bits: 5 % of a perplexity of 56
 OPENINGS = ("The history of", "Water is", "In the morning, she", "A good teacher", "The city has", "Most birds",
             "To cook rice,", "Computers were", "The report says", "He had never", "Energy from", "Our research shows")
-READING = ("--task", "generation", "--data", NEWS, "--eval-data", DEV, "--guard", f"{NEUTRAL}={GUARD}",
-           "--max-length", 256, "--batch-size", 4, "--eval-every", 20)
+READING = ("--task", "generation", "--data", NEWS, "--eval-data", DEV, "--max-length", 256, "--batch-size", 4,
+           "--eval-every", 20)
+GUARDED, WATCHED = ("--guard", f"{NEUTRAL}={GUARD}"), ("--watch", NEUTRAL)
 ROWS = ("--train-new-rows", "--lr", 3e-4)
 LORA = ("--lora", "--targets", "all-linear", "--rank", 16, "--lr", 5e-4, "--mix", f"{ENGLISH}=0.1")
-WAYS = {"mean": "grown, rows start as means", "random": "grown, rows start as noise", "as-it-was": "not grown"}
+WAYS = {"mean": "grown, rows start as means", "random": "grown, rows start as noise",
+        "at-once": "grown as means, all at once", "as-it-was": "not grown"}
 
 
 def main() -> None:
@@ -71,12 +74,14 @@ def prepare() -> None:
 
 
 def train(steps: int) -> None:
+    """Beside what is recommended, what it is compared with, which no guard ends."""
     alone = steps // ROWS_ALONE
-    for start in ("mean", "random"):
-        learn(f"{start}-1", "--model", DATA / start, *ROWS, "--max-steps", alone, "--merge")
-        learn(f"{start}-2", "--model", RUNS / f"{start}-1-merged", *LORA, "--train-new-rows",
+    for start, seen in (("mean", GUARDED), ("random", WATCHED)):
+        learn(f"{start}-1", "--model", DATA / start, *seen, *ROWS, "--max-steps", alone, "--merge")
+        learn(f"{start}-2", "--model", RUNS / f"{start}-1-merged", *seen, *LORA, "--train-new-rows",
               "--max-steps", steps - alone)
-    learn("as-it-was-2", "--model", MODEL, *LORA, "--max-steps", steps)
+    learn("at-once-2", "--model", DATA / "mean", *GUARDED, *LORA, "--train-new-rows", "--max-steps", steps)
+    learn("as-it-was-2", "--model", MODEL, *WATCHED, *LORA, "--max-steps", steps)
 
 
 def learn(name: str, *flags: object) -> None:
@@ -132,8 +137,11 @@ def plot(curves: dict[str, list[tuple[int, float]]]) -> None:
 def run(*command: Any) -> str:
     words = [str(word) for word in command]
     say("$ python " + shlex.join(words).replace(f"{HOME}/", ""))
-    return subprocess.run([sys.executable, *words], cwd=HOME, check=True, stdout=subprocess.PIPE, text=True,
-                          encoding="utf-8").stdout
+    done = subprocess.run([sys.executable, *words], cwd=HOME, check=False, stdout=subprocess.PIPE, text=True,
+                          encoding="utf-8")
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
 
 
 def _write(path: Path, text: str) -> None:

@@ -183,6 +183,19 @@ def judge() -> None:
           f"{share(rhymes, [poem.partition(chr(10))[2] for poem in real[:POEMS]]):.1%} do, by today's pinyin\n")
     for title, body in list(zip(titles, bodies, strict=True))[:3]:
         print(f"    {title}\n    " + body.replace("\n", "\n    ") + "\n")
+    show_curve(TRAINED.with_name(f"{TRAINED.name}.training") / "metrics.jsonl")
+
+
+def show_curve(metrics: Path) -> None:
+    """What its training found on the way, where it was trained here."""
+    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
+    told = {line["step"]: line for line in lines if "tokens" in line}
+    print("| step | tokens read | minutes | bits per character of the dev sets |\n|---|---|---|---|" if told else "")
+    for line in lines:
+        if "eval" in line:
+            there = told.get(line["step"], {"tokens": 0, "seconds": 0})
+            print(f"| {line['step']:,} | {there['tokens']:,} | {there['seconds'] / 60:.0f} "
+                  f"| {line['eval']['bits_per_character']:.3f} |")
 
 
 def share(holds: Callable[[str], bool], bodies: Sequence[str]) -> float:

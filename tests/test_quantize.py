@@ -1,5 +1,6 @@
 """Models in 8 and 4 bits: the swap and its inverse, folders, GGUF's blocks, LoRA on top, the command."""
 
+import dataclasses
 import json
 import sys
 import weakref
@@ -352,9 +353,26 @@ def test_two_ways_fine_by_flag_and_by_compiling(folder, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("how", ["int8", "int4"])
 def test_property_every_door_takes_quantize(how, folder):
     chosen = flags.ModelFlags(model=str(folder), quantize=how)
-    model = flags.load(chosen, purpose="generate")
+    model = flags.load(chosen, purpose="find")
     assert swap.bits_of(model) == chosen.bits == int(how[3:])
-    assert model.dtype == flags.choose_dtype("auto", torch.device("cpu"), purpose="generate")
+    assert model.dtype == flags.choose_dtype("auto", torch.device("cpu"), purpose="find")
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_property_to_write_few_bits_become_floats_where_they_cannot_be_multiplied_by(how, folder, monkeypatch, capsys):
+    """torch's kernels take bfloat16 alone; who has no room for floats keeps the bits, and is told what that costs."""
+    chosen = flags.ModelFlags(model=str(folder), quantize=how, dtype="float32")
+    expected, tokens = flags.load(chosen, purpose="measure"), torch.arange(9)[None]
+    model = flags.load(chosen, purpose="generate")
+    assert not swap.is_quantized(model) and "the weights are unpacked once, " in capsys.readouterr().err
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens), expected(tokens), atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(flags, "free_memory", lambda device: 1e5)
+    assert swap.bits_of(flags.load(chosen, purpose="generate")) == chosen.bits
+    assert "each token unpacks all weights; --compile reads them as they are" in capsys.readouterr().err
+    if swap.reads_whole_numbers(flags.load(dataclasses.replace(chosen, dtype="bfloat16"), purpose="find")):
+        model = flags.load(dataclasses.replace(chosen, dtype="bfloat16"), purpose="generate")
+        assert swap.bits_of(model) == chosen.bits and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["int8", "int4"])

@@ -28,9 +28,11 @@ from llama.lora.files import load_adapter
 from llama.lora.peft_folder import recorded_base
 from llama.lora.swap import merge_lora
 from llama.pretrained import get_model
-from llama.quantization.swap import quantize
+from llama.quantization.layers import QuantizedLinear
+from llama.quantization.swap import dequantize, is_quantized, quantize, reads_whole_numbers
 from llama.runtime import distributed
 from llama.runtime.ranges import MANY, MOST_TOKENS, SEEDS, Range, check_ranges
+from llama.runtime.room import SURE, free_memory, size
 from llama.runtime.terminal import say
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
@@ -240,7 +242,8 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
 
     Where it writes, its parts are swapped for faster ones that compute the same (see fast/agreement.py), or with
     `compile` its decoding step is compiled; an adapter is then folded into the weights first. With no flag to the
-    contrary, what 4 bits hold without any loss is read so.
+    contrary, what 4 bits hold without any loss is read so; few bits that this processor cannot multiply by as they are
+    become floats at once, and not for every token.
     """
     if flags.readable and flags.compile:
         raise ValueError("--readable runs the definitions and --compile a fast version of them; give one of the two")
@@ -261,6 +264,8 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
         merge_lora(model, keep_undo=False)
         if flags.bits:
             quantize(model, bits=flags.bits, fine=fine, report=False)
+    if purpose == "generate" and device.type == "cpu" and not (flags.readable or flags.compile):
+        _unpack_once(model)
     if flags.readable:
         readable(model)
     elif flags.compile:
@@ -268,6 +273,21 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
         use_fused_blocks(model, exact)
     return model
+
+
+def _unpack_once(model: PretrainedLlama) -> None:
+    """Where torch has no product for its few bits, and there is room: floats, which are read several times as fast."""
+    if not is_quantized(model) or reads_whole_numbers(model):
+        return
+    taken = model.dtype.itemsize * sum(matrix.out_features * matrix.in_features for matrix in model.modules()
+                                       if isinstance(matrix, QuantizedLinear))
+    why = f"torch has no product of few bits for {str(model.dtype).removeprefix('torch.')} on this processor"
+    if taken * SURE > free_memory(model.device):
+        say(f"{why}, and floats would take {size(taken)}: each token unpacks all weights; --compile reads them as they "
+            "are")
+        return
+    say(f"{why}: the weights are unpacked once, {size(taken)}; --compile reads them as they are")
+    dequantize(model)
 
 
 def adapter_folder(name: str) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llama.heads import check_editable
 from llama.model import Llama
-from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, linear_of
+from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, QuantizedLinear, linear_of
 from llama.quantization.rounding import to_int4, to_int8
 from weights.formats.quantized_matrix import GROUP, QuantizedMatrix
 
@@ -74,6 +74,12 @@ def dequantize(model: Llama, *, dtype: torch.dtype | None = None) -> None:
                 plain.bias = nn.Parameter(layer.bias.data.to(dtype or layer.dtype))
         plain.weight = made[key]
         model.set_submodule(path, plain)
+
+
+def reads_whole_numbers(model: Llama) -> bool:
+    """Whether few rows are multiplied by what is stored: else each product makes floats of all its weights again."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    return model.dtype == torch.bfloat16 and model.device.type == "cpu" and all(layer.has_kernel for layer in layers)
 
 
 def check_floats(model: Llama) -> None:
