@@ -1,8 +1,8 @@
-"""SmolLM2, which knows no Chinese, reads some in four ways, as much each: python examples/smollm2_zh.py
+"""SmolLM2, which knows no Chinese, reads some, grown or not, as much each: python examples/smollm2_zh.py
 
     prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, and as noise
-    train     adapters/smollm2-zh/: grown as means, as noise, with its rows not first alone, and not grown, each for
-              --max-steps of 1,024 tokens
+    train     adapters/smollm2-zh/: grown, with the rows alone at first or not, and not grown, each for --max-steps of
+              1,024 tokens; and rows alone that start as noise
     report    bits per byte of held-out news over the steps, as a table and as docs/smollm2-zh.svg (needs matplotlib)
 
 Each command is one of docs/chinese.md, and is printed. What is done is not done again, what was interrupted goes on.
@@ -10,9 +10,11 @@ Each command is one of docs/chinese.md, and is printed. What is done is not done
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ READING = ("--task", "generation", "--data", NEWS, "--eval-data", DEV, "--max-le
 GUARDED, WATCHED = ("--guard", f"{NEUTRAL}={GUARD}"), ("--watch", NEUTRAL)
 ROWS = ("--train-new-rows", "--lr", 3e-4)
 LORA = ("--lora", "--targets", "all-linear", "--rank", 16, "--lr", 5e-4, "--mix", f"{ENGLISH}=0.1")
-WAYS = {"mean": "grown, rows start as means", "random": "grown, rows start as noise",
-        "at-once": "grown as means, all at once", "as-it-was": "not grown"}
+WAYS = {"grown, its rows alone at first": ("mean-1", "mean-2"), "grown, all at once": ("at-once",),
+        "not grown": ("as-it-was",)}
+STARTS = {"rows start as means": ("mean-1",), "rows start as noise": ("random-1",)}
 
 
 def main() -> None:
@@ -76,12 +79,12 @@ def prepare() -> None:
 def train(steps: int) -> None:
     """Beside what is recommended, what it is compared with, which no guard ends."""
     alone = steps // ROWS_ALONE
-    for start, seen in (("mean", GUARDED), ("random", WATCHED)):
-        learn(f"{start}-1", "--model", DATA / start, *seen, *ROWS, "--max-steps", alone, "--merge")
-        learn(f"{start}-2", "--model", RUNS / f"{start}-1-merged", *seen, *LORA, "--train-new-rows",
-              "--max-steps", steps - alone)
-    learn("at-once-2", "--model", DATA / "mean", *GUARDED, *LORA, "--train-new-rows", "--max-steps", steps)
-    learn("as-it-was-2", "--model", MODEL, *WATCHED, *LORA, "--max-steps", steps)
+    learn("mean-1", "--model", DATA / "mean", *GUARDED, *ROWS, "--max-steps", alone, "--merge")
+    learn("mean-2", "--model", RUNS / "mean-1-merged", *GUARDED, *LORA, "--train-new-rows",
+          "--max-steps", steps - alone)
+    learn("as-it-was", "--model", MODEL, *WATCHED, *LORA, "--max-steps", steps)
+    learn("at-once", "--model", DATA / "mean", *GUARDED, *LORA, "--train-new-rows", "--max-steps", steps)
+    learn("random-1", "--model", DATA / "random", *WATCHED, *ROWS, "--max-steps", alone)
 
 
 def learn(name: str, *flags: object) -> None:
@@ -93,44 +96,45 @@ def learn(name: str, *flags: object) -> None:
 
 def report() -> None:
     """Prints Markdown."""
-    print("| SmolLM2-135M | steps | minutes | bits per byte of held-out news | perplexity of English |\n"
-          "|---|---|---|---|---|")
-    curves = {}
-    for way, title in WAYS.items():
-        stages = [f"{way}-{number}" for number in (1, 2) if (RUNS / f"{way}-{number}.json").exists()]
+    print("| SmolLM2-135M | steps | minutes | tokens a character | bits per byte of held-out news "
+          "| perplexity of English |\n|---|---|---|---|---|---|")
+    for title, stages in (WAYS | STARTS).items():
         results = [json.loads((RUNS / f"{stage}.json").read_text(encoding="utf-8")) for stage in stages]
-        english = [stage["watched"]["neutral.txt"] for stage in results]
+        english, scores = [stage["watched"]["neutral.txt"] for stage in results], results[-1]["eval"]
         print(f"| {title} | {sum(stage['train']['steps'] for stage in results)} "
               f"| {sum(stage['train']['seconds'] for stage in results) / 60:.0f} "
-              f"| {results[0]['eval_before']['bits_per_byte']:.3f} → {results[-1]['eval']['bits_per_byte']:.3f} "
+              f"| {scores['bits_per_character'] * math.log(2) / scores['loss']:.2f} "
+              f"| {results[0]['eval_before']['bits_per_byte']:.3f} → {scores['bits_per_byte']:.3f} "
               f"| {english[0]['before']['perplexity']:.2f} → {english[-1]['after']['perplexity']:.2f} |")
-        curves[title] = curve(stages)
-    plot(curves)
+    plot()
     say(f"drawn: {PLOT.relative_to(HOME)}")
 
 
-def curve(stages: list[str]) -> list[tuple[int, float]]:
+def curve(stages: Sequence[str]) -> tuple[list[int], list[float]]:
     """Steps, and bits per byte after them, of runs one after the other."""
-    points, before = [], 0
+    steps, bits, before = [], [], 0
     for stage in stages:
         metrics = (RUNS / f"{stage}.training" / "metrics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in metrics.splitlines()]
-        points += [(before + line["step"], line["eval"]["bits_per_byte"]) for line in lines if "eval" in line]
+        found = [line for line in lines if "eval" in line and (line["step"] or not before)]
+        steps += [before + line["step"] for line in found]
+        bits += [line["eval"]["bits_per_byte"] for line in found]
         before += lines[-1]["step"]
-    return points
+    return steps, bits
 
 
-def plot(curves: dict[str, list[tuple[int, float]]]) -> None:
+def plot() -> None:
     import matplotlib
     from matplotlib.figure import Figure
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for title, points in curves.items():
-        axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=title)
-    axes.set(xlabel="steps of 1,024 tokens", ylabel="bits per byte of held-out Chinese news")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "smollm2-zh"})
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, ways in zip(figure.subplots(1, 2, width_ratios=(1, 2)), (STARTS, WAYS), strict=True):
+        for title, stages in ways.items():
+            axes.plot(*curve(stages), "o-", markersize=3, label=title)
+        axes.set(xlabel="steps of 1,024 tokens")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    figure.axes[0].set(ylabel="bits per byte of held-out Chinese news")
     figure.savefig(PLOT, metadata={"Date": None})
 
 
