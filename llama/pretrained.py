@@ -55,7 +55,7 @@ def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu",
             return model
     if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".pth", ".gguf", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such model file or folder")
-    there = [folder.name for folder in (home() / "weights").glob("[!.]*/") if holds_model(folder)]
+    there = [folder.name for folder in (home() / "weights").glob("[!.]*") if folder.is_dir() and holds_model(folder)]
     raise ValueError(unknown_name(name, sorted({*PRESETS, *MODELS, *there})))
 
 
