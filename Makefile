@@ -18,7 +18,8 @@ test: $(VENV)/ready
 
 # The tests whose outcome can depend on the processor, as on one with AVX2 alone and on one with less.
 PROCESSOR_TESTS := tests/test_fused_block.py tests/test_learners.py tests/test_cli.py tests/test_custom_autograd.py \
-	tests/test_generation.py tests/test_generate.py tests/test_quantization_layers.py tests/test_distributed.py
+	tests/test_generation.py tests/test_generate.py tests/test_quantization_layers.py tests/test_quantize.py \
+	tests/test_distributed.py
 
 test-processors: $(VENV)/ready
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest $(PROCESSOR_TESTS)

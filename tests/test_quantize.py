@@ -372,7 +372,7 @@ def test_property_to_write_few_bits_become_floats_where_they_cannot_be_multiplie
     assert "each token unpacks all weights; --compile reads them as they are" in capsys.readouterr().err
     if swap.reads_whole_numbers(flags.load(dataclasses.replace(chosen, dtype="bfloat16"), purpose="find")):
         model = flags.load(dataclasses.replace(chosen, dtype="bfloat16"), purpose="generate")
-        assert swap.bits_of(model) == chosen.bits and not capsys.readouterr().err
+        assert swap.bits_of(model) == chosen.bits and "unpack" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["int8", "int4"])
