@@ -122,9 +122,11 @@ def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
 def test_property_a_model_that_is_asked_learns_nothing_and_answers_some(tmp_path, monkeypatch, program, flags):
     ran = []
     monkeypatch.setattr(programs, "run", lambda command, log: ran.append(command) or {"accuracy": 0.5, "examples": 9})
+    monkeypatch.setattr(programs, "examples_of", lambda name, file: [{"label": "李白"}, {"label": "杜甫"}])
     files = {part: tmp_path / f"{part}.jsonl" for part in ("train", "dev", "test")}
     found = programs.measured("poets", program, files, work=tmp_path)
     [command] = ran
+    assert command[command.index("--labels") + 1] == "李白,杜甫"
     at = command.index(flags[0])
     assert command[at : at + len(flags)] == flags and command[-2:] == ["--limit", str(programs.ASKED_OF)]
     assert ("--examples" in command) == ("--few-shot" in flags)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks.baselines import NAMES, methods_of
-from tests.benchmarks.sets import SETS, texts_of
+from tests.benchmarks.sets import SETS, examples_of, texts_of
 from weights.formats import paths
 
 SMALL, CHINESE, DEFAULT = "a small model, trained here", "zh-small, tuned", "smollm2-135m-instruct, LoRA"
@@ -85,7 +85,7 @@ WRITTEN = ("summarization", "translation")
 def programs_of(name: str, wanted: Sequence[str] = PROGRAMS) -> list[str]:
     """The rows of a data set: its baselines by name, then ours."""
     rows = {"baselines": [NAMES[method] for method in methods_of(name)], "small": [SMALL], "zh-small": [CHINESE],
-            "default": [DEFAULT], "asked": list(SHOTS)}
+            "default": [DEFAULT], "asked": list(SHOTS) if SETS[name].task != "segmentation" else []}
     return [row for kind in PROGRAMS if kind in wanted for row in rows[kind]]
 
 
@@ -109,7 +109,8 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
     if program in SHOTS:
         limit = limit or ASKED_OF
         few = ["--few-shot", str(SHOTS[program]), "--examples", train] if SHOTS[program] else ["--zero-shot"]
-        command = _scoring(name, ["--model", ASKED, *few], test, limit)
+        labels = ",".join(_labels(name, files["train"]))
+        command = _scoring(name, ["--model", ASKED, *few, *(["--labels", labels] if labels else [])], test, limit)
         return _scored(command, work / name / f"asked-{SHOTS[program]}.log") | {
             "minutes": 0.0, "memory": 0, "commands": [shown(command)], "limit": limit}
     if program not in (SMALL, CHINESE, DEFAULT):
@@ -156,6 +157,15 @@ def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes
     commands.append(shown(command))
     return _scored(command, Path(f"{output}.scores.log")) | {
         "minutes": seconds / 60, "memory": memory, "commands": commands, "limit": limit}
+
+
+def _labels(name: str, train: Path) -> list[str]:
+    """Those that a model which is asked has to choose from."""
+    if SETS[name].task in ("sentiment", "classification"):
+        return sorted({example["label"] for example in examples_of(name, train)})
+    if SETS[name].task == "ner":
+        return sorted({tag[2:] for example in examples_of(name, train) for tag in example["tags"] if tag != "O"})
+    return []
 
 
 def _scoring(name: str, model: list[str], test: str, limit: int) -> list[str]:
