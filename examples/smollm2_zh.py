@@ -29,7 +29,7 @@ from weights.formats.atomic_write import atomic_file  # noqa: E402
 
 MODEL = "smollm2-135m-instruct"
 DATA, RUNS, PLOT = HOME / "data" / "smollm2-zh", HOME / "adapters" / "smollm2-zh", HOME / "docs" / "smollm2-zh.svg"
-ALL, NEWS, DEV, ENGLISH = (DATA / name for name in ("text.txt", "news.txt", "dev.txt", "english.txt"))
+NEWS, DEV, ENGLISH = (DATA / name for name in ("news.txt", "dev.txt", "english.txt"))
 VOCABULARY, NEUTRAL = DATA / "vocabulary", HOME / "examples" / "neutral.txt"
 JUDGED_BY = 8000                                                    # characters of held-out news
 STEPS = ("prepare", "train", "report")
@@ -58,11 +58,10 @@ def main() -> None:
 
 def prepare() -> None:
     fetch(MODEL)
-    if not ALL.exists():
-        run("-m", "llama.clean", fetch("peoples-daily") / "text.txt", "--output", ALL, "--split", 0.02)
+    if not NEWS.exists():
+        run("-m", "llama.clean", fetch("peoples-daily") / "text.txt", "--output", NEWS, "--split", 0.02)
     if not DEV.exists():
-        _write(NEWS, ALL.read_text(encoding="utf-8"))
-        _write(DEV, ALL.with_name("text-held-out.txt").read_text(encoding="utf-8")[:JUDGED_BY])
+        _write(DEV, NEWS.with_name("news-held-out.txt").read_text(encoding="utf-8")[:JUDGED_BY])
     if not ENGLISH.exists():
         _write(DATA / "openings.jsonl", "".join(json.dumps({"prompt": each}) + "\n" for each in OPENINGS * 16))
         written = run("generate.py", "--model", MODEL, "--prompt-file", DATA / "openings.jsonl", "--max-new-tokens",

