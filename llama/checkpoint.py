@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from llama.generation import complete_text
 from llama.heads import HeadConfig, add_head, check_editable, head_config, head_of
 from llama.model import Llama
 from llama.quantization.layers import Quantized
-from llama.quantization.loading import collect_lossless_int4, iter_quantized
+from llama.quantization.loading import iter_lossless, iter_quantized
 from llama.quantization.swap import bits_of, replace_layer
 from llama.siblings import put_in_parts
 from tokenizer.base import Tokenizer
@@ -64,16 +64,16 @@ class PretrainedLlama(Llama):
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-               bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
-               exact: dict[str, QuantizedMatrix] | None = None) -> PretrainedLlama:
+               bits: int = 0, errors: dict[str, float] | None = None,
+               lossless: bool = False, put: Callable[[Tensor], Tensor] | None = None) -> PretrainedLlama:
     """The model in a folder or file of any form known here, with its tokenizer, tensor by tensor onto `device`.
 
-    dtype   of all parameters; None takes that of most numbers in the files (what they pack becomes float32)
-    bits    8 or 4 rounds each matrix as it is read (see llama.quantize.iter_quantized), so that the model is never
-            there in floats; a folder that was saved in 8 or 4 bits comes as it is, without being asked
-    fine    with 8 bits, each matrix in groups of 32 (see llama.quantize)
-    errors  gets the relative error of each layer that is rounded
-    exact   gets, by layer, the matrices of a model of floats that 4 bits hold without any loss, for `fuse`
+    dtype     of all parameters; None takes that of most numbers in the files (what they pack becomes float32)
+    bits      8 or 4 rounds each matrix as it is read (see llama.quantize.iter_quantized), so that the model is never
+              there in floats; a folder that was saved in 8 or 4 bits comes as it is, without being asked
+    errors    gets the relative error of each layer that is rounded
+    lossless  without bits, matrices that 4 or 8 bits hold without any loss are held in those
+    put       where each tensor is to lie, as soon as it is read (fast/huge_pages.py); None moves it to `device`
 
     Raises ValueError for a file that is damaged or no model, listing the tensors that are missing or unknown, and where
     a model in 8 bits is asked for in 4, or one in 4 bits in 8.
@@ -83,11 +83,12 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
         raise ValueError(f"{path} holds {source.quantization['bits']} bits a weight and cannot be had in {bits}; take "
                          "the model that it was made from")
     model = build_on_meta(source.config)                                # a 7B is never held twice
-    packs = bits or source.quantization
-    tensors = iter_quantized(source, bits, fine=fine, errors=errors) if packs else source.tensors()
-    if exact is not None and not packs:
-        tensors = collect_lossless_int4(source, tensors, exact)
-    load_tensors(model, tensors, device=device, dtype=dtype or source.dtype, place=source.path)
+    if bits or source.quantization:
+        tensors = iter_quantized(source, bits, errors=errors)
+    else:
+        tensors = iter_lossless(source) if lossless else source.tensors()
+    load_tensors(model, tensors, dtype=dtype or source.dtype, place=source.path,
+                 put=put or (lambda tensor: tensor.to(device)))
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
         log.warning("%s: the tokenizer has %d ids, the model only %d rows; texts with the others are refused", path,
@@ -96,10 +97,10 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     return model.eval()
 
 
-def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMatrix]], *, device: torch.device | str,
-                 dtype: torch.dtype | None, place: Path) -> None:
+def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMatrix]], *, dtype: torch.dtype | None,
+                 place: Path, put: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
     """Replace every parameter of `model` by the tensor of its name, strictly; a layer whose matrix is packed by its
-    quantised kind. `place` is named in errors.
+    quantised kind. `put` says where each is to lie; `place` is named in errors.
     """
     expected = dict(model.named_parameters(remove_duplicate=False))
     tied = model.config.tie_word_embeddings
@@ -120,13 +121,12 @@ def load_tensors(model: Llama, tensors: Iterable[tuple[str, Tensor | QuantizedMa
         owner, _, leaf = name.rpartition(".")
         found.add(name)
         if isinstance(tensor, QuantizedMatrix):
-            layer = replace_layer(model, owner, tensor.to(device), dtype or torch.float32)
+            layer = replace_layer(model, owner, tensor.map(put), dtype or torch.float32)
             if tied and owner == "embed_tokens":
                 replace_layer(model, "lm_head", layer.packed, layer.dtype)
             continue
         tensor = huggingface.cast(f"{place}: {name}", tensor, dtype or tensor.dtype)
-        parameter = nn.Parameter(tensor.to(device))
-        setattr(model.get_submodule(owner), leaf, parameter)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(put(tensor)))
     missing = expected.keys() - found - ({"lm_head.weight"} if tied else set())
     if missing or unknown:
         raise ValueError(f"{place}: the file does not fit its config.json: it {misfit(missing, unknown)}")

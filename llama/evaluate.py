@@ -58,7 +58,7 @@ def main() -> None:
     untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by "
                            "--seed; for multiple-choice the first of each subject, by default of the folder's dev/")
     cli.add_flags(parser, flags.TaskFlags)
-    cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
+    cli.add_flags(parser, flags.ModelFlags)
     arguments = parser.parse_args()
 
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
@@ -88,7 +88,8 @@ def main() -> None:
                         variables=template_variables(task_flags.template_args))
     data = some(whole or dataset(arguments.data), arguments.limit, arguments.seed)
     task.check(data)
-    purpose = "measure" if task_flags.task in MEASURED and not untrained or not task.trained else "find"
+    purpose = "measure" if task_flags.task in MEASURED and not untrained or not task.trained else \
+        "generate" if task_flags.task in flags.WRITING else "find"
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose=purpose)
     if untrained:
         results = shot.results(model, data, max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)

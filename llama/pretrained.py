@@ -5,9 +5,11 @@ Try: ask for a name that is almost right; tests/test_checkpoint.py shows the sen
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llama.checkpoint import PretrainedLlama, load_model
 from llama.config import PRESETS, preset, unknown_name
@@ -19,39 +21,40 @@ from tokenizer.base import Tokenizer
 from weights.fetch import MODELS, brings_tokenizer, fetch, is_model
 from weights.formats.huggingface import Ledger
 from weights.formats.paths import home, resolve
-from weights.formats.quantized_matrix import QuantizedMatrix
 from weights.formats.sources import VOCABULARIES, holds_model, open_source
 
 log = logging.getLogger(__name__)
 
 
 def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-              seed: int = 0, bits: int = 0, fine: bool = False, errors: dict[str, float] | None = None,
-              exact: dict[str, QuantizedMatrix] | None = None) -> PretrainedLlama:
+              seed: int = 0, bits: int = 0, errors: dict[str, float] | None = None,
+              lossless: bool = False, put: Callable[[Tensor], Tensor] | None = None) -> PretrainedLlama:
     """A model by folder or file, by the name of a fetched (or fetchable) one, by its address on a hub (hf:ORG/NAME), or
     by a preset's name, with random weights.
 
     dtype  None takes that of most numbers in the files
     seed   of the random weights
-    bits   8 or 4 for a quantised model, and with it `fine` and `errors`; `exact` without (see `load_model`)
+    bits   8 or 4 for a quantised model, and with it `errors`; `lossless` without; all as in `load_model`
 
     Raises ValueError, with the nearest names, for anything else.
     """
     name = str(name_or_folder)
+    options = {"device": device, "dtype": dtype, "bits": bits, "errors": errors, "lossless": lossless,
+               "put": put}
     free = free_memory(torch.device(device))
     with memory_for(f"loading {name}", lambda: _lighter(name, dtype, bits, free)):
         if (path := resolve(name, "weights")).exists():
-            return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
+            return load_model(path, **options)
         if is_model(name):
             path = fetch(name, kind="weights")
-            return load_model(path, device=device, dtype=dtype, bits=bits, fine=fine, errors=errors, exact=exact)
+            return load_model(path, **options)
         if name in PRESETS:
             log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
             torch.manual_seed(seed)
             with torch.device(device):
                 model = PretrainedLlama(preset(name)).to(dtype)
             if bits:
-                (errors if errors is not None else {}).update(quantize(model, bits=bits, fine=fine))
+                (errors if errors is not None else {}).update(quantize(model, bits=bits))
             return model
     if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".pth", ".gguf", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such model file or folder")

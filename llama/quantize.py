@@ -36,8 +36,6 @@ def main() -> None:
     parser.add_argument("--model", default=flags.ModelFlags.model, metavar="TEXT",
                         help="a model folder or file, or a name to fetch")
     parser.add_argument("--bits", type=int, choices=(8, 4), required=True, help="of a weight")
-    parser.add_argument("--fine", action="store_true",
-                        help="8 bits with a scale for each 32 columns: more exact, and as fast with --compile")
     parser.add_argument("--data", nargs="+", metavar="FILE",
                         help="text, for 4 bits: round so that what the model makes of it changes least")
     parser.add_argument("--block-size", type=Range(0, MOST_TOKENS), default=0, metavar="N",
@@ -52,8 +50,6 @@ def main() -> None:
     cli.check_output(output, marker="config.json", overwrite=arguments.overwrite, resume=False)
     if arguments.data and arguments.bits == 8:
         raise ValueError("--data is for --bits 4; with 8 there is too little to lose for a text to matter")
-    if arguments.fine and arguments.bits == 4:
-        raise ValueError("--fine is for --bits 8; 4 bits always are in groups of 32")
     if arguments.block_size and not arguments.data:
         raise ValueError(f"--block-size {arguments.block_size} divides a text; give one with --data, or leave it out")
     check_disk(output, stored_bytes(arguments.model, bits=arguments.bits), "the quantised model", ELSEWHERE)
@@ -62,7 +58,7 @@ def main() -> None:
         model = get_model(arguments.model)
         errors = quantize_by_gptq(model, read_ids(model, flags.data_files(arguments.data)), length=arguments.block_size)
     else:
-        model = get_model(arguments.model, bits=arguments.bits, fine=arguments.fine, errors=errors)
+        model = get_model(arguments.model, bits=arguments.bits, errors=errors)
     save_model(model, output)
     verify_saved(model, output)
     print(table(errors), file=sys.stderr)

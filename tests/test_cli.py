@@ -19,11 +19,10 @@ from llama.benchmark import __main__ as benchmark
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.commands import flags
 from llama.config import preset
-from llama.fast.fused_block import has_second_layout
-from llama.fast.fused_linear import packs_bfloat16
+from llama.fast.compiled_step import cxx_compiler
 from llama.generation import BatchDecoder
 from llama.lora import LoRAConfig, add_lora, save_adapter
-from llama.quantization.layers import Int4Linear, kernel_available
+from llama.quantization.swap import bits_of
 from llama.runtime import cli
 from weights.convert import convert
 
@@ -190,20 +189,21 @@ def test_property_a_perplexity_is_measured_in_float32_and_what_is_found_is_found
         assert flags.choose_dtype("auto", torch.device("cpu"), purpose=purpose) == dtype
 
 
-@pytest.mark.skipif(not (kernel_available(Int4Linear) and packs_bfloat16()),
-                    reason="no kernel of 4 bits or no packed bfloat16")
-@pytest.mark.parametrize("more, read", [({}, True), ({"dtype": "bfloat16"}, False), ({"dtype": "float32"}, False)])
-def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(more, read, monkeypatch, tiny_tokenizer, tmp_path):
+@pytest.mark.skipif(cxx_compiler() is None, reason="no C++ compiler is installed")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_ways_4_bits_are_read_where_nothing_is_asked_for(dtype, monkeypatch, tiny_tokenizer, tmp_path, capsys):
     """The whole way: a GGUF, the flags, single tokens through a cache, against the readable model in float32."""
-    monkeypatch.setattr(flags, "_cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(flags, "choose_dtype", lambda *_, **__: getattr(torch, dtype))
+    monkeypatch.setattr(flags, "WORTH_COMPILING", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.manual_seed(0)
     model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size, hidden_size=64, num_attention_heads=4,
                                    num_key_value_heads=2, head_dim=16, intermediate_size=128, initializer_range=0.2))
     model.tokenizer = tiny_tokenizer
     save_model(model, tmp_path / "floats")
     file = convert(tmp_path / "floats", tmp_path / "x.gguf", quantization="Q4_1")
-    fast = flags.load(flags.ModelFlags(model=str(file), device="cpu", **more), purpose="generate")
-    assert has_second_layout(fast) == read
+    fast = flags.load(flags.ModelFlags(model=str(file), device="cpu"), purpose="generate")
+    assert fast.step is not None and bits_of(fast) == 4
     tokens = torch.arange(40)[None] * 7 % 400
     with torch.inference_mode():
         decoder = BatchDecoder(fast, [0], 40, vocab_size=400)

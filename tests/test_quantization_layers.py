@@ -1,4 +1,4 @@
-"""Layers of whole numbers: by hand, equal to what they stand for, kernels equal to definitions, gradients, dtypes."""
+"""Layers of whole numbers: by hand, equal to what they stand for, gradients, dtypes."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from conftest import matrix
 from torch.nn import functional
 
 from llama.quantization import layers
-from llama.quantization.layers import Int8Linear, QuantizedEmbedding, linear_of
+from llama.quantization.layers import QuantizedEmbedding, linear_of
 from llama.quantization.rounding import to_int4, to_int8
 
 LAYERS = {
@@ -41,58 +41,6 @@ def test_two_ways_embedding_equals_the_one_it_stands_for():
     tokens = torch.tensor([[3, 3, 47], [0, 1, 2]])
     assert torch.equal(embedding(tokens), functional.embedding(tokens, embedding.dequantized()))
     assert embedding(tokens).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("rows", [1, 3, 16])
-@KINDS
-def test_two_ways_kernel_equals_definition(kind, rows):
-    """Within the rounding of bfloat16: of the result, and with 4 bits of weights to it."""
-    linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
-    if not layers.kernel_available(type(linear)):
-        pytest.skip("this torch has no such kernel for this processor")
-    x = matrix(rows, 64, seed=1).bfloat16()
-    assert linear._has_kernel(x)
-    exact = x.double() @ linear.packed.dequantize().double().T
-    rounding = 2.0**-8 * exact.abs() + (2.0**-8 * x.abs().double() @ linear.packed.dequantize().abs().double().T)
-    assert ((linear(x) - exact).abs() <= rounding).all()
-    assert ((linear.matmul(x) - exact).abs() <= rounding).all()
-
-
-@pytest.mark.parametrize("kind", ["int8 groups", "int4"])
-def test_property_the_pieces_that_a_kernel_packs_do_not_show(kind, monkeypatch):
-    """Also where the last rows do not fill a block."""
-    linear, x = LAYERS[kind](matrix(1008), dtype=torch.bfloat16), matrix(2, 64, seed=1).bfloat16()
-    if not layers.kernel_available(type(linear)):
-        pytest.skip("this torch has no such kernel for this processor")
-    monkeypatch.setattr(layers, "PIECE", 64 * 3 * 64)     # three blocks of rows at a time
-    in_pieces = linear(x)
-    monkeypatch.undo()
-    assert torch.equal(LAYERS[kind](matrix(1008), dtype=torch.bfloat16)(x), in_pieces)
-
-
-@KINDS
-def test_property_the_kernel_is_left_alone_where_it_cannot_serve(kind):
-    """It would read beyond the end of rows of 16, and cannot be differentiated."""
-    few, many = matrix(1, 64).bfloat16(), matrix(17, 64).bfloat16()
-    linear = LAYERS[kind](matrix(), dtype=torch.bfloat16)
-    assert not linear._has_kernel(few.float()) and not linear._has_kernel(many)
-    assert not LAYERS[kind](matrix(40), dtype=torch.bfloat16)._has_kernel(few)
-    if kind == "int8 rows":
-        assert not LAYERS[kind](matrix(48, 24), dtype=torch.bfloat16)._has_kernel(few[:, :24])
-    linear(few.requires_grad_()).sum().backward()
-    assert linear._kernel is None and torch.isfinite(few.grad).all()
-
-
-def test_property_a_torch_without_the_kernel_computes_the_same(monkeypatch):
-    linear, x = linear_of(to_int8(matrix()), dtype=torch.bfloat16), matrix(1, 64).bfloat16()
-    expected = linear(x)
-    for wrong in (None, lambda x, weight: x, lambda x, mat2, scales: x.new_zeros(len(x), len(mat2))):
-        layers.kernel_available.cache_clear()
-        monkeypatch.setattr(torch, "_weight_int8pack_mm", wrong)
-        assert not layers.kernel_available(Int8Linear)
-        torch.testing.assert_close(linear(x), expected, atol=0.2, rtol=0)
-    monkeypatch.undo()
-    layers.kernel_available.cache_clear()
 
 
 @KINDS

@@ -35,7 +35,7 @@ with quiet_start(__name__):
     from llama.commands import flags
     from llama.decoding.speculative import PromptLookup, SpeculationConfig, draft_stats, generate_speculatively
     from llama.fast.compiled_step import MAX_TOKENS
-    from llama.fast.fused_block import has_second_layout, weight_bytes_per_token
+    from llama.fast.fused_block import weight_bytes_per_token
     from llama.fast.fused_linear import FEW_ROWS
     from llama.generation import BatchDecoder, generate
     from llama.model import Llama
@@ -95,7 +95,7 @@ def mean_loss(model: Llama, ids: Sequence[int], *, block: int, **options: Any) -
     another form of the weights for few tokens, through that: behind a first token, a few at a time. Options are those
     of BatchDecoder.
     """
-    total, size = 0.0, STEP if model.step or has_second_layout(model) else block
+    total, size = 0.0, STEP if model.step else block
     for start in range(0, len(ids) - 1, block):
         targets = torch.tensor(ids[start + 1 : start + block + 1], device=model.device)
         given = torch.tensor([ids[start : start + len(targets)]], device=model.device)  # (1, T)

@@ -115,7 +115,7 @@ def model_of(setting: Setting) -> Llama:
     else:
         model = build_on_meta(config_to_dict(preset(setting.model)))
         dtype = torch.bfloat16 if setting.adapter else torch.float32
-        load_tensors(model, random_tensors(model, bits=setting.bits), device="cpu", dtype=dtype, place=path)
+        load_tensors(model, random_tensors(model, bits=setting.bits), dtype=dtype, place=path)
     model.tokenizer = model.tokenizer or bpe.train(["no text is read here"], 260)
     if setting.adapter == "new":
         add_lora(model, LoRAConfig(rank=8, targets=("q_proj", "k_proj", "v_proj", "o_proj")),

@@ -22,14 +22,16 @@ from llama.datasets.records import RecordDataset
 from llama.datasets.squad import SquadDataset
 from llama.datasets.text_files import checked_encoding
 from llama.fast.agreement import readable, use_compiled_step, use_fused_blocks
+from llama.fast.compiled_step import cxx_compiler, step_misfit
 from llama.fast.fused_linear import packs_bfloat16
+from llama.fast.huge_pages import in_huge_pages
 from llama.heads import head_config, require_lm_head
 from llama.lora.files import load_adapter
 from llama.lora.peft_folder import recorded_base
 from llama.lora.swap import merge_lora
 from llama.pretrained import get_model
 from llama.quantization.layers import QuantizedLinear
-from llama.quantization.swap import dequantize, is_quantized, quantize, reads_whole_numbers
+from llama.quantization.swap import dequantize, is_quantized, quantize
 from llama.runtime import distributed
 from llama.runtime.ranges import MANY, MOST_TOKENS, SEEDS, Range, check_ranges
 from llama.runtime.room import SURE, free_memory, size
@@ -59,10 +61,10 @@ class ModelFlags:
     adapter: Annotated[str, "LoRA adapter folder to put on the model, or hf:ORG/NAME"] = ""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], "where to compute"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"],
-                     "number format of the computation; where text is written, auto also reads 4 bits that hold the "
-                     "weights exactly"] = "auto"
+                     "number format of the computation; auto takes what the device multiplies fast"] = "auto"
     quantize: Annotated[Literal["none", "int8", "int4"], "hold weights in 8 or 4 bits, rounded while loading"] = "none"
-    compile: Annotated[bool, "build the decoding step with a C++ compiler, once; kept in the user's cache"] = False
+    compile: Annotated[Literal["auto", "on", "off"], "where text is written on a CPU, a decoding step built by a C++ "
+                       "compiler, once, and kept in the user's cache; auto: where there is one; on: or refuse"] = "auto"
     readable: Annotated[bool, "run the definitions as they stand in the files, slower, and no fast version"] = False
     seed: Annotated[int, "seed of every random choice", SEEDS] = 0
     json: Annotated[bool, "print results as JSON on stdout"] = False
@@ -196,6 +198,7 @@ def choose_device(name: str) -> torch.device:
 
 
 Purpose = Literal["train", "generate", "find", "measure"]
+WORTH_COMPILING = 1 << 20               # parameters: smaller ones write a page before their step is built
 
 
 def choose_dtype(name: str, device: torch.device, *, purpose: Purpose) -> torch.dtype:
@@ -240,22 +243,21 @@ def _cpu_multiplies_bfloat16() -> bool:
 def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) -> PretrainedLlama:
     """The model that the flags name, with its adapter, on its device and in the dtype for this purpose.
 
-    Where it writes, its parts are swapped for faster ones that compute the same (see fast/agreement.py), or with
-    `compile` its decoding step is compiled; an adapter is then folded into the weights first. With no flag to the
-    contrary, what 4 bits hold without any loss is read so; few bits that this processor cannot multiply by as they are
-    become floats at once, and not for every token.
+    Where it writes on a CPU, its decoding step is compiled: what 4 or 8 bits hold without any loss is then read so, and
+    an adapter is folded into the weights first. Where that cannot be, its blocks are swapped for faster ones, and few
+    bits that this processor cannot multiply by as they are become floats at once, and not for every token. Either
+    computes what the definitions compute (see fast/agreement.py).
     """
-    if flags.readable and flags.compile:
+    if flags.readable and flags.compile == "on":
         raise ValueError("--readable runs the definitions and --compile a fast version of them; give one of the two")
     device = choose_device(flags.device)
     dtype = choose_dtype(flags.dtype, device, purpose=purpose)
-    merging = bool(flags.adapter) and flags.compile
-    bits = 0 if merging else flags.bits                             # into a few bits nothing can be merged
-    fine = flags.compile                                            # what the step reads as fast, torch does not
-    plain = flags.dtype == "auto" and not (flags.bits or flags.compile or flags.adapter or flags.readable)
-    exact = {} if plain and purpose == "generate" and dtype == torch.bfloat16 and device.type == "cpu" else None
-    name = base_of(flags)
-    model = get_model(name, device=device, dtype=dtype, seed=flags.seed, bits=bits, fine=fine, exact=exact)
+    writes = purpose == "generate" and device.type == "cpu" and not flags.readable
+    compiled = writes and _wants_step(flags)
+    merging = bool(flags.adapter) and compiled                      # into a few bits nothing can be merged
+    lossless = compiled and not (flags.bits or merging)
+    model = get_model(base_of(flags), device=device, dtype=dtype, seed=flags.seed, bits=0 if merging else flags.bits,
+                      lossless=lossless, put=in_huge_pages if compiled else None)
     if flags.adapter:
         load_adapter(model, adapter_folder(flags.adapter))
     if purpose == "generate":
@@ -263,30 +265,64 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
     if merging:
         merge_lora(model, keep_undo=False)
         if flags.bits:
-            quantize(model, bits=flags.bits, fine=fine, report=False)
-    if purpose == "generate" and device.type == "cpu" and not (flags.readable or flags.compile):
-        _unpack_once(model)
+            quantize(model, bits=flags.bits, report=False)
     if flags.readable:
         readable(model)
-    elif flags.compile:
-        use_compiled_step(model, say=say)
-    elif purpose != "measure" and device.type == "cpu" and head_config(model) is None:
-        use_fused_blocks(model, exact)
+    elif compiled and _takes_step(model, flags.compile):
+        if model.step is None:                                      # somebody edited model.py, and was told
+            _unpack_once(model)
+    elif purpose != "measure" and device.type == "cpu":
+        if lossless:
+            dequantize(model)
+        elif writes:
+            _unpack_once(model)
+        if head_config(model) is None:
+            use_fused_blocks(model)
+        if writes and flags.compile == "auto" and cxx_compiler() is None and not _is_small(model):
+            say("no C++ compiler is here, so torch writes, at about half the speed; with g++ or clang++ (Debian: apt "
+                "install g++; macOS: xcode-select --install) the step would be compiled; --compile off: not a word")
     return model
 
 
+def _wants_step(flags: ModelFlags) -> bool:
+    """Whether to try. What an adapter learned on few bits stays on them unless somebody asks: a step has no LoRA."""
+    if flags.compile == "auto":
+        return not (flags.adapter and flags.bits) and cxx_compiler() is not None
+    return flags.compile == "on"
+
+
+def _is_small(model: PretrainedLlama) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) < WORTH_COMPILING
+
+
+def _takes_step(model: PretrainedLlama, wish: str) -> bool:
+    """Whether the model was given a compiled step, or one that was found to differ from an edited model.py.
+
+    Raises ValueError where it was asked for and cannot be; where it was not, that is said.
+    """
+    if wish == "auto" and (_is_small(model) or step_misfit(model.config)):
+        return False
+    try:
+        use_compiled_step(model, say=say)
+    except ValueError as error:
+        if wish == "on":
+            raise
+        say(f"{error}: torch writes, slower")
+        return False
+    return True
+
+
 def _unpack_once(model: PretrainedLlama) -> None:
-    """Where torch has no product for its few bits, and there is room: floats, which are read several times as fast."""
-    if not is_quantized(model) or reads_whole_numbers(model):
+    """Few bits into floats, where there is room for them: without a step every token would make all of them anew."""
+    if not is_quantized(model):
         return
     taken = model.dtype.itemsize * sum(matrix.out_features * matrix.in_features for matrix in model.modules()
                                        if isinstance(matrix, QuantizedLinear))
-    why = f"torch has no product of few bits for {str(model.dtype).removeprefix('torch.')} on this processor"
     if taken * SURE > free_memory(model.device):
-        say(f"{why}, and floats would take {size(taken)}: each token unpacks all weights; --compile reads them as they "
-            "are")
+        say(f"without a compiled step each token unpacks all weights, for floats would take {size(taken)}; a C++ "
+            "compiler brings one")
         return
-    say(f"{why}: the weights are unpacked once, {size(taken)}; --compile reads them as they are")
+    say(f"without a compiled step the weights are unpacked once, {size(taken)}")
     dequantize(model)
 
 

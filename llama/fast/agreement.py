@@ -32,27 +32,21 @@ from llama.lora.swap import add_lora, has_lora
 from llama.lora.targets import LoRAConfig
 from llama.masks import Documents, document_mask
 from llama.model import Llama, attention, naive_attention
-from llama.quantization.layers import QuantizedLinear
-from llama.quantization.swap import bits_of, quantize
-from weights.formats.quantized_matrix import QuantizedMatrix
 
 WHERE = "model.py"
 
 
-def use_fused_blocks(model: Llama, exact: dict[str, QuantizedMatrix] | None = None) -> None:
+def use_fused_blocks(model: Llama) -> None:
     """`fuse` where blocks and fused blocks agree, in float32 and as this model computes; else nothing but a line."""
     if not _use_attention(model):
         return
-    kinds = {(model.dtype, bits_of(model)): ROUNDED} | {(torch.float32, 0): EXACT}
-    for (dtype, bits), within in kinds.items():
+    for dtype, within in ({model.dtype: ROUNDED} | {torch.float32: EXACT}).items():
         tiny = tiny_like(model.config).to(dtype)
-        if bits:
-            quantize(tiny, bits=bits, report=False)
         expected = _logits(tiny)
         fuse(tiny)
         if not agree(_logits(tiny), expected, WHERE, "fast/fused_block.py", within=within):
             return
-    fuse(model, exact)
+    fuse(model)
 
 
 def use_custom_gradients(model: Llama) -> None:
@@ -105,10 +99,6 @@ def readable(model: Llama) -> None:
     model.step = None
     for layer in model.layers:
         layer.self_attn.attend = naive_attention
-    for part in model.modules():
-        if isinstance(part, QuantizedLinear):
-            part.drop_kernel()
-            part.runs_definition = True
 
 
 def losses_agree(definition: Callable[[Tensor, Tensor, nn.Module], Tensor],

@@ -155,8 +155,9 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     if model.device.type != "cpu":
         raise ValueError(f"--compile builds a step for the CPU, but the model is on {model.device.type}; leave one out")
     check_editable(model)
-    _check_shape(model.config)
-    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+    if misfit := step_misfit(model.config):
+        raise ValueError(f"--compile {misfit}; leave --compile out for this model")
+    compiler = cxx_compiler()
     if compiler is None:
         raise ValueError("--compile needs a C++ compiler (g++ or clang++), and none is installed; "
                          "install one, or leave --compile out")
@@ -179,14 +180,17 @@ def _shape(config: LlamaConfig) -> list[str]:
     return [f"-D{letter}={size}" for letter, size in sizes.items()]
 
 
-def _check_shape(config: LlamaConfig) -> None:
+def step_misfit(config: LlamaConfig) -> str:
+    """Why there is no step for this shape; empty if there is one."""
     if not config.is_plain:
-        raise ValueError("--compile builds a step for plain Llamas, and this model has parts of a sibling (see "
-                         "llama/siblings.py); leave --compile out")
-    for name in ("hidden_size", "head_dim", "intermediate_size"):
-        if getattr(config, name) % 16:
-            raise ValueError(f"--compile works on 16 numbers at a time, and {name} is {getattr(config, name)}; "
-                             "leave --compile out for this model")
+        return "builds a step for plain Llamas, and this model has parts of a sibling (see llama/siblings.py)"
+    odd = [name for name in ("hidden_size", "head_dim", "intermediate_size") if getattr(config, name) % 16]
+    return f"works on 16 numbers at a time, and {odd[0]} is {getattr(config, odd[0])}" if odd else ""
+
+
+def cxx_compiler() -> str | None:
+    """Where the C++ compiler is: $CXX, g++ or clang++; None if there is none."""
+    return shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
 
 
 def _cache_folder() -> Path:

@@ -197,7 +197,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Saved, x: Tensor, A: Tensor, B: Tensor, base: nn.Module, scale: float) -> Tensor:
         rows, A, B = x.flatten(0, -2), A.to(x.dtype), (B * scale).to(x.dtype)
-        y = base.definition(rows) if hasattr(base, "definition") else base(rows)
+        y = base(rows)
         inner = rows @ A.t()                                        # (N, R)
         ctx.save_for_backward(x, A, B, inner)
         ctx.base, ctx.scale = base, scale

@@ -1,12 +1,11 @@
 """Fewer and faster calls while generating: whole blocks with less between the products, and those of fused_linear.py.
 
-    fuse(model)                          # for generating; no weight is there twice, unless `exact` asks for it
+    fuse(model)                          # for generating; no weight is there twice
     unfuse(model)                        # the readable modules again, with the same numbers
 
 Try: let a FusedBlock turn v as well; tests/test_fused_block.py (test_two_ways_fused_equals_readable) fails.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,17 +15,12 @@ from llama.cache import LayerCache
 from llama.fast.custom_autograd import rotate
 from llama.fast.fused_linear import (
     FusedLinear,
-    FusedQuantizedLinear,
-    Int4KernelLinear,
     PrepackedLinear,
     PrepackedSwiGLU,
-    TwoLayouts,
     packs_bfloat16,
     stored_bytes,
 )
 from llama.model import PROJECTIONS, Block, Llama, RMSNorm
-from llama.quantization.layers import Quantized, QuantizedLinear, linear_of
-from weights.formats.quantized_matrix import QuantizedMatrix
 
 
 class FusedBlock(Block):
@@ -34,7 +28,7 @@ class FusedBlock(Block):
 
     only_generates = True                                           # see heads.check_editable
 
-    def __init__(self, plain: Block, exact: Mapping[str, QuantizedMatrix | None]):
+    def __init__(self, plain: Block):
         nn.Module.__init__(self)
         self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn       # names stay what they were
         self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
@@ -42,7 +36,7 @@ class FusedBlock(Block):
         self.norms = _layer_norm_form(self.input_layernorm), _layer_norm_form(self.post_attention_layernorm)
         self.K, self.H = self.self_attn.head_dim, self.self_attn.q_proj.out_features // self.self_attn.head_dim
         self.products = tuple(
-            make(*(plain.get_submodule(name) for name in names), exact=[exact[name] for name in names])
+            make(*(plain.get_submodule(name) for name in names))
             for make, names in ((_product, PROJECTIONS[:3]), (_product, PROJECTIONS[3:4]), (_gate, PROJECTIONS[4:6]),
                                 (_product, PROJECTIONS[6:])))
 
@@ -65,24 +59,12 @@ class FusedBlock(Block):
         return down_proj.added(gated, to=x).view(B, T, D)
 
 
-def _product(*plain: nn.Module, exact: Sequence[QuantizedMatrix | None]) -> Any:
-    if isinstance(plain[0], Quantized):
-        return FusedQuantizedLinear(*plain)
-    return _also_in_4_bits(PrepackedLinear, plain, exact) if _packs(plain[0].weight) else FusedLinear(*plain)
+def _product(*plain: nn.Linear) -> Any:
+    return PrepackedLinear(*plain) if _packs(plain[0].weight) else FusedLinear(*plain)
 
 
-def _gate(gate: nn.Module, up: nn.Module, *, exact: Sequence[QuantizedMatrix | None]) -> Any:
-    packs = not isinstance(gate, Quantized) and _packs(gate.weight)
-    return _also_in_4_bits(PrepackedSwiGLU, (gate, up), exact) if packs else _product(gate, up, exact=exact)
-
-
-def _also_in_4_bits(kind: type, plain: Sequence[nn.Linear], exact: Sequence[QuantizedMatrix | None]) -> Any:
-    """The packed product of this kind, and where 4 bits hold all of its weights, the other form for few rows."""
-    layers = [linear_of(packed, linear.bias, dtype=linear.weight.dtype)
-              for linear, packed in zip(plain, exact, strict=True) if packed]
-    if len(layers) < len(plain) or not all(layer.has_kernel for layer in layers):
-        return kind(*plain)
-    return TwoLayouts(few=Int4KernelLinear(*layers), many=kind(*plain))
+def _gate(gate: nn.Linear, up: nn.Linear) -> Any:
+    return PrepackedSwiGLU(gate, up) if _packs(gate.weight) else _product(gate, up)
 
 
 def _packs(weight: Tensor) -> bool:
@@ -102,20 +84,15 @@ def _rms_norm(x: Tensor, weight: Tensor, signs: Tensor, eps: float) -> Tensor:
 
 
 @torch.no_grad()
-def fuse(model: Llama, exact: dict[str, QuantizedMatrix] | None = None) -> None:
+def fuse(model: Llama) -> None:
     """Swap the blocks and the head for faster ones, in place. For generating alone: no gradient reaches the parameters.
 
-    Blocks under LoRA stay as they are: merge first.
-
-    exact  by layer, matrices in 4 bits that stand for the very weights of the model (see `load_model`). In bfloat16 on
-           the CPU these are held as well, for a few rows at a time: a quarter of the bytes to read. torch's kernel
-           takes their scales in bfloat16, as the others are rounded to it. They are taken out of the dictionary
+    Blocks under LoRA, or in few bits, stay as they are: merge or dequantize first.
     """
-    exact = exact or {}
     for i, layer in enumerate(model.layers):
-        if type(layer) is Block and all(isinstance(part, nn.Linear | Quantized | RMSNorm) for part in layer.modules()
+        if type(layer) is Block and all(isinstance(part, nn.Linear | RMSNorm) for part in layer.modules()
                                         if not _has_parts(part)):
-            model.layers[i] = FusedBlock(layer, {name: exact.pop(f"layers.{i}.{name}", None) for name in PROJECTIONS})
+            model.layers[i] = FusedBlock(layer)
     if type(model.lm_head) is nn.Linear:
         model.lm_head = FusedLinear(model.lm_head)
 
@@ -139,14 +116,6 @@ def weight_bytes_per_token(model: Llama) -> int:
     blocks = [layer for layer in model.layers if not isinstance(layer, FusedBlock)]
     plain = [part for block in (*blocks, model.head) for part in block.modules() if hasattr(part, "in_features")]
     return sum(product.nbytes for product in _products(model)) + sum(map(stored_bytes, plain))
-
-
-def has_second_layout(model: Llama) -> bool:
-    """Whether a few rows are multiplied by another form of the weights than many are."""
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
-        return False
-    return any(isinstance(product, TwoLayouts) for product in _products(model)) or any(
-        layer.has_kernel for layer in model.modules() if isinstance(layer, QuantizedLinear))
 
 
 def _products(model: Llama) -> list[Any]:

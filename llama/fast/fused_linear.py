@@ -12,19 +12,13 @@ what is swapped for what.
 Try: let `Then.gated` bend the other half; tests/test_fused_block.py (test_two_ways_fused_equals_readable) fails.
 """
 
-from collections.abc import Iterator
 from functools import cache
-from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llama.quantization.layers import QuantizedLinear, linear_of
-from weights.formats.quantized_matrix import QuantizedMatrix
-
-FEW_ROWS = 8            # beyond, turning a result around takes too long, and so does reading 4 bits for each row
+FEW_ROWS = 8                                                        # beyond, turning a result around takes too long
 
 
 @cache
@@ -60,76 +54,6 @@ class Epilogue:
 
 def stored_bytes(layer: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
-
-
-class FusedQuantizedLinear(Epilogue):
-    """Layers of whole numbers, those of a kind as one, with their outputs behind each other."""
-
-    def __init__(self, *plain: QuantizedLinear):
-        self.layers = tuple(_joined(plain))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.layers[0](x) if len(self.layers) == 1 else torch.cat([layer(x) for layer in self.layers], dim=-1)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(map(stored_bytes, self.layers))
-
-
-class Int4KernelLinear(Epilogue):
-    """The same for at most FEW_ROWS rows, holding nothing but what torch's kernel reads."""
-
-    def __init__(self, *plain: QuantizedLinear):
-        (layer,) = _joined(plain)
-        self.kernel, self.bias, self._nbytes = layer.kernel, layer.bias, stored_bytes(layer)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.kernel(x.contiguous())
-        return y if self.bias is None else y + self.bias
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-
-class TwoLayouts:
-    """The same weights twice: in the form that a few rows are multiplied by fastest, and in that for many."""
-
-    def __init__(self, *, few: Int4KernelLinear, many: "PrepackedLinear | PrepackedSwiGLU"):
-        self.few, self.many = few, many
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._form(x)(x)
-
-    def added(self, x: Tensor, *, to: Tensor) -> Tensor:
-        return self._form(x).added(x, to=to)
-
-    def gated(self, x: Tensor) -> Tensor:
-        return self._form(x).gated(x)
-
-    def restore(self) -> None:
-        self.many.restore()
-
-    @property
-    def nbytes(self) -> int:
-        return self.few.nbytes
-
-    def _form(self, x: Tensor) -> Any:
-        return self.few if x.shape[0] <= FEW_ROWS else self.many      # len(x) takes longer
-
-
-def _joined(plain: tuple[QuantizedLinear, ...]) -> Iterator[QuantizedLinear]:
-    for _, alike in groupby(plain, key=type):
-        first, *more = layers = tuple(alike)
-        for layer in layers:
-            layer.drop_kernel()
-        if more:
-            sizes = [layer.out_features for layer in layers]
-            packed = QuantizedMatrix(**{part: _join([getattr(layer, part) for layer in layers], sizes)
-                               for part in first.packed.tensors()})
-            bias = None if first.bias is None else torch.cat([layer.bias for layer in layers])
-            first = linear_of(packed, bias, dtype=first.dtype)
-        yield first
 
 
 def _join(parameters: list[nn.Parameter], sizes: list[int]) -> Tensor:

@@ -4,7 +4,7 @@ To read an address a processor looks up its page, and remembers the last few hun
 model in order, from tens of thousands of small pages, none of which is remembered when its turn comes again. In large
 pages the same step takes a tenth to a fifth less time (docs/experiments.md).
 
-    x = in_huge_pages(x)                # a copy; or x itself where there are none to be had
+    x = in_huge_pages(x)                # a copy; or x itself where it is there, or there are none to be had
 
 Try: leave `madvise` out; tests/test_huge_pages.py (test_property_linux_gives_large_pages) fails where there are any.
 """
@@ -19,12 +19,13 @@ CHUNK = 64 << 20        # bytes asked for at a time; what is not used of them ta
 ALIGNED = 64            # bytes, a line of the processor's cache
 
 _free = torch.empty(0, dtype=torch.uint8)                           # what is left of the last chunk
+_chunks: set[int] = set()                                           # where they begin
 
 
 def in_huge_pages(x: Tensor) -> Tensor:
     """A copy of a tensor on the CPU. It stays in memory until all that was put beside it is gone, too."""
     global _free
-    if x.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if x.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or x.untyped_storage().data_ptr() in _chunks:
         return x
     size = -(-x.nbytes // ALIGNED) * ALIGNED
     if size > len(_free):
@@ -43,4 +44,6 @@ def _chunk(size: int) -> Tensor:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):                              # a Linux without large pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    chunk = torch.frombuffer(memory, dtype=torch.uint8)
+    _chunks.add(chunk.data_ptr())
+    return chunk

@@ -18,6 +18,7 @@ Try: leave the last start out of `_initial_grids`; tests/test_rounding.py
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ def to_int8(weight: Tensor, *, grouped: bool = False) -> QuantizedMatrix:
 
     Raises ValueError for weights that are not finite, or beyond float16.
     """
+    check_range(weight)
     return _by_rows(weight, _groups_to_int8 if grouped else _rows_to_int8)
 
 
@@ -52,6 +54,7 @@ def to_int4(weight: Tensor, *, rounds: int = ROUNDS) -> QuantizedMatrix:
 
     Raises ValueError for weights that are not finite, or beyond float16.
     """
+    check_range(weight)
     return _by_rows(weight, lambda rows: _rows_to_int4(rows, rounds))
 
 
@@ -60,30 +63,51 @@ def exact_int4(weight: Tensor) -> QuantizedMatrix | None:
 
     weight  (R, C), any float dtype
     """
-    if weight.shape[1] % GROUP:
+    def on_grid(number: int, rows: Tensor) -> QuantizedMatrix | None:
+        fit = nearest(groups := rows.reshape(-1, GROUP), *_initial_grids(groups)[number])
+        return _packed(fit, len(rows)) if not fit.error.any() else None
+
+    return _exact(weight, partial(on_grid, 0)) or _exact(weight, partial(on_grid, -1))
+
+
+def exact_int8(weight: Tensor) -> QuantizedMatrix | None:
+    """The 8 bits in groups of 32 that stand for these very weights, where they came from Q8_0; None for any others.
+
+    weight  (R, C), any float dtype
+    """
+    def on_grid(rows: Tensor) -> QuantizedMatrix | None:
+        packed = _groups_to_int8(rows)
+        return packed if torch.equal(packed.dequantize(), rows) else None
+
+    return _exact(weight, on_grid)
+
+
+def _exact(weight: Tensor, on_grid: Callable[[Tensor], QuantizedMatrix | None]) -> QuantizedMatrix | None:
+    if weight.shape[1] % GROUP or on_grid(weight[:1].float()) is None:                 # one row, to know it soon
         return None
-    for grid in (0, -1):                                            # of `_initial_grids`
-        parts = []
-        for rows in (weight[:1], *weight.split(max(1, PIECE // weight.shape[1]))):      # one row, to know it soon
-            fit = nearest(groups := rows.float().reshape(-1, GROUP), *_initial_grids(groups)[grid])
-            if not (fit.error == 0).all():
-                break
-            parts.append(_packed(fit, len(rows)).tensors())
-        else:
-            return QuantizedMatrix(**{part: torch.cat([each[part] for each in parts[1:]]) for part in parts[0]})
-    return None
+    return _by_rows(weight, on_grid)
 
 
 def to_int4_nearest(weight: Tensor) -> QuantizedMatrix:
     """What `to_int4` is better than: the range of each group in 15 steps, and the nearest of them."""
+    check_range(weight)
     return _by_rows(weight, lambda rows: _packed(nearest(groups := rows.reshape(-1, GROUP), *_initial_grids(groups)[0]),
                                                  len(rows)))
 
 
-def _by_rows(weight: Tensor, rounded: Callable[[Tensor], QuantizedMatrix]) -> QuantizedMatrix:
-    check_range(weight)
-    pieces = [rounded(rows.float()).tensors() for rows in weight.split(max(1, PIECE // weight.shape[1]))]
-    return QuantizedMatrix(**{part: torch.cat([piece[part] for piece in pieces]) for part in pieces[0]})
+def _by_rows(weight: Tensor, rounded: Callable[[Tensor], QuantizedMatrix | None]) -> QuantizedMatrix | None:
+    """Some rows at a time, in float32, each into its place; None as soon as `rounded` gives None."""
+    rows, whole = max(1, PIECE // weight.shape[1]), None
+    for start in range(0, len(weight), rows):
+        if (packed := rounded(weight[start : start + rows].float())) is None:
+            return None
+        parts = packed.tensors()
+        if whole is None:
+            whole = QuantizedMatrix(**{part: tensor.new_empty(len(weight), *tensor.shape[1:])
+                                       for part, tensor in parts.items()})
+        for part, tensor in parts.items():
+            getattr(whole, part)[start : start + rows] = tensor
+    return whole
 
 
 def check_range(weight: Tensor) -> None:

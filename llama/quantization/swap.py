@@ -1,11 +1,10 @@
 """Models in 8 or 4 bits: every matrix swapped for whole numbers and scales, to read a quarter or less of the bytes.
 
-The layers are in layers.py, how numbers are rounded in rounding.py. With 8 bits the matrices in `GROUPWISE_LAYERS`, for
-which one scale a row costs most, have a scale for each 32 columns. With `fine` all have: the compiled step reads them
-as fast, torch only from a second copy of the weights.
+The layers are in layers.py, how numbers are rounded in rounding.py. A scale belongs to 32 columns of a row, or with 8
+bits to a whole row where its columns are no multiple of 32.
 
-Try: leave `EMBEDDING_AND_HEAD` out of `GROUPWISE_LAYERS`; tests/test_quantize.py
-(test_property_8_bits_are_fine_where_a_scale_a_row_costs_most) fails.
+Try: round `EMBEDDING_AND_HEAD` to 4 bits as well; tests/test_quantize.py
+(test_property_layers_under_adapters_are_rounded_as_without) fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,33 +15,31 @@ from torch import Tensor, nn
 
 from llama.heads import check_editable
 from llama.model import Llama
-from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, QuantizedLinear, linear_of
+from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, linear_of
 from llama.quantization.rounding import to_int4, to_int8
 from weights.formats.quantized_matrix import GROUP, QuantizedMatrix
 
 EMBEDDING_AND_HEAD = ("embed_tokens", "lm_head")                                  # never rounded to 4 bits
 BYTES = {8: 1.07, 4: 0.63}                                          # of a number, with its scale, at most
-GROUPWISE_LAYERS = (*EMBEDDING_AND_HEAD, "v_proj")  # of 8 bits, in groups where columns fill them
 
 
 @torch.no_grad()
-def quantize(model: Llama, *, bits: int, fine: bool = False, report: bool = True,
+def quantize(model: Llama, *, bits: int, report: bool = True,
              to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> dict[str, float]:
     """Swap every linear layer, and the embedding, for one of 8 or 4 bits; layers under LoRA too. In place.
 
     With 4 bits, embedding and head are in 8. A layer at a time, so that there is never a second model.
 
-    fine     with 8 bits, all in groups of 32
     to_int4  which 4 bits
     ->       with `report`, the relative error ‖W - Ŵ‖ / ‖W‖ of each layer by its name
 
     Raises ValueError for other bits, a model that is quantised, and for 4 bits on columns no multiple of 32.
     """
     check_floats(model)
-    return quantize_remaining(model, bits=bits, fine=fine, report=report, to_int4=to_int4)
+    return quantize_remaining(model, bits=bits, report=report, to_int4=to_int4)
 
 
-def quantize_remaining(model: Llama, *, bits: int, fine: bool = False, report: bool = True,
+def quantize_remaining(model: Llama, *, bits: int, report: bool = True,
                  to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> dict[str, float]:
     """`quantize` for the layers that still hold floats."""
     errors: dict[str, float] = {}
@@ -50,7 +47,7 @@ def quantize_remaining(model: Llama, *, bits: int, fine: bool = False, report: b
     for path in _paths(model, nn.Linear | nn.Embedding):
         weight = model.get_submodule(path).weight
         tied = made.get(id(weight))
-        packed = tied.packed if tied else quantize_weight(path, weight.detach(), bits, fine=fine, to_int4=to_int4)
+        packed = tied.packed if tied else quantize_weight(path, weight.detach(), bits, to_int4=to_int4)
         if report and not tied:
             errors[path] = relative_error(weight, packed)
         made[id(weight)] = replace_layer(model, path, packed, weight.dtype)
@@ -76,12 +73,6 @@ def dequantize(model: Llama, *, dtype: torch.dtype | None = None) -> None:
         model.set_submodule(path, plain)
 
 
-def reads_whole_numbers(model: Llama) -> bool:
-    """Whether few rows are multiplied by what is stored: else each product makes floats of all its weights again."""
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    return model.dtype == torch.bfloat16 and model.device.type == "cpu" and all(layer.has_kernel for layer in layers)
-
-
 def check_floats(model: Llama) -> None:
     """Raise ValueError for a model that is quantised, or fused."""
     check_editable(model)
@@ -103,8 +94,8 @@ def bits_of(model: nn.Module) -> int:
     return min((module.packed.bits for module in model.modules() if isinstance(module, Quantized)), default=0)
 
 
-def quantize_weight(path: str, weight: Tensor, bits: int, *, fine: bool = False,
-            to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> QuantizedMatrix:
+def quantize_weight(path: str, weight: Tensor, bits: int, *,
+                    to_int4: Callable[[Tensor], QuantizedMatrix] = to_int4) -> QuantizedMatrix:
     """The matrix of the layer at `path`, in 8 or 4 bits. Raises ValueError as `quantize` does."""
     if bits not in (8, 4):
         raise ValueError(f"bits is {bits}; weights are quantised to 8 or 4")
@@ -112,7 +103,7 @@ def quantize_weight(path: str, weight: Tensor, bits: int, *, fine: bool = False,
         raise ValueError(f"{path} has {weight.shape[1]} columns, no multiple of {GROUP}; 4 bits need that, so take 8")
     try:
         if bits == 8 or _within(path, EMBEDDING_AND_HEAD):
-            return to_int8(weight, grouped=(fine or _within(path, GROUPWISE_LAYERS)) and not weight.shape[1] % GROUP)
+            return to_int8(weight, grouped=not weight.shape[1] % GROUP)
         return to_int4(weight)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -85,8 +85,8 @@ def prove_model(model: Llama, place: str | Path) -> None:
         again = build_on_meta(source.config)
         ours = plain_tensors(model)
         tensors = iter_quantized(source, 0) if source.quantization else source.tensors()
-        load_tensors(again, _found_equal(place, tensors, ours), device=model.device, dtype=model.dtype,
-                     place=source.path)
+        load_tensors(again, _found_equal(place, tensors, ours), dtype=model.dtype, place=source.path,
+                     put=lambda tensor: tensor.to(model.device))
         again.tokenizer = source.tokenizer
     if (found := head_config(again)) != (expected_head := head_config(model)):
         raise RuntimeError(f"{place} does not hold the model in memory: its head is {found} instead of {expected_head}")

@@ -56,7 +56,7 @@ def model(request: dict[str, Any]) -> dict[str, Tensor]:
     ours = PretrainedLlama(config_from_dict(request["config"]))
     weights = {name.removeprefix("weight."): tensor.clone() for name, tensor in request["tensors"].items()
                if name.startswith("weight.")}
-    load_tensors(ours, weights.items(), device="cpu", dtype=None, place=Path("the question"))
+    load_tensors(ours, weights.items(), dtype=None, place=Path("the question"))
     ids = request["tensors"]["ids"]
     task = Task()
     loss, targets = Plain(ours, task)(task.collate([Sample(row, [True] * len(row)) for row in ids.tolist()]))

@@ -150,7 +150,7 @@ def _model(request: dict[str, Any]) -> Llama:
     model = PretrainedLlama(config_from_dict(request["config"]))
     tensors = {part: {name.removeprefix(f"{part}."): tensor.clone() for name, tensor in request["tensors"].items()
                       if name.startswith(f"{part}.")} for part in ("weight", "adapter")}
-    load_tensors(model, tensors["weight"].items(), device="cpu", dtype=None, place=Path("the question"))
+    load_tensors(model, tensors["weight"].items(), dtype=None, place=Path("the question"))
     if request["adapter"]:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "adapter_config.json").write_text(json.dumps(request["adapter"]), encoding="utf-8")

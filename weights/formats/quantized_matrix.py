@@ -1,7 +1,7 @@
 """Matrices in 8 or 4 bits: whole numbers q, and what turns them back into weights.
 
     int8, a scale a row          w = scale q               q in -128 … 127
-    int8, groups of 32           w = scale q               GGUF's Q8_0
+    int8, groups of 32           w = scale q               GGUF's Q8_0, and Q5_0 with q in -16 … 15
     int4, groups of 32           w = scale q + minimum     q in 0 … 15, two a byte; GGUF's Q4_1 and Q4_0
 
 Groups lie along the columns. A model folder in 8 or 4 bits is one of Hugging Face's form whose matrices are stored in
@@ -53,8 +53,9 @@ class QuantizedMatrix:
         """The parts that there are, by name."""
         return {part: tensor for part in PARTS if (tensor := getattr(self, part)) is not None}
 
-    def to(self, device: torch.device | str) -> "QuantizedMatrix":
-        return QuantizedMatrix(**{part: tensor.to(device) for part, tensor in self.tensors().items()})
+    def map(self, change: Callable[[Tensor], Tensor]) -> "QuantizedMatrix":
+        """The same with each part changed, as to lie elsewhere."""
+        return QuantizedMatrix(**{part: change(tensor) for part, tensor in self.tensors().items()})
 
     def rows(self, rows: Any) -> "QuantizedMatrix":
         """Some of the rows: a slice, or their numbers."""
@@ -108,6 +109,10 @@ def from_blocks(form: Format, blocks: Tensor) -> QuantizedMatrix | None:
         return QuantizedMatrix(blocks[..., 4:].flatten(-2), half(0), half(2))
     if form.name == "Q4_0":                                             # d, 16 bytes; float16 holds 8 d as well as d
         return QuantizedMatrix(blocks[..., 2:].flatten(-2), half(0), -8 * half(0))
+    if form.name == "Q5_0":                                             # d, 4 bytes of fifth bits, 16 of two q each
+        fifth = blocks[..., 2:6].unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8) & 1
+        q = unpack_nibbles(blocks[..., 6:].flatten(-2)) | fifth.flatten(-2) << 4
+        return QuantizedMatrix((q.to(torch.int8) - 16).flatten(-2), half(0))
     return None
 
 
