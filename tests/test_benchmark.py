@@ -87,12 +87,13 @@ def test_property_engines_take_turns(folder, monkeypatch):
 
 def test_property_turns_are_those_whose_engines_and_works_are_here():
     commands = dict.fromkeys(["default", "int8", "transformers bfloat16", "llama.cpp Q8_0"])
-    groups = benchmark.turn_groups(commands, {"decode": {}, "prefill": {}})
+    groups = benchmark.turn_groups(commands, {"decode": {}, "prefill": {}}, "AVX512")
     assert {key: [aim.against for aim in aims] for key, aims in groups.items()} == {
         ("decode", "default"): ["transformers bfloat16"],
         ("decode", "int8"): ["transformers bfloat16", "llama.cpp Q8_0"],
-        ("prefill", "best"): ["transformers bfloat16", "llama.cpp Q8_0"]}
-    assert not benchmark.turn_groups(dict.fromkeys(["default"]), {aim.work: {} for aim in RATIOS})
+        ("prefill", "default"): ["transformers bfloat16", "llama.cpp Q8_0"]}
+    assert list(benchmark.turn_groups(commands, {"decode": {}}, "NEON").values()) == [RATIOS["AVX2"][3:4]]
+    assert not benchmark.turn_groups(dict.fromkeys(["default"]), {aim.work: {} for aim in RATIOS["AVX512"]}, "AVX512")
 
 
 def test_property_questions_are_left_out_where_the_context_is_too_short(tiny_tokenizer):

@@ -1,6 +1,6 @@
 """How fast, how large and how exact: every mode of generation, for any model folder, alone or beside other engines.
 
-    python -m llama.benchmark                                       # all modes of the default model
+    python -m llama.benchmark                                       # the usual modes of the default model
     python -m llama.benchmark --model weights/NAME --modes default,int8 --repeats 3
     python -m llama.benchmark --peers                               # in turn with transformers and llama.cpp, too
 
@@ -32,10 +32,10 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama.benchmark.goals import RATIOS, Goal, best, engine_table, limit_table, ratio_table
+    from llama.benchmark.goals import RATIOS, Goal, engine_table, limit_table, ratio_table
     from llama.benchmark.machine import SETTLE, machine, model_path
     from llama.benchmark.machine_limits import measure_bandwidth
-    from llama.benchmark.modes import MODES, chosen_modes, generate_command, mode_commands, starts
+    from llama.benchmark.modes import MODES, USUAL, chosen_modes, generate_command, mode_commands, starts
     from llama.benchmark.peers import PARITY, gguf_of, peer_commands, peers_python
     from llama.benchmark.plot import need_matplotlib, write_plot
     from llama.commands import flags
@@ -82,7 +82,8 @@ def main() -> None:
         most=("model", "modes", "peers", "training", "works", "text-tokens", "repeats", "output", "plot", "json"),
         example="python -m llama.benchmark --modes default,int8 --output figures.json")
     parser.add_argument("--model", default=flags.ModelFlags.model, metavar="FOLDER", help="a model folder, or a name")
-    parser.add_argument("--modes", default=",".join(MODES), metavar="A,B", help="what to measure")
+    parser.add_argument("--modes", default=",".join(USUAL), metavar="A,B",
+                        help=f"what to measure, of {', '.join(MODES)}")
     parser.add_argument("--peers", nargs="?", const=PARITY, metavar="PYTHON",
                         help=f"measure other engines, too; PYTHON has requirements-parity.txt ({PARITY})")
     parser.add_argument("--text", nargs="+", metavar="FILE", help=f"for perplexity and prompts ({', '.join(TEXTS)})")
@@ -176,7 +177,7 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
         if python:
             context = max(work.prompt_tokens + work.new_tokens, work.prefill) + 8
             commands |= peer_commands(model, Path(folder), python, context=context, threads=threads)
-        groups = turn_groups(commands, pieces)
+        groups = turn_groups(commands, pieces, results["machine"]["instructions"])
         progress = Progress(len(commands) + len(groups), "engines and turns")
         for name, command in commands.items():
             progress.show(len(engines), name)
@@ -190,9 +191,8 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
             tell(progress, f"{name}: {brief(engines[name])}")
         for number, ((piece, mode), aims) in enumerate(groups.items()):
             progress.show(len(commands) + number, f"{piece}, {mode}")
-            ours = best(engines, piece, modes) if mode == "best" else mode
-            names = [name for name in (ours, *(aim.against for aim in aims)) if "decode" in engines.get(name, {})]
-            if ours not in names or len(names) < 2:
+            names = [name for name in (mode, *(aim.against for aim in aims)) if "decode" in engines.get(name, {})]
+            if mode not in names or len(names) < 2:
                 continue                                            # one that refused
             try:
                 answers = in_turn({name: commands[name] for name in names}, pieces[piece], work.repeats)
@@ -202,18 +202,19 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
             speeds = {name: [speed(answer) for answer in found] for name, found in answers.items()}
             for aim in aims:
                 if aim.against in speeds:
-                    results["turns"].append(dataclasses.asdict(aim) | {"mode": ours, "ours": speeds[ours],
-                                                                       "theirs": speeds[aim.against],
-                                                                       "guesses": answers[ours][-1].get("guesses")})
+                    results["turns"].append(dataclasses.asdict(aim) | {
+                        "ours": speeds[mode], "theirs": speeds[aim.against],
+                        "guesses": answers[mode][-1].get("guesses")})
             tell(progress, f"{piece} in turn: {', '.join(names)}")
     return results
 
 
-def turn_groups(commands: Mapping[str, Any], pieces: Mapping[str, Any]) -> dict[tuple[str, str], list[Goal]]:
+def turn_groups(commands: Mapping[str, Any], pieces: Mapping[str, Any], instructions: str) -> \
+        dict[tuple[str, str], list[Goal]]:
     """Those of RATIOS whose engines and works are here, by work and mode: they run in turn, ours first."""
     groups: dict[tuple[str, str], list[Goal]] = {}
-    for aim in RATIOS:
-        if aim.work in pieces and aim.against in commands and (aim.mode in commands or aim.mode == "best"):
+    for aim in RATIOS.get(instructions, RATIOS["AVX2"]):
+        if aim.work in pieces and aim.against in commands and aim.mode in commands:
             groups.setdefault((aim.work, aim.mode), []).append(aim)
     return groups
 
@@ -314,8 +315,9 @@ def tables(results: Mapping[str, Any]) -> str:
     work, here, engines = results["work"], results["machine"], results["engines"]
     text = (f"; perplexity of {work['text_tokens']:,} tokens of {', '.join(work.get('text', []))} in blocks of {BLOCK}"
             if work["text_tokens"] else "")
-    lines = [f"{results['model']}, {results['date']}, {here['cpu']}, {here['threads']} threads on {here['cores']} "
-             f"cores, torch {here['torch']}, memory read at {results['bandwidth'] / 1e9:.1f} GB/s. Decoding "
+    lines = [f"{results['model']}, {results['date']}, {here['cpu']} ({here['instructions']}), {here['threads']} "
+             f"threads on {here['cores']} cores, torch {here['torch']}, memory read at "
+             f"{results['bandwidth'] / 1e9:.1f} GB/s. Decoding "
              f"{work['new_tokens']} tokens behind {work['prompt_tokens']}, prefill of {work['prefill']}; medians of "
              f"{work['repeats']}{text}.",
              "", engine_table(engines, batches=work["batch"], bandwidth=results["bandwidth"])]

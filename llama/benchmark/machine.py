@@ -14,8 +14,8 @@ SETTLE = 0.5                                                        # s; some li
 
 
 def machine() -> dict[str, Any]:
-    return {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "system": platform.system()}
+    return {"cpu": cpu_name(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "system": platform.system()}
 
 
 def cpu_name() -> str:

@@ -24,22 +24,20 @@ class Mode:
 
 
 MODES = {
-    "float32": Mode(("--dtype", "float32")),
     "default": Mode(()),
+    "float32": Mode(("--dtype", "float32")),
     "bf16": Mode(("--dtype", "bfloat16")),
     "int8": Mode(("--quantize", "int8")),
     "int4": Mode(("--quantize", "int4")),
-    "compile": Mode(("--compile",)),
-    "bf16-compile": Mode(("--dtype", "bfloat16", "--compile")),
-    "int8-compile": Mode(("--quantize", "int8", "--compile")),
-    "int4-compile": Mode(("--quantize", "int4", "--compile")),
     "int8-saved": Mode((), saved=True),
-    "int8-saved-compile": Mode(("--compile",), saved=True),
-    "int8-cache": Mode(("--cache-dtype", "int8")),
     "lookup": Mode(("--lookup",)),
+    "no-compiler": Mode(("--compile", "off")),
     "int8-lookup": Mode(("--quantize", "int8", "--lookup")),
-    "int8-compile-lookup": Mode(("--quantize", "int8", "--compile", "--lookup")),
+    "int8-cache": Mode(("--cache-dtype", "int8")),
+    "no-compiler-lookup": Mode(("--compile", "off", "--lookup")),
+    "readable": Mode(("--readable",)),
 }
+USUAL = tuple(MODES)[:8]                                            # measured where none are named
 
 
 def chosen_modes(names: str) -> list[str]:
