@@ -81,7 +81,7 @@ def attention(model: PretrainedLlama, ids: Sequence[int] | Tensor) -> Tensor:
 
     with ExitStack() as swaps:
         for layer in model.layers:
-            swaps.enter_context(_attend(layer.self_attn, watched(layer.self_attn.attend)))
+            swaps.enter_context(swapped_attend(layer.self_attn, watched(layer.self_attn.attend)))
         _run(model, ids)
     return torch.stack(weights)
 
@@ -186,7 +186,7 @@ def _run(model: PretrainedLlama, ids: Sequence[int] | Tensor) -> None:
 
 
 @contextmanager
-def _attend(module: nn.Module, function: Callable[..., Tensor]) -> Iterator[None]:
+def swapped_attend(module: nn.Module, function: Callable[..., Tensor]) -> Iterator[None]:
     """`module.attend` is `function` for a while."""
     before = vars(module).get("attend")
     module.attend = function
