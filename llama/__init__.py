@@ -6,7 +6,8 @@
 Data is divided without leaks by `train, validation, test = llama.split(data)` (llama/datasets/split.py). What a model
 was tuned for is `llama.task_of(model)`, whose `predict(model, texts)` does it (llama/tasks/task_of.py); without
 training, `llama.ZeroShot(task).predict(model, texts)` asks for the same (llama/zero_shot). Words whose vectors are near
-that of a word are `llama.nearest(model, word)` (llama/word_vectors.py).
+that of a word are `llama.nearest(model, word)` (llama/word_vectors.py). What happens inside is shown by
+`llama.lens.attention(model, ids)`, `logit_lens` and `contributions` (llama/lens.py).
 
 A name is imported when it is first used, so that `import llama` costs nothing.
 
@@ -36,6 +37,7 @@ LAZY_EXPORTS = {
     "split": "llama.datasets.split",
     "resize_embeddings": "llama.resize",
     "readable": "llama.fast.agreement",
+    "lens": "llama.lens",
 }
 
 
@@ -46,4 +48,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in LAZY_EXPORTS:
         raise AttributeError(f"module 'llama' has no attribute '{name}'; its doors are {', '.join(LAZY_EXPORTS)}")
-    return getattr(importlib.import_module(LAZY_EXPORTS[name]), name)
+    module = importlib.import_module(LAZY_EXPORTS[name])
+    return module if module.__name__ == f"llama.{name}" else getattr(module, name)

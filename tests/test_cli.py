@@ -222,7 +222,7 @@ def test_worked_example_an_adapter_alone_brings_its_base(tiny_model, tmp_path, c
 
 
 @pytest.mark.parametrize("door", [train, finetune, generate, evaluate, predict, benchmark,
-                                  importlib.import_module("llama.nearest")],
+                                  *map(importlib.import_module, ("llama.nearest", "llama.lens", "llama.trace"))],
                          ids=lambda door: door.__name__)
 def test_property_help_shows_few_flags_and_help_all_the_others(door, monkeypatch, capsys):
     shown = {}

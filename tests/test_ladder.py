@@ -13,7 +13,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 LADDER = """
     tokenizer  llama.runtime.interrupt  llama.runtime.run_lock  llama.runtime.worker  llama.runtime.distributed
-    llama.runtime.terminal  llama.runtime.ranges  llama.runtime.destinations  llama.runtime.room
+    llama.runtime.terminal  llama.runtime.ranges  llama.runtime.destinations  llama.runtime.room  llama.runtime.figures
     weights.formats  llama.runtime.progress  llama.fast.numbers
     llama.runtime.cli
     llama.config
@@ -43,7 +43,8 @@ LADDER = """
     weights.fetch
     llama.pretrained
     llama.commands
-    llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize
+    llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize  llama.lens
+    llama.trace
     tokenizer.train
     tokenizer.extend
     llama.benchmark
