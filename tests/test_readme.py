@@ -10,8 +10,8 @@ import pytest
 
 HOME = Path(__file__).resolve().parent.parent
 FRONT = ("README.md", "README.zh.md")
-DOCUMENTS = sorted(str(path.relative_to(HOME)) for pattern in ("*.md", "docs/*.md", "weights/*.md", "examples/*.md")
-                   for path in HOME.glob(pattern))
+DOCUMENTS = sorted(str(path.relative_to(HOME)) for folder in (".", "docs", "docs/tour", "weights", "examples")
+                   for path in (HOME / folder).glob("*.md"))
 CHINESE = [document for document in DOCUMENTS if document.endswith(".zh.md")]
 
 
