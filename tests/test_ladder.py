@@ -44,6 +44,7 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize
+    llama.serve
     tokenizer.train
     tokenizer.extend
     llama.benchmark

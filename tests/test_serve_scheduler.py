@@ -100,7 +100,7 @@ def plan_of(model, *, count, seed=0):
 def test_two_ways_requests_that_join_and_leave_get_the_texts_of_generate(tiny_model, monkeypatch, places, chunk):
     monkeypatch.setattr(module, "SLACK", 5)                         # caches grow, and lose padding, again and again
     plan = plan_of(tiny_model, count=14)
-    drive(Batch(tiny_model, places=places, chunk=chunk, cache_dtype=None), plan)
+    drive(Batch(tiny_model, places=places, chunk=chunk), plan)
     for asked in (asked for many in plan.values() for asked in many):
         assert asked.texts() == asked.alone()
         assert [piece.finish_reason for piece in asked.pieces if piece.finish_reason] == ["length"] * asked.request.n
@@ -118,7 +118,7 @@ def test_two_ways_texts_that_outgrow_the_cache_run_alone(tiny_tokenizer, monkeyp
     plan = {0: [Asked(model, [5, 6, 7], max_new_tokens=10), Asked(model, [9], max_new_tokens=12)],
             2: [Asked(model, [11, 12], max_new_tokens=40)],
             3: [Asked(model, [20, 21, 22, 23], max_new_tokens=10), Asked(model, [8] * 30, max_new_tokens=10)]}
-    drive(Batch(model, places=4, chunk=512, cache_dtype=None), plan)
+    drive(Batch(model, places=4), plan)
     for asked in (asked for many in plan.values() for asked in many):
         assert asked.texts() == asked.alone()
 
@@ -126,7 +126,7 @@ def test_two_ways_texts_that_outgrow_the_cache_run_alone(tiny_tokenizer, monkeyp
 @torch.inference_mode()
 def test_property_a_place_is_taken_by_writing_over_it(tiny_model, monkeypatch):
     """Nothing is stacked while somebody waits, and the cache does not grow with the requests that went through it."""
-    batch = Batch(tiny_model, places=2, chunk=512, cache_dtype=None)
+    batch = Batch(tiny_model, places=2)
     many = [Asked(tiny_model, [5 + i, 6, 7], max_new_tokens=6) for i in range(12)]
     batch.waiting.extend(asked.request for asked in many[:2])
     batch.advance()
@@ -141,7 +141,7 @@ def test_property_a_place_is_taken_by_writing_over_it(tiny_model, monkeypatch):
 @torch.inference_mode()
 def test_property_a_long_prompt_stops_nobody(tiny_model):
     """It is read in chunks, and between them the other rows go on."""
-    batch = Batch(tiny_model, places=4, chunk=8, cache_dtype=None)
+    batch = Batch(tiny_model, places=4, chunk=8)
     first, long = Asked(tiny_model, [5, 6], max_new_tokens=20), Asked(tiny_model, [7] * 80, max_new_tokens=3)
     batch.waiting.append(first.request)
     batch.advance()
@@ -156,7 +156,7 @@ def test_property_a_long_prompt_stops_nobody(tiny_model):
 @torch.inference_mode()
 def test_two_ways_logprobs_are_those_of_the_model(tiny_model):
     asked = Asked(tiny_model, [5, 6, 7], max_new_tokens=5, top_logprobs=3)
-    drive(Batch(tiny_model, places=2, chunk=512, cache_dtype=None), {0: [asked]})
+    drive(Batch(tiny_model, places=2), {0: [asked]})
     found = [each for piece in asked.pieces for each in piece.logprobs]
     ids = [each.token for each in found]
     logits = tiny_model(torch.tensor([[5, 6, 7, *ids]]))[0, 2:-1, : tiny_model.tokenizer.vocab_size]
@@ -174,7 +174,8 @@ def test_two_ways_a_running_scheduler_gives_the_texts_of_generate(tiny_model, sc
         server.submit(asked.request)
     texts = [asked.texts() for asked in many]
     assert texts == [asked.alone() for asked in many]
-    assert server.waiting == 0 and server.generated == sum(asked.request.limit * asked.request.n for asked in many)
+    assert server.waiting == 0
+    assert server.tally.generated == sum(asked.request.limit * asked.request.n for asked in many)
 
 
 def test_two_ways_two_models_at_once(tiny_model, tiny_tokenizer, scheduler):
@@ -209,7 +210,7 @@ def test_refuses_more_than_may_wait_and_more_texts_than_places(tiny_model, sched
 
 @torch.inference_mode()
 def test_property_who_is_cancelled_frees_its_place(tiny_model):
-    batch = Batch(tiny_model, places=2, chunk=512, cache_dtype=None)
+    batch = Batch(tiny_model, places=2)
     gone, stays = Asked(tiny_model, [5], max_new_tokens=100), Asked(tiny_model, [6], max_new_tokens=9)
     batch.waiting.extend([gone.request, stays.request])
     batch.advance()
@@ -239,7 +240,7 @@ def test_property_a_fault_ends_its_batch_and_not_the_server(tiny_model, schedule
 
 
 def test_property_logits_that_are_not_finite_end_one_row_alone(tiny_model):
-    batch = Batch(tiny_model, places=2, chunk=512, cache_dtype=None)
+    batch = Batch(tiny_model, places=2)
     sick, well = Asked(tiny_model, [5], max_new_tokens=5), Asked(tiny_model, [6], max_new_tokens=5)
     batch.waiting.extend([sick.request, well.request])
     with torch.inference_mode():

@@ -15,7 +15,7 @@ import ipaddress
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from llama.runtime.interrupt import quiet_start
 
@@ -107,16 +107,22 @@ def main(prog: str = "python -m llama.serve") -> None:
     errors = logging.getLogger("uvicorn.error")
     try:
         errors.disabled = True                                      # what it says is said below
-        socket = config.bind_socket()
+        listening = config.bind_socket()
     except SystemExit:
         raise ValueError(f"--port {serve_flags.port} of {serve_flags.host} cannot be listened at: another program may "
                          "do so; give another --port, or 0 for any that is free") from None
     finally:
         errors.disabled = False
     shown = f"[{serve_flags.host}]" if ":" in serve_flags.host else serve_flags.host
-    say(f"{models.default} at http://{shown}:{socket.getsockname()[1]}, for OpenAI's clients below /v1; Ctrl-C ends")
+
+    class Front(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            address = f"http://{shown}:{listening.getsockname()[1]}"
+            say(f"{models.default} at {address}, for OpenAI's clients below {address}/v1; Ctrl-C ends")
+
     try:
-        uvicorn.Server(config).run(sockets=[socket])
+        Front(config).run(sockets=[listening])
     finally:
         scheduler.close()
 

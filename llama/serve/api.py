@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import URL
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +35,7 @@ from llama.serve.openai_form import APIError, ChatChoice, TextChoice, Wish
 from llama.serve.scheduler import Piece, QueueFull, Scheduler
 
 MOST_BYTES = 4 * 2**20                                              # of a body
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "testserver")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass
@@ -193,12 +193,11 @@ class Stream(StreamingResponse):
 def guard(request: Request) -> None:
     """Refuse requests without the key, and those that a site which somebody has open makes a browser send."""
     server: Server = request.app.state.server
-    host = urlsplit(f"//{request.headers.get('host', '')}")
-    if server.local and host.hostname not in LOOPBACK:
-        raise APIError(f"the server answers at {', '.join(LOOPBACK[:3])} alone, and was called {host.hostname!r:.80}",
+    if server.local and request.url.hostname not in LOOPBACK:
+        raise APIError(f"the server answers at {', '.join(LOOPBACK)} alone, not at {request.url.hostname!r:.80}",
                        status=403, code="wrong_host")
     origin = request.headers.get("origin")
-    if origin and urlsplit(origin).netloc != host.netloc:
+    if origin and URL(origin).netloc != request.url.netloc:
         raise APIError(f"pages of {origin!r:.80} may not use this server", status=403, code="wrong_origin")
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if server.key and not hmac.compare_digest(given.encode(), server.key.encode()):
@@ -332,8 +331,8 @@ def openai_paths(server: Server) -> APIRouter:
     async def metrics() -> Response:
         s = server.scheduler
         return Response(server.metrics.text([
-            ("llama_prompt_tokens_total", "counter", "Tokens of prompts that were read, padding included.", s.read),
-            ("llama_generated_tokens_total", "counter", "Tokens that were written.", s.generated),
+            ("llama_prompt_tokens_total", "counter", "Tokens of prompts, padding included.", s.tally.read),
+            ("llama_generated_tokens_total", "counter", "Tokens that were written.", s.tally.generated),
             ("llama_steps_total", "counter", "Steps of the scheduler.", s.steps),
             ("llama_busy_seconds_total", "counter", "Time that the scheduler worked.", s.seconds),
             ("llama_refused_total", "counter", "Requests refused because the queue was full.", s.refused),

@@ -117,8 +117,8 @@ class RequestRow(TextRow):
     def ended(self) -> bool:
         return bool(self.finish_reason) or self.request.cancelled
 
-    def draw(self, logits: Tensor) -> int:
-        """Choose the next token from logits (1, V), take it, and send what there is to send."""
+    def draw(self, logits: Tensor) -> None:
+        """Choose the next token from logits (1, V), and take it."""
         request = self.request
         token = int(sample(logits, request.sampling, self._seen, [self.generator]))
         if self._seen is not None:
@@ -127,12 +127,14 @@ class RequestRow(TextRow):
         self.push(token)
         if request.top_logprobs is not None and len(self.token_ids) > kept:
             self._logprobs.append(_logprob(logits[0], token, request.top_logprobs))
+
+    def send(self) -> None:
+        """Send what is new, if anything can be shown yet."""
         if self._shown or self.finish_reason:
-            request.send(Piece(self.index, "".join(self._shown), self._logprobs, self.finish_reason,
-                               len(self.token_ids) if self.finish_reason else 0))
+            self.request.send(Piece(self.index, "".join(self._shown), self._logprobs, self.finish_reason,
+                                    len(self.token_ids) if self.finish_reason else 0))
             self._shown.clear()
             self._logprobs = []
-        return token
 
 
 def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
@@ -166,20 +168,29 @@ class Prefill:
         return rows, self.decoder, self.logits[owners]
 
 
+@dataclass
+class Tally:
+    """What has been done so far: tokens of prompts that were read, padding included, and tokens that were written."""
+
+    read: int = 0
+    generated: int = 0
+
+
 class Batch:
     """The rows of one model that run together, and the requests that wait for a place among them.
 
     places  how many rows there may be;  chunk  tokens of prompts that are read between two steps
     """
 
-    def __init__(self, model: PretrainedLlama, *, places: int, chunk: int, cache_dtype: torch.dtype | None):
+    def __init__(self, model: PretrainedLlama, *, places: int = 16, chunk: int = 512,
+                 cache_dtype: torch.dtype | None = None, tally: Tally | None = None):
         self.model, self.places, self.chunk, self.cache_dtype = model, places, chunk, cache_dtype
+        self.tally = Tally() if tally is None else tally
         self.waiting: deque[Request] = deque()
         self.prefill: Prefill | None = None
         self.rows: list[RequestRow] = []                            # those that ended too, until their place is taken
         self.decoder: BatchDecoder | None = None
         self.logits = torch.empty(0)                                # (rows, V), to draw each row's next token from
-        self.read = self.generated = 0                              # tokens
         config = model.config
         self._contiguous = min(config.rope_stable_length, config.sliding_window or config.rope_stable_length)
 
@@ -245,7 +256,7 @@ class Batch:
         if all(request.cancelled for request in prefill.requests):
             self.prefill = None
             return
-        self.read += prefill.chunks[0].numel()
+        self.tally.read += prefill.chunks[0].numel()
         prefill.read_chunk()
         if not prefill.chunks:
             self.prefill = None
@@ -278,9 +289,11 @@ class Batch:
         row = self.rows[i]
         try:
             row.draw(self.logits[i : i + 1])
-            self.generated += 1
         except RuntimeError as error:                               # this row's logits are not finite
             row.request.fail(error)
+            return
+        self.tally.generated += 1
+        row.send()
 
     def _step(self) -> None:
         cache = self.decoder.cache
@@ -305,7 +318,8 @@ class Scheduler(threading.Thread):
                  cache_dtype: torch.dtype | None = None):
         super().__init__(name="scheduler", daemon=True)
         self.places, self.queue, self.chunk, self.cache_dtype = places, queue, chunk, cache_dtype
-        self.read = self.generated = self.refused = self.steps = 0
+        self.tally = Tally()
+        self.refused = self.steps = 0
         self.seconds = 0.0                                          # that it has worked
         self._batches: dict[int, Batch] = {}                        # by the identity of their model
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
@@ -322,7 +336,7 @@ class Scheduler(threading.Thread):
         with self._changed:
             self._check_room()
             batch = self._batches.setdefault(id(request.model), Batch(
-                request.model, places=self.places, chunk=self.chunk, cache_dtype=self.cache_dtype))
+                request.model, places=self.places, chunk=self.chunk, cache_dtype=self.cache_dtype, tally=self.tally))
             batch.waiting.append(request)
             self._changed.notify()
 
@@ -384,15 +398,12 @@ class Scheduler(threading.Thread):
             return not self._closing
 
     def _advance(self, batch: Batch) -> None:
-        read, generated = batch.read, batch.generated
         try:
             batch.advance()
         except Exception as error:              # a fault of ours, or of memory: the others, and the server, go on
             log.exception("a batch of %d texts is given up", len(batch.rows))
             with self._changed:
                 batch.fail(error)
-        self.read += batch.read - read
-        self.generated += batch.generated - generated
 
     def _check_room(self) -> None:
         if self._closing:
