@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo zh-small test test-processors parity bench tasks compat mutants fuzz torture torture-share lint clean
+.PHONY: demo zh-small test test-processors parity bench tasks compat mutants fuzz torture torture-share serve-check lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -52,6 +52,10 @@ torture: $(VENV)/ready
 torture-share: $(VENV)/ready
 	$(RUN) -m tests.torture --share 5
 
+serve-check: $(VENV)/ready .venv-serve/ready
+	$(RUN) -m weights.fetch smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
+	$(RUN) -m tests.serve --client .venv-serve/bin/python
+
 lint: $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6
 	$(RUN) -m ruff check .
@@ -66,6 +70,11 @@ $(VENV)/ready: requirements.txt
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	touch $@
 
+.venv-serve/ready: requirements-serve.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
+	touch $@
+
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check "scikit-learn>=1.5" \
@@ -73,4 +82,4 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-parity .venv-bench .venv-compat .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-parity .venv-bench .venv-serve .venv-compat .pytest_cache .ruff_cache

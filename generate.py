@@ -50,11 +50,18 @@ QUESTION = "What is the capital of France, and what is it known for?"
 
 
 def main() -> None:
+    if "--serve" in sys.argv[1:]:                                   # whose flags are others: see --serve --help
+        from llama.serve.__main__ import main as serve
+        sys.argv.remove("--serve")
+        serve("generate.py --serve")
+        return
     parser = cli.Parser(
         "generate.py", __doc__.splitlines()[0],
         most=("prompt", "prompt-file", "output", "resume", "chat", "system", "max-new-tokens", "temperature", "seed",
               "model", "adapter", "quantize", "json"),
         example='python generate.py --prompt "The capital of France is" --max-new-tokens 20 --temperature 0')
+    parser.add_argument("--serve", action="store_true",
+                        help="serve the model to OpenAI's clients, and a page to people; its flags: --serve --help")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="the raw text to continue; may be repeated")
     parser.add_argument("--prompt-file", metavar="FILE",
                         help="a prompt as a text file, or several as .jsonl with the field 'prompt'")

@@ -102,6 +102,13 @@ class LayerCache:
             setattr(other, name, torch.cat([functional.pad(x, (0, 0, other.length - x.shape[2], free)) for x in held]))
         return other
 
+    def replace(self, rows: Sequence[int], other: "LayerCache") -> None:
+        """Write the rows of `other`, no longer than this, over `rows`, to end where these do."""
+        assert not self.evicted and not other.evicted
+        for name in self.stored:
+            getattr(self, name)[rows, :, self.length - other.length : self.length] = \
+                getattr(other, name)[:, :, : other.length]
+
     def reserve(self, length: int) -> None:
         if (more := self._capacity(length) - self.keys.shape[2]) > 0:
             self._change(lambda x: functional.pad(x, (0, 0, 0, more)))
@@ -270,6 +277,18 @@ class KVCache:
             layer, *same = (cache.layers.pop(0) for cache in caches)
             other.layers.append(layer.stack(same, max_length))
         return other
+
+    def replace(self, rows: Sequence[int], other: "KVCache") -> None:
+        """Rows that are no longer needed become those of `other`, moved to the right to end where all others do.
+
+        Nothing else is copied, as `select` and `stack` do. `other` is no longer than this, and the condition of `stack`
+        holds.
+        """
+        start = self.length - other.length
+        assert start >= 0
+        self.tokens[rows, start : self.length] = other.tokens[:, : other.length]
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.replace(rows, new)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` slots in all, keeping what is stored."""

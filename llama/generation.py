@@ -176,6 +176,13 @@ class BatchDecoder:
         other._pad(torch.cat([each.padding + (other.cache.length - each.cache.length) for each in (self, *others)]))
         return other
 
+    def replace(self, rows: Sequence[int], other: "BatchDecoder") -> None:
+        """These rows, which have ended, become those of `other`, which has no more slots (see `KVCache.replace`)."""
+        self.cache.replace(rows, other.cache)
+        padding = self.padding.clone()
+        padding[rows] = other.padding + (self.cache.length - other.cache.length)
+        self._pad(padding)
+
     def _pad(self, padding: Tensor) -> None:
         self.padding = padding                                      # (B,)
         self._padded = bool(padding.any())                          # asked once: a GPU would have to be waited for

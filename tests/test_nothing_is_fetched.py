@@ -27,6 +27,8 @@ STARTS = {
 # Who opens connections: to a hub that somebody has named, hf:ORG/NAME.
 CONNECTS = {"weights.hub": {"http.client", "urllib.error", "urllib.parse", "urllib.request"},
             "weights.download": {"http.client"}}                    # the names of its errors
+# Who waits for connections: the server's paths, in an event loop.
+LISTENS = {"llama.serve.api": {"asyncio"}}
 # Who may have something fetched, each by a name in the catalogue or an address that its user has given.
 FETCHES = {
     "llama.pretrained": "a model that is named so, and is no folder or file",
@@ -44,7 +46,8 @@ def findings(name, tree):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
             [node.module] if isinstance(node, ast.ImportFrom) else []
         for module in modules:
-            allowed = module in CONNECTS.get(name, ()) or (name, module) == ("llama.runtime.run_lock", "socket")
+            allowed = module in CONNECTS.get(name, LISTENS.get(name, ())) or \
+                (name, module) == ("llama.runtime.run_lock", "socket")
             if module.split(".")[0] in NETWORK and not allowed:
                 yield f"import {module}"
             if module.split(".")[0] in ("subprocess", "multiprocessing", "pty") and name not in STARTS:
