@@ -41,7 +41,7 @@ WHERE = "model.py"
 
 def use_fused_blocks(model: Llama, exact: dict[str, QuantizedMatrix] | None = None) -> None:
     """`fuse` where blocks and fused blocks agree, in float32 and as this model computes; else nothing but a line."""
-    if not _use_attention(model):
+    if not has_twins(model) or not _use_attention(model):
         return
     kinds = {(model.dtype, bits_of(model)): ROUNDED} | {(torch.float32, 0): EXACT}
     for (dtype, bits), within in kinds.items():
@@ -57,7 +57,7 @@ def use_fused_blocks(model: Llama, exact: dict[str, QuantizedMatrix] | None = No
 
 def use_custom_gradients(model: Llama) -> None:
     """`use_custom_autograd` where states and gradients agree with those of autograd through the definitions."""
-    if model.device.type != "cpu" or not _use_attention(model):
+    if not has_twins(model) or model.device.type != "cpu" or not _use_attention(model):
         return
     tiny = tiny_like(model.config)
     if has_lora(model):
@@ -75,7 +75,13 @@ def use_custom_gradients(model: Llama) -> None:
 
 
 def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
-    """`compile_step` where it gives the logits that the model itself gives for the same tokens."""
+    """`compile_step` where it gives the logits that the model itself gives for the same tokens.
+
+    Raises ValueError for a model that is no Llama, nor a sibling.
+    """
+    if not has_twins(model):
+        raise ValueError("--compile builds the step of a Llama, and this model is shaped by a "
+                         f"{type(model.config).__name__}; leave it out")
     if not _use_attention(model):
         return
     compile_step(model, say=say)
@@ -96,6 +102,11 @@ def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text:
     pairs.sort(key=lambda pair: relative_difference(*pair))
     if not agree(*pairs[1], WHERE, "fast/decode.cpp", within=ROUNDED):
         model.step = None
+
+
+def has_twins(model: Llama) -> bool:
+    """Whether there are fast versions of this model's parts: of a Llama's and its siblings', of no other's."""
+    return isinstance(model.config, LlamaConfig)
 
 
 def readable(model: Llama) -> None:
