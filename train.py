@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from llama.runtime.interrupt import quiet_start
 
@@ -21,13 +22,12 @@ with quiet_start(__name__):
     import torch
 
     from llama.benchmark import text_baselines
-    from llama.checkpoint import PretrainedLlama
+    from llama.checkpoint import PretrainedLlama, new_model
     from llama.commands import flags, side_texts
-    from llama.config import PRESETS, LlamaConfig, preset
-    from llama.config_json import family
     from llama.datasets.language_modeling import LanguageModelingDataset, hold_out
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
     from llama.pretrained import get_tokenizer
+    from llama.relatives.families import PRESETS, config_to_dict, for_vocabulary, given_of_block, preset
     from llama.runtime import cli, distributed, run_lock
     from llama.runtime.destinations import folder_to_write
     from llama.runtime.progress import Progress
@@ -100,10 +100,10 @@ def main() -> None:
     config = cli.from_flags(TrainConfig, arguments)
     changes = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
     shape = preset(arguments.preset, **changes)
-    family(shape)                                                   # refuse before training what no file could hold
-    if arguments.block_size > shape.max_position_embeddings:
+    config_to_dict(shape)                                           # refuse before training what no file could hold
+    if arguments.block_size > shape.context:
         raise ValueError(f"--block-size {arguments.block_size} exceeds the model's context of "
-                         f"{shape.max_position_embeddings}; lower it or raise --max-position-embeddings")
+                         f"{shape.context}; lower it or raise --max-position-embeddings")
 
     # text; of several processes the first fetches, tokenises and writes, and the others find it done
     device = distributed.init_process_group(flags.choose_device(arguments.device))
@@ -122,7 +122,8 @@ def main() -> None:
 
     if (arguments.watch or arguments.guard) and not held_out:
         raise ValueError("--watch and --guard are scored with what is evaluated on; give --hold-out or --eval-data")
-    reading["block_size"] = arguments.block_size
+    given = given_of_block(shape, arguments.block_size)
+    reading |= {"block_size": arguments.block_size, "overlap": given}
     beside = {"mix": side_texts.mixed(arguments, lambda names: LanguageModelingDataset(
                   *flags.data_files(names), **reading)),
               "watch": side_texts.watched(arguments, **reading)}
@@ -151,17 +152,17 @@ def main() -> None:
                 tokenizer.save(partial)
     task = TextGenerationTask()
     dtype = flags.choose_dtype(arguments.dtype, device, purpose="train")
-    shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
+    shape = for_vocabulary(shape, tokenizer)
     if not writes:
         with tempfile.TemporaryDirectory() as folder:
-            data = _tokens(Path(folder, "tokens"), documents, files, "", tokenizer, arguments.block_size)
+            data = _tokens(Path(folder, "tokens"), documents, files, "", tokenizer, arguments.block_size, given)
             if arguments.inspect is not None:
                 inspect_samples(task, data, tokenizer, vocab_size=tokenizer.vocab_size, show=arguments.inspect,
                       allow=arguments.allow, as_json=arguments.json)
                 return
             program = resident_set_size()
             eval_data = _tokens(Path(folder, "held-out"), held_out, eval_files or files, "", tokenizer,
-                                arguments.block_size) if held_out else None
+                                arguments.block_size, given) if held_out else None
             trainer = Trainer(_model(shape, tokenizer, device, arguments.seed), task, data, eval_data,
                               arguments.optimizer, config, dtype=dtype, allow=arguments.allow,
                               readable=arguments.readable, **beside)
@@ -171,11 +172,11 @@ def main() -> None:
     parts = (f"the first {len(documents)} documents, less {share}", f"the last {len(held_out)} documents")
     train_how, eval_how = (f"{part}, by {arguments.documents}" for part in parts)
     with distributed.first_goes_first():
-        train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size)
+        train_data = _tokens(run / "train.tokens", documents, files, train_how, tokenizer, arguments.block_size, given)
         eval_data = None
         if held_out:
             eval_data = _tokens(run / "held-out.tokens", held_out, eval_files or files, eval_how, tokenizer,
-                                arguments.block_size)
+                                arguments.block_size, given)
 
     # model
     model = _model(shape, tokenizer, device, arguments.seed)
@@ -207,19 +208,19 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _model(shape: LlamaConfig, tokenizer: Tokenizer, device: torch.device, seed: int) -> PretrainedLlama:
+def _model(shape: Any, tokenizer: Tokenizer, device: torch.device, seed: int) -> PretrainedLlama:
     torch.manual_seed(seed)
-    return PretrainedLlama(shape, tokenizer).to(device)
+    return new_model(shape, tokenizer).to(device)
 
 
 def _tokens(path: Path, documents: list[str], sources: list[str], how: str, tokenizer: Tokenizer,
-            block_size: int) -> TokenFile:
+            block_size: int, given: int) -> TokenFile:
     """The documents as a token file, made once: a rerun with the same text and tokenizer finds it."""
     if not is_current(path, tokenizer, sources=sources, how=how):
         progress = Progress(len(documents), "tokenising document")
         write_tokens(path, documents, tokenizer, sources=sources, how=how, progress=progress.show)
         progress.clear()
-    return TokenFile(path, block_size=block_size, tokenizer=tokenizer)
+    return TokenFile(path, block_size=block_size, overlap=given, tokenizer=tokenizer)
 
 
 def _yardsticks(documents: str, held_out: str) -> dict[str, float]:

@@ -21,16 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from llama.config import LlamaConfig
-from llama.config_json import config_from_dict, config_to_dict
 from llama.generation import complete_text
 from llama.heads import HeadConfig, add_head, check_editable, head_config, head_of
 from llama.model import Llama
 from llama.quantization.layers import Quantized
 from llama.quantization.loading import iter_lossless, iter_quantized
 from llama.quantization.swap import bits_of, replace_layer
+from llama.relatives.families import config_from_dict, config_to_dict
+from llama.relatives.gpt import GPT, GPTConfig
+from llama.relatives.t5 import T5, T5Config
 from llama.siblings import put_in_parts
 from tokenizer.base import Tokenizer
-from weights.formats import huggingface
+from weights.formats import huggingface, relatives
 from weights.formats.huggingface import misfit, some_names
 from weights.formats.quantized_matrix import PARTS, QuantizedMatrix, quantization_config
 from weights.formats.single_file import SINGLE_FILE
@@ -40,17 +42,16 @@ from weights.formats.torch_file import save_torch_file
 log = logging.getLogger(__name__)
 
 
-class PretrainedLlama(Llama):
-    """A Llama with what its files hold beside it, for the short API and for adapters, which name their base.
+class Pretrained(nn.Module):
+    """A model with what its files hold beside it, for the short API and for adapters, which name their base.
 
     tokenizer  None for a model that has none
     source     the folder or file that it was loaded from; None for one that is of no file (any more)
     step       what generation calls instead of `forward` where it can (fast/compiled_step.py); None for nothing
     """
 
-    def __init__(self, config: LlamaConfig, tokenizer: Tokenizer | None = None, source: Path | None = None):
-        super().__init__(config)
-        put_in_parts(self)
+    def __init__(self, config: Any, tokenizer: Tokenizer | None = None, source: Path | None = None):
+        super().__init__(config)                                    # of the model that this is mixed into
         self.tokenizer, self.source = tokenizer, source
         self.step: Any = None
 
@@ -61,6 +62,28 @@ class PretrainedLlama(Llama):
     def save(self, path: str | Path) -> None:
         """A folder, or with the ending `.pt` a single file (see `save_model`)."""
         save_model(self, path)
+
+
+class PretrainedLlama(Pretrained, Llama):
+    def __init__(self, config: LlamaConfig, tokenizer: Tokenizer | None = None, source: Path | None = None):
+        super().__init__(config, tokenizer, source)
+        put_in_parts(self)
+
+
+class PretrainedGPT(Pretrained, GPT):
+    pass
+
+
+class PretrainedT5(Pretrained, T5):
+    pass
+
+
+KINDS: dict[type, Any] = {LlamaConfig: PretrainedLlama, GPTConfig: PretrainedGPT, T5Config: PretrainedT5}
+
+
+def new_model(config: Any, tokenizer: Tokenizer | None = None) -> Any:
+    """A model of this shape, with random weights: a Llama, or the relative whose config it is."""
+    return KINDS[type(config)](config, tokenizer)
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
@@ -86,7 +109,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     if bits or source.quantization:
         tensors = iter_quantized(source, bits, errors=errors)
     else:
-        tensors = iter_lossless(source) if lossless else source.tensors()
+        tensors = iter_lossless(source) if lossless and isinstance(model, Llama) else source.tensors()
     load_tensors(model, tensors, dtype=dtype or source.dtype, place=source.path,
                  put=put or (lambda tensor: tensor.to(device)))
     tokenizer = source.tokenizer
@@ -176,12 +199,12 @@ def save_model(model: PretrainedLlama, path: str | Path, *, overwrite: bool = Tr
         content = {"format": SINGLE_FILE, "config": config, "tensors": tensors, "tokenizer": files}
         save_torch_file(path, content)
     else:
-        ledger = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-        config |= _dtype_fields(model.dtype) | _special_ids(model.tokenizer)
+        ledger, named = relatives.to_disk(config, tensors)
+        config = _dtype_fields(model.dtype) | _special_ids(model.tokenizer) | config
         if head_config(model) and model.tokenizer and config["pad_token_id"] is None:
             config["pad_token_id"] = next(iter(model.tokenizer.eos_ids), None)          # or others read one row alone
         path.parent.mkdir(parents=True, exist_ok=True)
-        huggingface.write_folder(path, config, ledger, iter(tensors.items()), files=files, overwrite=overwrite)
+        huggingface.write_folder(path, config, ledger, named, files=files, overwrite=overwrite)
 
 
 def plain_tensors(model: Llama) -> dict[str, Tensor]:
@@ -239,7 +262,7 @@ def config_dict(model: Llama) -> dict[str, Any]:
 def build_on_meta(values: Mapping[str, Any]) -> PretrainedLlama:
     """The model that a config.json describes, on the meta device: shapes without memory."""
     with torch.device("meta"):
-        model = PretrainedLlama(config_from_dict(dict(values)))
+        model = new_model(config_from_dict(dict(values)))
         if (head := HeadConfig.from_dict(values)) is not None:
             add_head(model, head)
     return model

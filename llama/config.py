@@ -246,8 +246,6 @@ PRESETS: dict[str, LlamaConfig] = {
 }  # fmt: skip
 
 _NOT_LLAMAS = {
-    "gpt": "GPT models have learned positions and LayerNorm",
-    "t5": "T5 is an encoder-decoder with relative position biases",
     "bert": "BERT reads both ways and writes no text",
     "bloom": "BLOOM has ALiBi positions and LayerNorm",
 }

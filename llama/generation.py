@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from tokenizer.chat import ChatFormat, stop_ids
 
 PASS_OVERHEAD = 64  # tokens that take as long as what a pass costs beside its tokens, above all reading all weights
 MIN_SHARED_PREFIX = 16  # ids that prompts begin with alike; with fewer, a pass of their own costs more than it saves
+PromptReader = Callable[[Sequence[Sequence[int]], int], tuple[Any, Tensor]]  # prompts, slots: decoder, logits (B, V)
 
 
 @dataclass(frozen=True)
@@ -270,12 +272,10 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], *, tokenizer: Token
                         limit=limits[i // num_samples], stop=stop, ignore_eos=ignore_eos,
                         generator=torch.Generator().manual_seed(seed + i), on_text=show, on_end=end))
     with eval_mode(model):
-        common = _common_start(model, prompts)
-        first = BatchDecoder(model, [0], common, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
-        if common:
-            first.prefill(torch.tensor([list(prompts[0][:common])], device=model.device), prefill_chunk)
+        reader = getattr(model, "prompt_reader", None) or partial(prompt_reader, model)     # an encoder has its own
+        read = reader(prompts, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype, chunk=prefill_chunk)
         for start in range(0, len(rows), batch_size):
-            _complete(first, rows[start : start + batch_size], sampling, prefill_chunk=prefill_chunk)
+            _complete(read, rows[start : start + batch_size], sampling, device=model.device)
     return [row.completion() for row in rows]
 
 
@@ -310,13 +310,22 @@ def _common_start(model: Llama, prompts: Sequence[Sequence[int]]) -> int:
     return common if common >= MIN_SHARED_PREFIX else 0
 
 
-def _complete(first: BatchDecoder, rows: list[TextRow], sampling: SamplingConfig, *, prefill_chunk: int) -> None:
-    """Run one batch to its end. A prompt of several rows is run once, and what `first` has read not again."""
+def prompt_reader(model: Llama, prompts: Sequence[Sequence[int]], *, vocab_size: int,
+                  cache_dtype: torch.dtype | None, chunk: int) -> PromptReader:
+    """What reads batches of these prompts, in any order; what all of them begin with is read now, once."""
+    common = _common_start(model, prompts)
+    first = BatchDecoder(model, [0], common, vocab_size=vocab_size, cache_dtype=cache_dtype)
+    if common:
+        first.prefill(torch.tensor([list(prompts[0][:common])], device=model.device), chunk)
+    return partial(_read, first, chunk=chunk)
+
+
+def _complete(read: PromptReader, rows: list[TextRow], sampling: SamplingConfig, *, device: torch.device) -> None:
+    """Run one batch to its end. A prompt of several rows is run once, and what all begin with not again."""
     rows = sorted(rows, key=lambda row: len(row.prompt))
     prompts = list({id(row.prompt): row.prompt for row in rows}.values())
     slots = len(prompts[-1]) + max(row.limit for row in rows)
-    device = first.model.device
-    decoder, logits = _read(first, prompts, slots, prefill_chunk)   # (B, V)
+    decoder, logits = read(prompts, slots)                          # (B, V)
 
     if len(rows) > len(prompts):
         owner = {id(prompt): i for i, prompt in enumerate(prompts)}
@@ -342,7 +351,8 @@ def _complete(first: BatchDecoder, rows: list[TextRow], sampling: SamplingConfig
         logits = decoder.step(tokens)
 
 
-def _read(first: BatchDecoder, prompts: Sequence[Sequence[int]], slots: int, chunk: int) -> tuple[BatchDecoder, Tensor]:
+def _read(first: BatchDecoder, prompts: Sequence[Sequence[int]], slots: int, *,
+          chunk: int) -> tuple[BatchDecoder, Tensor]:
     """Read prompts, sorted by length, behind what `first` has read: their decoder, and the logits (B, V) after each."""
     common, longest = first.cache.length, len(prompts[-1])
     whole = longest <= first.cache.contiguous                         # else nothing can be stacked

@@ -24,6 +24,13 @@ class Documents:
     lengths: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """How many of each row's first tokens are given, (B,) int64: what an encoder reads before a decoder writes on."""
+
+    lengths: Tensor
+
+
 def causal_mask(T: int, S: int, device: torch.device | str = "cpu") -> Tensor:
     """(T, S) bool, True where query t may look at key s: the T queries are the last of the S positions."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)

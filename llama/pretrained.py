@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama.checkpoint import PretrainedLlama, load_model
-from llama.config import PRESETS, preset, unknown_name
-from llama.model import Llama
+from llama.checkpoint import PretrainedLlama, load_model, new_model
+from llama.config import unknown_name
 from llama.quantization.swap import BYTES, EMBEDDING_AND_HEAD, quantize
+from llama.relatives.families import PRESETS, SMALL, for_vocabulary, preset
 from llama.runtime.room import SURE, free_memory, memory_for, size
 from tokenizer import load_tokenizer
 from tokenizer.base import Tokenizer
@@ -25,12 +25,16 @@ from weights.formats.sources import VOCABULARIES, holds_model, open_source
 
 log = logging.getLogger(__name__)
 
+OURS = "zh-small"                                                   # whose tokenizer small relatives read by
+
 
 def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
               seed: int = 0, bits: int = 0, errors: dict[str, float] | None = None,
               lossless: bool = False, put: Callable[[Tensor], Tensor] | None = None) -> PretrainedLlama:
     """A model by folder or file, by the name of a fetched (or fetchable) one, by its address on a hub (hf:ORG/NAME), or
     by a preset's name, with random weights.
+
+    A relative's own name, gpt3 or t5, is a small one to train, with the tokenizer that comes with the clone.
 
     dtype  None takes that of most numbers in the files
     seed   of the random weights
@@ -48,18 +52,20 @@ def get_model(name_or_folder: str | Path, *, device: torch.device | str = "cpu",
         if is_model(name):
             path = fetch(name, kind="weights")
             return load_model(path, **options)
-        if name in PRESETS:
+        if name in PRESETS or name in SMALL:
             log.warning("%s is a shape: its weights are random (seed %d)", name, seed)
+            tokenizer = get_tokenizer(OURS) if name in SMALL and resolve(OURS, "weights").exists() else None
+            shape = for_vocabulary(preset(name), tokenizer) if tokenizer else preset(name)
             torch.manual_seed(seed)
             with torch.device(device):
-                model = PretrainedLlama(preset(name)).to(dtype)
+                model = new_model(shape, tokenizer).to(dtype)
             if bits:
                 (errors if errors is not None else {}).update(quantize(model, bits=bits))
             return model
     if "/" in name or "\\" in name or Path(name).suffix in (".pt", ".pth", ".gguf", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such model file or folder")
     there = [folder.name for folder in (home() / "weights").glob("[!.]*") if folder.is_dir() and holds_model(folder)]
-    raise ValueError(unknown_name(name, sorted({*PRESETS, *MODELS, *there})))
+    raise ValueError(unknown_name(name, sorted({*PRESETS, *SMALL, *MODELS, *there})))
 
 
 def get_tokenizer(name_or_folder: str | Path) -> Tokenizer:
@@ -99,7 +105,7 @@ def _ledger(name: str) -> Ledger:
         return []
     with torch.device("meta"):
         return [(each, tuple(parameter.shape), parameter.dtype) for each, parameter in
-                Llama(preset(name)).named_parameters()]
+                new_model(preset(name)).named_parameters()]
 
 
 def _lighter(name: str, dtype: torch.dtype | None, bits: int, free: float) -> str:

@@ -73,7 +73,8 @@ def test_worked_example_a_preset_has_random_weights_and_says_so(caplog):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("llama-3.2-1", "the nearest names are .*llama-3.2-1b"), ("gpt3", "not a Llama"), ("t5", "not a Llama"),
+    ("llama-3.2-1", "the nearest names are .*llama-3.2-1b"), ("bert", "not a Llama"),
+    ("gpt3-smal", "gpt3-small"), ("t5-bas", "t5-base"),
 ])
 def test_refusal_unknown_names(name, words):
     with pytest.raises(ValueError, match=words):

@@ -66,5 +66,5 @@ def test_refusal_of_a_scalings_field_that_its_kind_does_not_have():
 def test_refusal_unknown_preset_lists_the_nearest_and_other_families_say_what_they_are():
     with pytest.raises(ValueError, match=r"nearest names are .*llama-3.2-1b"):
         preset("llama-3.2-1")
-    for name, family in {"gpt3": "not a Llama", "t5": "encoder-decoder"}.items():
+    for name, family in {"bert-base": "not a Llama", "bloom": "ALiBi"}.items():
         assert family in unknown_name(name, list(PRESETS)) and "smollm2-135m-instruct" in unknown_name(name, [])

@@ -39,6 +39,12 @@ def test_two_ways_whole_models_equal_transformers(name):
     assert difference(ours("models", case), case["answer"]) < 1e-4
 
 
+@pytest.mark.parametrize("name", cases("relatives"))
+def test_two_ways_gpt2_and_t5_equal_transformers(name):
+    case = cases("relatives")[name]
+    assert difference(ours("relatives", case), case["answer"]) < 1e-4
+
+
 @pytest.mark.parametrize("name", cases("training"))
 def test_two_ways_ten_training_steps_equal_transformers_and_peft(name):
     case = cases("training")[name]

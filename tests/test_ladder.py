@@ -20,7 +20,7 @@ LADDER = """
     llama.config_json  llama.masks  llama.rope_scaling  llama.sampling  llama.stop_strings
     llama.cache
     llama.model
-    llama.reference  llama.heads  llama.siblings
+    llama.reference  llama.heads  llama.siblings  llama.relatives
     llama.generation
     llama.decoding
     llama.quantization

@@ -114,7 +114,7 @@ BAD = [
       "0.01", "--output", "model", "--resume"],
      "another vocabulary; resume with vocabulary = --vocab-size 300, or start anew"),
     (["finetune.py", "--model", "model", "--data", "text.txt"], "text.txt:1"),
-    (["finetune.py", "--model", "gpt3", "--data", "good.jsonl"], "not a Llama"),
+    (["finetune.py", "--model", "bert", "--data", "good.jsonl"], "not a Llama"),
     (["finetune.py", "--model", "model", "--data", "good.jsonl"], "give --max-length 256"),
     (["finetune.py", "--model", "model", "--data", "bad.jsonl"], "bad.jsonl:2"),
     (["finetune.py", "--model", "model", "--data", "lacks.jsonl"], "'output' is missing"),

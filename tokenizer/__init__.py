@@ -7,6 +7,7 @@
     spm.py           SentencePiece models, through their library; spm_model.py, the file
     spm_pure.py     the same without the library, for vocabularies that come without a model file:
                      spm_json.py in a tokenizer.json, llama2c_vocabulary.py in llama2.c's tokenizer.bin
+    gpt2_files.py    GPT-2's vocab.json and merges.txt as a tokenizer.json
     base.py          what all of them share: special tokens, streaming, the files of a folder
     chat.py          messages to ids, and which of them are learned: four formats, to read
     chat_template.py the same by any model's template, in template_sandbox.py's bounds; template_text.py, who wrote what
@@ -22,6 +23,7 @@ from pathlib import Path
 from tokenizer import bpe, llama2c_vocabulary, spm, spm_json, spm_pure, tiktoken_ranks
 from tokenizer.base import Settings, StreamDecoder, Tokenizer, read_json
 from tokenizer.checked_json import check_value
+from tokenizer.gpt2_files import MERGES, VOCABULARY, with_tokenizer_json
 from tokenizer.spm_model import read_model
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ __all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer", "t
 # Of a model folder only these are opened: vocabularies, and what stands beside them.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer.bin")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-           "config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+           "config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", VOCABULARY, MERGES)
 
 # Where a folder has its vocabulary in several forms, the first of these: Llama 2's hold their SentencePiece model also
 # translated to JSON, and Llama 3's hold their ranks so, with the special tokens that the rank file lacks.
@@ -90,6 +92,7 @@ def tokenizer_file(tokenizer: Tokenizer, form: str) -> tuple[str, bytes]:
 
 
 def _load(files: dict[str, bytes], *, place: str) -> Tokenizer:
+    files = with_tokenizer_json(files)
     kinds = {name: _kind(data, f"{place}/{name}") for name, data in files.items() if name not in _BESIDE}
     if not kinds:
         raise FileNotFoundError(f"there is no tokenizer in {place}: neither tokenizer.json nor tokenizer.model")

@@ -38,7 +38,7 @@ WHERE = "model.py"
 
 def use_fused_blocks(model: Llama) -> None:
     """`fuse` where blocks and fused blocks agree, in float32 and as this model computes; else nothing but a line."""
-    if not _use_attention(model):
+    if not has_twins(model) or not _use_attention(model):
         return
     for dtype, within in ({model.dtype: ROUNDED} | {torch.float32: EXACT}).items():
         tiny = tiny_like(model.config).to(dtype)
@@ -51,7 +51,7 @@ def use_fused_blocks(model: Llama) -> None:
 
 def use_custom_gradients(model: Llama) -> None:
     """`use_custom_autograd` where states and gradients agree with those of autograd through the definitions."""
-    if model.device.type != "cpu" or not _use_attention(model):
+    if not has_twins(model) or model.device.type != "cpu" or not _use_attention(model):
         return
     tiny = tiny_like(model.config)
     if has_lora(model):
@@ -70,7 +70,7 @@ def use_custom_gradients(model: Llama) -> None:
 
 def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
     """`compile_step` where it gives the logits that the model itself gives for the same tokens."""
-    if not _use_attention(model):
+    if has_twins(model) and not _use_attention(model):
         return
     compile_step(model, say=say)
     step, padding, V = model.step, torch.zeros(1, dtype=torch.int64), model.config.vocab_size
@@ -90,6 +90,11 @@ def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text:
     pairs.sort(key=lambda pair: relative_difference(*pair))
     if not agree(*pairs[1], WHERE, "fast/decode.cpp", within=ROUNDED):
         model.step = None
+
+
+def has_twins(model: Llama) -> bool:
+    """Whether there are fast versions of this model's parts: of a Llama's and its siblings', of no other's."""
+    return isinstance(model.config, LlamaConfig)
 
 
 def readable(model: Llama) -> None:

@@ -182,6 +182,8 @@ def _shape(config: LlamaConfig) -> list[str]:
 
 def step_misfit(config: LlamaConfig) -> str:
     """Why there is no step for this shape; empty if there is one."""
+    if not isinstance(config, LlamaConfig):
+        return f"builds the step of a Llama, and this model is shaped by a {type(config).__name__}"
     if not config.is_plain:
         return "builds a step for plain Llamas, and this model has parts of a sibling (see llama/siblings.py)"
     odd = [name for name in ("hidden_size", "head_dim", "intermediate_size") if getattr(config, name) % 16]

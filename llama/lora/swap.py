@@ -21,7 +21,7 @@ from llama.config import LlamaConfig
 from llama.heads import Head, check_editable, head_config
 from llama.lora.layers import DoRA, LoRALinear, LoRAPart, ModulesToSaveWrapper, Wrapper
 from llama.lora.rows import RowsPart, TrainableRows
-from llama.lora.targets import TIED, LoRAConfig, select_modules
+from llama.lora.targets import TIED, LoRAConfig, drop_missing, select_modules
 from llama.model import Llama
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ def add_lora(model: Llama, config: LoRAConfig, *, name: str = "default",
     """
     if head_config(model) is not None:
         config = replace(config, modules_to_save=tuple(dict.fromkeys((*config.modules_to_save, model.head_name))))
+    if config.targets == LoRAConfig.targets:                        # not asked for by name: a GPT has no gate
+        config = drop_missing(config, plain_modules(model))
     attach(model, config, name, tied=model.config.tie_word_embeddings, generator=generator)
 
 

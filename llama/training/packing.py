@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import torch
 
-from llama.masks import Documents, document_mask
+from llama.masks import Documents, Prefix, document_mask
 from llama.model import Llama
-from llama.tasks.task import Batch, Sample, Task
+from llama.tasks.task import IGNORE_INDEX, Batch, Sample, Task
 
 
 def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
@@ -38,6 +38,8 @@ def should_pack(model: Llama, task: Task, wish: str) -> bool:
     why = ""
     if getattr(task, "attention", "causal") == "full":
         why = "this task looks through whole texts (--attention full)"
+    elif takes_prefix(model):
+        why = "an encoder reads one text a row"
     elif scaling and scaling.kind == "dynamic":
         why = "dynamic scaling turns a row's positions by the longest text in it"
     if wish == "on" and why:
@@ -68,8 +70,15 @@ def pack(task: Task, samples: Sequence[Sample]) -> Batch:
     return whole | {"positions": positions, "lengths": torch.tensor(lengths)}
 
 
-def mask_of(model: Llama, batch: Batch) -> torch.Tensor | Documents | None:
+def takes_prefix(model: Llama) -> bool:
+    """Whether an encoder reads what is given of each row, and a decoder writes the rest (llama/relatives/t5.py)."""
+    return getattr(model, "takes_prefix", False)
+
+
+def mask_of(model: Llama, batch: Batch) -> torch.Tensor | Documents | Prefix | None:
     """The mask of a batch, as the model's attention takes it."""
+    if takes_prefix(model):                                         # given is all before the first target
+        return Prefix((batch["targets"] != IGNORE_INDEX).int().argmax(-1) + 1)
     if "lengths" not in batch:
         return batch.get("mask")
     takes = model.layers[0].self_attn.takes_documents

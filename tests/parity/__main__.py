@@ -4,7 +4,7 @@
 
 The areas: the model's modules (parts), whole models of many shapes, SmolLM2-135M, ten training steps, sampling
 distributions, adapters, tokenizers, chat templates, file formats, scores, heads of labels, multiple choice, what a
-hub says, and Chinese characters.
+hub says, Chinese characters, and GPT-2 and T5 (relatives).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.parity.judges import Check, Judges, write_kept
 from weights.fetch import fetch
 
 AREAS = ("parts", "models", "smollm2", "training", "sampling", "adapters", "tokenizers", "chat", "formats",
-         "metrics", "tasks", "choices", "hub", "text")
+         "metrics", "tasks", "choices", "hub", "text", "relatives")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL = "smollm2-135m-instruct"
 

@@ -67,9 +67,16 @@ def memory_name(name: str) -> str:
 
 
 def below_head(architectures: list[str] | None) -> str:
-    """What comes before the names of a class of models, but for its head. Two classes have an older word for it."""
-    older = {"LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering"}
-    return "transformer." if older.intersection(architectures or ()) else "model."
+    """What comes before the names of a class of models, but for its head. Some classes have another word for it."""
+    for words, classes in _OTHER_WORDS.items():
+        if classes.intersection(architectures or ()):
+            return words
+    return "model."
+
+
+_OTHER_WORDS = {"transformer.": {"LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering", "GPT2LMHeadModel",
+                                 "GPT3LMHeadModel"}, "": {"T5ForConditionalGeneration"}}
+WITHOUT_ROPE = ("gpt2", "gpt3", "t5")                              # kinds of config.json that know no θ
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,6 +161,8 @@ def for_all_readers(config: dict[str, Any]) -> dict[str, Any]:
 
     A reader of one kind silently takes 10,000 for θ on a file of the other, and writes nonsense after a few sentences.
     """
+    if config.get("model_type") in WITHOUT_ROPE:
+        return config
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise ValueError("config.json: rope_parameters and rope_scaling must be objects or null")

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tokenizer import chat, from_vocabulary, load_tokenizer
 from tokenizer.base import Tokenizer, read_json
-from weights.formats import gguf, huggingface, llama2c, meta, packed_elsewhere, single_file
+from tokenizer.gpt2_files import with_tokenizer_json
+from weights.formats import gguf, huggingface, llama2c, meta, packed_elsewhere, relatives, single_file
 from weights.formats.huggingface import Ledger
 from weights.formats.joined import take_apart
 from weights.formats.quantized_matrix import QuantizedMatrix, dtype_of, from_blocks, open_quantized
@@ -155,10 +156,13 @@ def _kind(path: Path) -> str:
 def _open_folder(folder: Path) -> Source:
     config = huggingface.read_config(folder)
     files = _present(folder, KEPT_FILES)
+    if config.get("model_type") == "gpt2":
+        files = with_tokenizer_json(files)
     remarks, changes = [], {}
     if not any(name in files for name in VOCABULARIES):
         remarks = [f"{folder} holds no tokenizer.json and no tokenizer.model; add one before generating text"]
-    if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
+    if config.get("model_type") not in huggingface.WITHOUT_ROPE and "rope_theta" not in config \
+            and "rope_theta" not in (config.get("rope_parameters") or {}):
         changes["inferred"] = ["rope_theta: config.json names none, so 10,000, as the first Llamas mean it"]
         remarks.append("config.json names no rope_theta: 10,000 is written, as the first Llamas mean it")
     kind, tensors = config.get("model_type"), stored_tensors(folder)
@@ -171,7 +175,8 @@ def _open_folder(folder: Path) -> Source:
     if config.get("model_type") != kind:
         changes["joined"] = [f"matrices of {kind} taken apart: it is read as a {config['model_type']}"]
         remarks += changes["joined"]
-    if config.get("tie_word_embeddings") and _HEAD in tensors:
+    tensors = relatives.to_memory(config, tensors)
+    if config.get("tie_word_embeddings", config.get("model_type") in huggingface.WITHOUT_ROPE) and _HEAD in tensors:
         config, said = _tied(config, tensors)
         changes["tied"] = [said]
     ledger = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
