@@ -80,7 +80,6 @@ def main() -> None:
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
     parser.table = recipes.table()
     arguments = parser.parse_args()
-    recipes.complete(arguments)
     adapts = arguments.lora or arguments.train_new_rows            # what is learned is an adapter
     if adapts and arguments.adapter:
         raise ValueError("--lora and --train-new-rows learn a new adapter on a plain model; without them, --adapter is "
@@ -107,16 +106,20 @@ def main() -> None:
     flags.check_alone(arguments)
 
     # Everything that can be refused is looked at before the model is loaded.
-    config = cli.from_flags(TrainConfig, arguments)
+    recipes.check(arguments.task)
     lora_config = cli.from_flags(LoRAConfig, arguments)
-    model_flags = cli.from_flags(flags.ModelFlags, arguments)
-    task_flags = cli.from_flags(flags.TaskFlags, arguments)
-    task, dataset = flags.task_and_dataset(task_flags)
-    device = distributed.init_process_group(flags.choose_device(model_flags.device))
+    _, dataset = flags.task_and_dataset(cli.from_flags(flags.TaskFlags, arguments))
+    device = distributed.init_process_group(flags.choose_device(arguments.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
     if not arguments.data and not Path(files[0]).exists():
         raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
     data = dataset(files)
+    recipes.choose_base(arguments, data, usual=flags.ModelFlags.model)
+    recipes.complete(arguments)
+    config = cli.from_flags(TrainConfig, arguments)
+    model_flags = cli.from_flags(flags.ModelFlags, arguments)
+    task_flags = cli.from_flags(flags.TaskFlags, arguments)
+    task, dataset = flags.task_and_dataset(task_flags)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
     beside = {"mix": side_texts.mixed(arguments, dataset),
@@ -172,6 +175,8 @@ def main() -> None:
     elif arguments.freeze:
         freeze(model, pattern=arguments.freeze)
     print(trainable_parameters(model), file=sys.stderr)
+    if model_flags.model == recipes.CHINESE_BASE:
+        print("the texts are Chinese, and so is the base: zh-small; --model names another", file=sys.stderr)
 
     masters = None if adapts else dtype
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,

@@ -11,7 +11,8 @@ WAYS = ({"lora": True}, {"freeze_layers": 3}, {}, {"freeze": "norms"})
 
 def _flags(**given):
     unsaid = {"epochs": None, "batch_size": None, "lr": None, "lora": False, "train_new_rows": False,
-              "freeze_layers": 0, "freeze": "", "minutes": None, "max_steps": 0}
+              "freeze_layers": 0, "freeze": "", "minutes": None, "max_steps": 0, "model": "usual", "adapter": "",
+              "attention": "auto", "pooling": "auto"}
     return argparse.Namespace(**(unsaid | given))
 
 
@@ -30,6 +31,23 @@ def test_property_what_is_given_stays():
     assert (arguments.epochs, arguments.lr, arguments.batch_size) == (7, 0.25, recipes.RECIPES["qa"].batch_size)
 
 
+CHINESE, ENGLISH = [{"text": "房间太脏，再也不来了。", "label": "bad"}], [{"text": "The room was dirty.", "label": "bad"}]
+
+
+@pytest.mark.parametrize("given, data, base", [
+    ({"task": "sentiment"}, CHINESE, "zh-small"), ({"task": "ner"}, [{"tokens": ["北", "京"]}], "zh-small"),
+    ({"task": "sentiment", "lora": True}, CHINESE, "zh-small"), ({"task": "sentiment"}, ENGLISH, "usual"),
+    ({"task": "sentiment", "model": "mine"}, CHINESE, "mine"), ({"task": "instruction"}, CHINESE, "usual"),
+    ({"task": "sentiment", "adapter": "a"}, CHINESE, "usual")])
+def test_worked_example_chinese_labels_begin_with_the_chinese_model(given, data, base):
+    arguments = _flags(**given)
+    recipes.choose_base(arguments, data, usual="usual")
+    recipes.complete(arguments)
+    whole = base == "zh-small" and not arguments.lora
+    assert (arguments.model, arguments.attention) == (base, "full" if whole else "auto")
+    assert (arguments.lr == 5 * recipes.RECIPES[arguments.task].lr[2]) == whole
+
+
 @pytest.mark.parametrize("given, minutes", [({}, 30), ({"epochs": 7}, 0), ({"max_steps": 9}, 0), ({"minutes": 5.0}, 5),
                                             ({"minutes": 0.0}, 0), ({"epochs": 7, "minutes": 5.0}, 5)])
 def test_worked_example_of_a_run_that_is_bounded_by_what_was_asked_for_or_else_by_time(given, minutes):
@@ -42,7 +60,7 @@ def test_property_every_task_has_one_and_help_shows_it():
     tasks = typing.get_args(typing.get_args(typing.get_type_hints(flags.TaskFlags, include_extras=True)["task"])[0])
     assert set(recipes.RECIPES) == set(tasks) - {"multiple-choice"}
     with pytest.raises(ValueError, match="it is never trained on them"):
-        recipes.complete(_flags(task="multiple-choice"))
+        recipes.check("multiple-choice")
     lines = {words[0]: words[1:] for line in recipes.table().splitlines() if (words := line.split())}
     for task, recipe in recipes.RECIPES.items():
         assert [float(each) for each in lines[task]] == [recipe.epochs, recipe.batch_size, *recipe.lr]
