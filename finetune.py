@@ -27,6 +27,7 @@ with quiet_start(__name__):
     from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
+    from llama.plot import plot_runs, read_run
     from llama.pretrained import get_model, stored_bytes
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli, distributed, run_lock
@@ -218,6 +219,8 @@ def main() -> None:
                 f"python -m llama.predict{use}{named if isinstance(task, InstructionTask) else ''} TEXT"]
     print("\n    ".join([f"the result is in {output}; use it with", *ways]), file=sys.stderr)
     print(json.dumps(result))
+    if arguments.plot and distributed.is_rank0():
+        plot_runs(arguments.plot, [read_run(output)])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ with quiet_start(__name__):
     from llama.commands import flags, side_texts
     from llama.datasets.language_modeling import LanguageModelingDataset, hold_out
     from llama.datasets.token_file import TokenFile, is_current, write_tokens
+    from llama.plot import plot_runs, read_run
     from llama.pretrained import get_tokenizer
     from llama.relatives.families import PRESETS, config_to_dict, for_vocabulary, given_of_block, preset
     from llama.runtime import cli, distributed, run_lock
@@ -206,6 +207,8 @@ def main() -> None:
     print(f"the model is in {output}; use it with\n    python generate.py --model {shlex.quote(str(output))} "
           "--prompt TEXT", file=sys.stderr)
     print(json.dumps(result))
+    if arguments.plot and distributed.is_rank0():
+        plot_runs(arguments.plot, [read_run(output)])
 
 
 def _model(shape: Any, tokenizer: Tokenizer, device: torch.device, seed: int) -> PretrainedLlama:

@@ -44,7 +44,7 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize  llama.lens
-    llama.trace  llama.serve
+    llama.trace  llama.serve  llama.plot
     tokenizer.train
     tokenizer.extend
     llama.benchmark

@@ -14,7 +14,7 @@ import pytest
 import finetune
 import generate
 import train
-from llama import cost, evaluate, lens, merge, predict, quantize, resize, trace
+from llama import cost, evaluate, lens, merge, plot, predict, quantize, resize, trace
 from llama.benchmark import __main__ as benchmark
 from llama.benchmark import measure_generation, quantization_loss
 from llama.clean import __main__ as clean
@@ -34,7 +34,7 @@ from weights import convert, fetch
 nearest = importlib.import_module("llama.nearest")                  # llama.nearest itself is the function
 DOORS = [train, finetune, generate, evaluate, predict, nearest, merge, quantize, cost, benchmark,
          measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean,
-         lens, trace]
+         lens, trace, plot]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
            benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")

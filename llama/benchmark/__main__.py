@@ -37,13 +37,14 @@ with quiet_start(__name__):
     from llama.benchmark.machine_limits import measure_bandwidth
     from llama.benchmark.modes import MODES, USUAL, chosen_modes, generate_command, mode_commands, starts
     from llama.benchmark.peers import PARITY, gguf_of, peer_commands, peers_python
-    from llama.benchmark.plot import need_matplotlib, write_plot
+    from llama.benchmark.plot import write_plot
     from llama.commands import flags
     from llama.config_json import config_from_dict
     from llama.datasets.lines import json_records
     from llama.decoding.speculative import DraftStats
     from llama.runtime import cli
     from llama.runtime.destinations import file_to_write
+    from llama.runtime.figures import need_matplotlib
     from llama.runtime.progress import Progress
     from llama.runtime.ranges import MANY, MOST_TOKENS, Range, check_ranges
     from llama.runtime.terminal import say
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--text", nargs="+", metavar="FILE", help=f"for perplexity and prompts ({', '.join(TEXTS)})")
     parser.add_argument("--output", type=file_to_write, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--plot", type=file_to_write, metavar="FILE",
-                        help="draw bytes a token against tokens a second, as .png or .svg")
+                        help="draw bytes a token against tokens a second, as .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--training", action="store_true", help="measure training instead")
     parser.add_argument("--works", default="", metavar="A;B",
@@ -112,7 +113,7 @@ def main() -> None:
     work = cli.from_flags(Work, arguments)
     modes = chosen_modes(arguments.modes)
     if arguments.plot:
-        need_matplotlib()
+        need_matplotlib(arguments.plot)
     python = peers_python(arguments.peers) if arguments.peers else ""
 
     model = model_path(arguments.model)
@@ -121,7 +122,6 @@ def main() -> None:
     results["work"]["text"] = list(arguments.text or TEXTS)
     write_results(arguments.output, results)
     if arguments.plot:
-        Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
         write_plot(arguments.plot, results)
     print(json.dumps(results) if arguments.json else tables(results))
 

@@ -7,30 +7,23 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from llama.runtime.figures import figure_to, label_log_axis
+
 
 def roof(bandwidth: float, traffic: float) -> float:
     """Tokens a second, at most, when each reads `traffic` bytes."""
     return bandwidth / traffic
 
 
-def need_matplotlib() -> None:
-    """Raise ValueError where there is no matplotlib, before anything is measured."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError("--plot needs matplotlib, and it is not installed; pip install matplotlib, or leave --plot "
-                         "out") from None
-
-
 def write_plot(path: str, results: Mapping[str, Any]) -> None:
     """Draw what `python -m llama.benchmark --json` prints. The ending of `path` says in which format."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    with figure_to(path, 8, 5.5) as figure:
+        _draw(figure.add_subplot(), results)
 
+
+def _draw(axes: Any, results: Mapping[str, Any]) -> None:
     engines = {name: found for name, found in results["engines"].items() if found.get("decode")}
     bandwidth = results["bandwidth"]
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.add_subplot()
     traffic = [found["traffic"] / 1e6 for found in engines.values()]
     ends = [min(traffic) / 1.5, max(traffic) * 1.5]
     axes.plot(ends, [roof(bandwidth, end * 1e6) for end in ends], "k-",
@@ -43,9 +36,6 @@ def write_plot(path: str, results: Mapping[str, Any]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="MB read for a token", ylabel="tokens a second",
              title=f"{results['model']} · {results['machine']['cpu']} · {results['date']}")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:,.0f}")
-        axis.set_minor_formatter(NullFormatter())
+        label_log_axis(axis, "{x:,.0f}")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)

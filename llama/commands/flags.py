@@ -33,6 +33,8 @@ from llama.pretrained import get_model
 from llama.quantization.layers import QuantizedLinear
 from llama.quantization.swap import dequantize, is_quantized, quantize
 from llama.runtime import distributed
+from llama.runtime.destinations import file_to_write
+from llama.runtime.figures import need_matplotlib
 from llama.runtime.ranges import MANY, MOST_TOKENS, SEEDS, Range, check_ranges
 from llama.runtime.room import SURE, free_memory, size
 from llama.runtime.terminal import say
@@ -169,7 +171,7 @@ class TaskFlags:
 
 
 def add_inspection(parser: argparse.ArgumentParser) -> None:
-    """--inspect, --dry-run and --allow, of the doors that train."""
+    """--inspect, --dry-run, --allow and --plot, of the doors that train."""
     group = parser.add_argument_group("What the samples are, and what must hold of them")
     group.add_argument("--inspect", nargs="?", type=Range(0, MANY), const=3, metavar="K",
                        help="show how the first K samples (3) look to the model, count and check all, train nothing")
@@ -177,14 +179,20 @@ def add_inspection(parser: argparse.ArgumentParser) -> None:
                        help="tell what the run will cost in memory, time and disk, from two steps; write nothing")
     group.add_argument("--allow", action="append", choices=tuple(CHECKS), default=[], metavar="NAME",
                        help=f"train in spite of this check; may be repeated: {', '.join(CHECKS)}")
+    group.add_argument("--plot", type=file_to_write, metavar="FILE", help="after the run, draw its loss, learning rate "
+                       "and gradient norm, as .png, .svg or .pdf; python -m llama.plot compares several runs")
 
 
 def check_alone(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for questions about a run that are asked of several processes."""
+    """Raise ValueError for questions about a run that are asked of several processes, or of none that runs."""
     if distributed.launched() and (arguments.dry_run or arguments.inspect is not None):
         raise ValueError("--inspect and --dry-run look at one process; leave torchrun out")
     if arguments.dry_run and arguments.resume:
         raise ValueError("--dry-run is about a run that has not begun; leave --resume out")
+    if arguments.plot and (arguments.dry_run or arguments.inspect is not None):
+        raise ValueError("--plot draws a run, and --inspect and --dry-run train nothing; leave it out")
+    if arguments.plot:
+        need_matplotlib(arguments.plot)                             # now, and not when hours of training have ended
 
 
 def choose_device(name: str) -> torch.device:

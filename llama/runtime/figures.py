@@ -2,7 +2,7 @@
 
 matplotlib is an extra (`pip install matplotlib`); it is imported here and where something is drawn, and nowhere else.
 
-Try: leave `need_matplotlib` out of train.py; tests/test_plot.py
+Try: leave `need_matplotlib` out of flags.py; tests/test_plot.py
 (test_refusal_without_matplotlib_comes_before_the_training) fails: the run would be lost to its last line.
 """
 
@@ -15,14 +15,14 @@ ENDINGS = (".png", ".svg", ".pdf")
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
 
 
-def need_matplotlib(path: str | Path) -> None:
+def need_matplotlib(path: str | Path, *, flag: str = "--plot") -> None:
     """Raise ValueError where no figure could be written to `path`: no matplotlib, or an ending that says no format."""
     if Path(path).suffix not in ENDINGS:
-        raise ValueError(f"--plot {path}: the ending says the format; give one of {', '.join(ENDINGS)}")
+        raise ValueError(f"{flag} {path}: the ending says the format; give one of {', '.join(ENDINGS)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ValueError("--plot needs matplotlib, and it is not installed; pip install matplotlib, or leave --plot "
+        raise ValueError(f"{flag} needs matplotlib, and it is not installed; pip install matplotlib, or leave {flag} "
                          "out") from None
 
 
@@ -43,3 +43,12 @@ def figure_to(path: str | Path, width: float, height: float) -> Iterator[Any]:
         yield figure
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
+
+
+def label_log_axis(axis: Any, form: str) -> None:
+    """Numbers such as 1, 2, 5, 10 beside an axis of powers; `form` as "{x:g}"."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(NullFormatter())
