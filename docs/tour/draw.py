@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from llama.config import preset
 from llama.model import RMSNorm, rotary_frequencies
@@ -96,6 +97,46 @@ def heat(share: float) -> str:
 
 
 @drawing
+def draw_01_tokens() -> Canvas:
+    """«lower» by the merges of the page: l o, lo w, e w, n ew."""
+    canvas = Canvas(640, 230)
+    rows = [("l o w e r", "bytes"), ("lo w e r", "256 = l + o"), ("low e r", "257 = lo + w"),
+            ("", "low + e, e + r: not learned")]
+    for i, (row, why) in enumerate(rows):
+        y, x = 24 + 50 * i, 60.0
+        canvas.text(420, y + 22, why, anchor="start", color=PALE)
+        for piece in row.split():
+            width = 56 * len(piece)
+            canvas.box(x, y, width, 34, piece, fill="grey" if len(piece) == 1 else "green", size=16)
+            x += width + 8
+    for x, width, number in ((60, 168, "257"), (236, 56, "101"), (300, 56, "114")):
+        canvas.box(x, 176, width, 34, number, fill="blue", size=15)
+    return canvas
+
+
+@drawing
+def draw_02_embeddings() -> Canvas:
+    """Ids choose rows."""
+    canvas = Canvas(640, 230)
+    ids = (3, 0, 3)
+    table = [[v + d / 10 for d in range(4)] for v in range(5)]
+    canvas.text(78, 36, "tokens (T,)")
+    canvas.text(312, 36, "E (V, D)")
+    canvas.text(532, 36, "x (T, D)")
+    canvas.grid(220, 50, [[f"{v:.1f}" for v in row] for row in table], cell=(46, 30),
+                fill=lambda i, j: {3: "orange", 0: "blue"}.get(i, "none"))
+    for t, token in enumerate(ids):
+        color = {3: "orange", 0: "blue"}[token]
+        canvas.box(54, 66 + 44 * t, 46, 30, str(token), fill=color)
+        canvas.arrow((104, 81 + 44 * t), (200, 65 + 30 * token))
+        canvas.grid(440, 66 + 44 * t, [[f"{v:.1f}" for v in table[token]]], cell=(46, 30), fill=lambda i, j, c=color: c)
+        canvas.arrow((408, 65 + 30 * token), (436, 81 + 44 * t))
+    for v in range(5):
+        canvas.text(210, 70 + 30 * v, str(v), size=11, color=PALE, anchor="end")
+    return canvas
+
+
+@drawing
 def draw_03_rms_norm() -> Canvas:
     """Vectors of two features, before and behind the norm, and with a weight."""
     canvas, unit = Canvas(640, 250), 34.0
@@ -161,6 +202,95 @@ def draw_05_attention() -> Canvas:
         for x in (60, 264, 468):
             canvas.text(x + 20 + 40 * i, 198, f"s {i}", size=12, color=PALE)
     canvas.text(320, 220, "row t: how much query t takes of each v; nothing of those behind it", size=12, color=PALE)
+    return canvas
+
+
+@drawing
+def draw_06_cache() -> Canvas:
+    """A prompt of three, then three steps of one."""
+    canvas = Canvas(640, 230)
+    canvas.text(255, 24, "keys, values (B, G, slots, K)")
+    canvas.text(540, 24, "runs")
+    for step, (start, end) in enumerate(((0, 3), (3, 4), (4, 5), (5, 6))):
+        y = 38 + 46 * step
+        canvas.text(56, y + 22, f"step {step}", color=PALE)
+        for slot in range(8):
+            new, old = start <= slot < end, slot < start
+            canvas.box(100 + 40 * slot, y, 40, 32, f"k{slot}" if old or new else "",
+                       fill="orange" if new else "blue" if old else "none")
+        canvas.text(540, y + 22, f"{end - start} token" + "s" * (end - start > 1))
+    return canvas
+
+
+@drawing
+def draw_07_swiglu() -> Canvas:
+    """The curve, and the way through the part."""
+    canvas = Canvas(640, 250)
+    x0, y0, unit = 150.0, 170.0, 30.0
+    canvas.line((30, y0), (275, y0))
+    canvas.line((x0, 30), (x0, 225))
+    xs = torch.linspace(-4, 4, 65)
+    for curve, color, dashed in ((xs.relu(), PALE, True), (functional.gelu(xs), ORANGE, True),
+                                 (functional.silu(xs), BLUE, False)):
+        canvas.line(*((x0 + unit * x, y0 - unit * y) for x, y in zip(xs.tolist(), curve.tolist(), strict=True)),
+                    color=color, width=2.2, dashed=dashed)
+    for k, (name, color) in enumerate((("silu", BLUE), ("gelu", ORANGE), ("relu", PALE))):
+        canvas.text(50, 60 + 20 * k, name, color=color, anchor="start")
+    canvas.box(320, 108, 60, 34, "x (D)", fill="grey")
+    canvas.box(420, 50, 90, 34, "gate (F)", fill="blue")
+    canvas.box(420, 166, 90, 34, "up (F)", fill="orange")
+    canvas.text(547, 60, "silu", color=BLUE)
+    canvas.circle(547, 125, 14)
+    canvas.text(547, 131, "×", size=18)
+    canvas.box(575, 108, 58, 34, "down", fill="green")
+    canvas.arrow((350, 108), (350, 67), (418, 67))
+    canvas.arrow((350, 142), (350, 183), (418, 183))
+    canvas.arrow((510, 67), (547, 67), (547, 109))
+    canvas.arrow((510, 183), (547, 183), (547, 141))
+    canvas.arrow((561, 125), (574, 125))
+    canvas.text(604, 162, "(D)")
+    return canvas
+
+
+@drawing
+def draw_08_block() -> Canvas:
+    """The stream from left to right, with two branches."""
+    canvas = Canvas(640, 220)
+    canvas.line((30, 160), (610, 160), color=BLUE, width=5)
+    canvas.arrow((604, 160), (622, 160))
+    canvas.text(40, 190, "x (B, T, D)", anchor="start", color=BLUE)
+    for k, name in enumerate(("attention", "SwiGLU")):
+        x = 90 + 270 * k
+        canvas.arrow((x, 160), (x, 75), (x + 18, 75))
+        canvas.box(x + 20, 58, 66, 34, "norm", fill="grey")
+        canvas.arrow((x + 86, 75), (x + 106, 75))
+        canvas.box(x + 108, 58, 92, 34, name, fill="orange" if k == 0 else "green")
+        canvas.arrow((x + 200, 75), (x + 222, 75), (x + 222, 146))
+        canvas.circle(x + 222, 160, 13, fill=PAPER, edge=INK)
+        canvas.text(x + 222, 166, "+", size=18)
+    canvas.text(200, 40, "tokens meet", size=12, color=PALE)
+    canvas.text(480, 40, "each token by itself", size=12, color=PALE)
+    return canvas
+
+
+@drawing
+def draw_09_logits() -> Canvas:
+    """The rows of the page's table, its state, and the logits."""
+    canvas, unit = Canvas(640, 250), 78.0
+    rows = torch.tensor([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0], [-1.0, 0.2], [0.3, -1.0]])
+    state = torch.tensor([0.9, 1.1])
+    x0, y0 = 170.0, 130.0
+    for v, (x, y) in enumerate(rows.tolist()):
+        canvas.line((x0, y0), (x0 + unit * x, y0 - unit * y), color=BLUE, width=2, arrow=True)
+        canvas.text(x0 + 1.2 * unit * x, y0 - 1.17 * unit * y + 5, str(v), color=BLUE)
+    canvas.line((x0, y0), (x0 + unit * 0.9, y0 - unit * 1.1), color=ORANGE, width=3, arrow=True)
+    canvas.text(x0 + unit * 0.9 + 28, y0 - unit * 1.1 - 8, "state", color=ORANGE)
+    canvas.line((470, 30), (470, 225))
+    for v, logit in enumerate((rows @ state).tolist()):
+        y = 38 + 38 * v
+        canvas.box(min(470, 470 + 70 * logit), y, abs(70 * logit), 26, fill="blue" if logit > 0 else "grey")
+        canvas.text(360, y + 18, f"token {v}", anchor="end")
+        canvas.text(628, y + 18, f"{logit:.2f}", anchor="end")
     return canvas
 
 

@@ -189,7 +189,8 @@ def mutant(name: str) -> Mutant:
 
 def diff(edit: Mutant) -> str:
     old, new = (textwrap.dedent(part.strip("\n")).splitlines() for part in (edit.old, edit.new))
-    return "".join([f"# {edit.file}\n", *(f"- {line}\n" for line in old), *(f"+ {line}\n" for line in new)])
+    return "".join([f"# {edit.file}\n", *(f"- {line.rstrip()}\n" for line in old),
+                    *(f"+ {line.rstrip()}\n" for line in new)])
 
 
 def main() -> None:
