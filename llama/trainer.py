@@ -297,7 +297,8 @@ class Trainer:
         speed = self.tokens / self.seconds
         with self._saying_what_is_kept():
             self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm,
-                             "tokens": self.tokens, "seconds": round(self.seconds, 3)})
+                             "tokens": self.tokens, "seconds": round(self.seconds, 3),
+                             "done": round(self._fraction_done(), 6)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
         progress.total = 0 if self._by_the_clock() else self.total_steps
         if progress.live:

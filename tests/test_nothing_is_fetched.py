@@ -21,6 +21,7 @@ STARTS = {
     "llama.benchmark.modes": "the same",
     "llama.cost": "the same",
     "llama.fast.compiled_step": "the C++ compiler",
+    "llama.serve.runs": "finetune.py, where the page asks for a run",
     "llama.lora.targets": "a search that may have no end",
     "weights.fetch": "pip and npm",
 }

@@ -32,6 +32,7 @@ from llama.serve import scheduler
 from llama.serve.metrics import CONTENT_TYPE, Metrics
 from llama.serve.models import Models, Served, text_embedding
 from llama.serve.openai_form import APIError, ChatChoice, TextChoice, Wish
+from llama.serve.page_api import page_files, page_paths
 from llama.serve.scheduler import Piece, QueueFull, Scheduler
 
 MOST_BYTES = 4 * 2**20                                              # of a body
@@ -54,6 +55,7 @@ class Server:
     local: bool = True
     metrics: Metrics = field(default_factory=Metrics)
     started: int = field(default_factory=lambda: int(time.time()))
+    on_close: list[Callable[[], None]] = field(default_factory=list)
     encoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
 
     async def served(self, name: str) -> Served:
@@ -74,6 +76,8 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self.encoder, lambda: f(*arguments, **more))
 
     def close(self) -> None:
+        for f in self.on_close:
+            f()
         self.scheduler.close()
         self.encoder.shutdown(cancel_futures=True)
 
@@ -143,6 +147,8 @@ def build_app(server: Server) -> FastAPI:
     app.state.server = server
     app.add_middleware(Counted, metrics=server.metrics)
     app.include_router(openai_paths(server), dependencies=[Depends(guard)])
+    app.include_router(page_paths(server, read_json), dependencies=[Depends(guard)])
+    app.include_router(page_files())
 
     @app.get("/health")
     async def health() -> Response:
