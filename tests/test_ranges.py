@@ -26,6 +26,7 @@ from llama.lora import LoRAConfig
 from llama.runtime import cli
 from llama.runtime.ranges import Range, check_ranges, ranges_of
 from llama.sampling import SamplingConfig
+from llama.serve import __main__ as serve
 from llama.training.optimizer import TrainConfig
 from tokenizer import extend
 from tokenizer import train as train_tokenizer
@@ -34,7 +35,7 @@ from weights import convert, fetch
 nearest = importlib.import_module("llama.nearest")                  # llama.nearest itself is the function
 DOORS = [train, finetune, generate, evaluate, predict, nearest, merge, quantize, cost, benchmark,
          measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean,
-         lens, trace, plot]
+         lens, trace, serve, plot]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
            benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")

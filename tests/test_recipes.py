@@ -31,7 +31,8 @@ def test_property_what_is_given_stays():
     assert (arguments.epochs, arguments.lr, arguments.batch_size) == (7, 0.25, recipes.RECIPES["qa"].batch_size)
 
 
-CHINESE, ENGLISH = [{"text": "房间太脏，再也不来了。", "label": "bad"}], [{"text": "The room was dirty.", "label": "bad"}]
+CHINESE = [{"text": "房间太脏，再也不来了。", "label": "bad"}]
+ENGLISH = [{"text": "The room was dirty.", "label": "bad"}]
 
 
 @pytest.mark.parametrize("given, data, base", [
