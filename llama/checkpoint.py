@@ -26,7 +26,7 @@ from llama.heads import HeadConfig, add_head, check_editable, head_config, head_
 from llama.model import Llama
 from llama.quantization.layers import Quantized
 from llama.quantization.loading import iter_lossless, iter_quantized
-from llama.quantization.swap import bits_of, replace_layer
+from llama.quantization.swap import bits_of, check_llama, replace_layer
 from llama.relatives.families import config_from_dict, config_to_dict
 from llama.relatives.gpt import GPT, GPTConfig
 from llama.relatives.t5 import T5, T5Config
@@ -107,6 +107,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
                          "the model that it was made from")
     model = build_on_meta(source.config)                                # a 7B is never held twice
     if bits or source.quantization:
+        check_llama(model)
         tensors = iter_quantized(source, bits, errors=errors)
     else:
         tensors = iter_lossless(source) if lossless and isinstance(model, Llama) else source.tensors()

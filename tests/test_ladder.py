@@ -34,7 +34,7 @@ LADDER = """
     llama.tasks
     llama.zero_shot  llama.word_vectors
     llama.training
-    llama.trainer
+    llama.trainer  llama.relatives.mixture_of_experts
     weights.corpora  weights.passage  weights.hub
     weights.download
     weights.certificate
@@ -44,7 +44,7 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize  llama.lens
-    llama.trace  llama.serve  llama.plot
+    llama.trace  llama.serve  llama.plot  llama.relatives.ablation
     tokenizer.train
     tokenizer.extend
     llama.benchmark

@@ -17,6 +17,7 @@ from llama.generation import generate
 from llama.heads import HeadConfig, add_head
 from llama.lora import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter
 from llama.masks import Prefix
+from llama.quantize import quantize
 from llama.relatives.families import PRESETS, config_from_dict, config_to_dict, for_vocabulary, given_of_block, preset
 from llama.relatives.gpt import LayerNorm, banded
 from llama.relatives.t5 import relative_bucket
@@ -307,6 +308,9 @@ def test_refusal_what_is_not_built(tokenizer, tmp_path):
         beam_search(t5, [[3, 4]], BeamConfig(beams=2), tokenizer=tokenizer, max_new_tokens=3)
     with pytest.raises(ValueError, match="heads of labels are built for Llamas"):
         add_head(gpt, HeadConfig(("a", "b")))
+    for few in (lambda: quantize(gpt, bits=8), lambda: llama.get_model("t5", bits=8)):
+        with pytest.raises(ValueError, match="few bits are built for Llamas, .* by a (GPT|T5)Config"):
+            few()
     with pytest.raises(ValueError, match="--pack: an encoder reads one text a row"):
         should_pack(t5, Task(), "on")
     with pytest.raises(ValueError, match="gpt3-tiny has no num_key_value_heads"):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama.config import LlamaConfig
 from llama.heads import check_editable
 from llama.model import Llama
 from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, linear_of
@@ -74,10 +75,18 @@ def dequantize(model: Llama, *, dtype: torch.dtype | None = None) -> None:
 
 
 def check_floats(model: Llama) -> None:
-    """Raise ValueError for a model that is quantised, or fused."""
+    """Raise ValueError for a model that is quantised, or fused, or no Llama."""
     check_editable(model)
+    check_llama(model)
     if is_quantized(model):
         raise ValueError("this model is quantised already; quantise the one that it was made from")
+
+
+def check_llama(model: Llama) -> None:
+    """Raise ValueError for a relative: what few bits do to its parts, nobody here has measured."""
+    if not isinstance(model.config, LlamaConfig):
+        raise ValueError("few bits are built for Llamas, and this model is shaped by a "
+                         f"{type(model.config).__name__}; leave --quantize (bits) out")
 
 
 def _paths(model: nn.Module, kind: Any) -> list[str]:

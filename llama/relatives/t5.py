@@ -30,7 +30,7 @@ from torch.nn import functional
 from llama.cache import KVCache, LayerCache
 from llama.masks import Prefix, additive_mask, bidirectional_mask, causal_mask, padding_mask
 from llama.model import RMSNorm, attention
-from llama.relatives.language_model import Embedding, LanguageModel, RelativeConfig
+from llama.relatives.language_model import LanguageModel, RelativeConfig
 from llama.relatives.text_to_text import TextToTextDecoder
 
 
@@ -144,11 +144,12 @@ def relative_bucket(distance: Tensor, *, both_ways: bool, buckets: int, max_dist
     return behind + torch.where(distance < near, distance, far)
 
 
-class RelativeBias(Embedding):
+class RelativeBias(nn.Module):
     """A number for each head and bucket, added to the scores of all layers of a side."""
 
     def __init__(self, config: T5Config, *, both_ways: bool):
-        super().__init__(config.relative_attention_num_buckets, config.num_attention_heads)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.relative_attention_num_buckets, config.num_attention_heads))
         self.kind = {"both_ways": both_ways, "buckets": config.relative_attention_num_buckets,
                      "max_distance": config.relative_attention_max_distance}
 
@@ -156,7 +157,7 @@ class RelativeBias(Embedding):
         """(1, H, T, S) for queries that are the last T of S positions."""
         slots = torch.arange(S, device=self.weight.device)
         bucket = relative_bucket(slots - slots[S - T :, None], **self.kind)             # (T, S)
-        return super().forward(bucket).permute(2, 0, 1)[None]
+        return self.weight[bucket].permute(2, 0, 1)[None]
 
 
 class T5Attention(nn.Module):
