@@ -4,7 +4,8 @@ What a source is, is read from its content (weights/formats/sources.py); what to
 ending:
 
     hf        a Hugging Face folder, sharded above --max-shard-size       everything that has no ending below
-    gguf      one file with tokenizer and chat template, for llama.cpp    .gguf
+    gguf      one file with tokenizer and chat template, for llama.cpp;
+              a Modelfile beside it is for ollama                         .gguf
     meta      consolidated.NN.pth (--shards of them) and params.json      (none: give --to meta)
     llama2c   a .bin file, float32, or int8 with --quantization Q8_0; tokenizer.bin beside it      .bin
     pt        the single file of `model.save("model.pt")`                 .pt
@@ -35,6 +36,7 @@ with quiet_start(__name__):
     from llama.runtime.room import ELSEWHERE, check_disk
     from tokenizer import chat, load_tokenizer, tokenizer_file
     from tokenizer.chat_template import named_format
+    from tokenizer.modelfile import modelfile
     from weights import download, hub
     from weights.formats import gguf, huggingface, llama2c, meta, single_file
     from weights.formats.atomic_write import atomic_files, atomic_folder, sweep
@@ -203,6 +205,8 @@ def _refuse_existing(destination: Path, form: Form, *, overwrite: bool) -> None:
         raise ValueError(f"{destination} is a folder; give the name of a file to make")
     elif destination.exists() and not overwrite:
         raise ValueError(f"{destination} exists; give another name, or --overwrite to replace it")
+    elif form.kind == "gguf" and (beside := _modelfile(destination)).exists() and not overwrite:
+        raise ValueError(f"{beside} exists, and would be replaced; give another name, or --overwrite")
     elif form.kind == "llama2c" and (beside := destination.with_name("tokenizer.bin")).exists() and not overwrite:
         raise ValueError(f"{beside} exists, and would be taken for the tokenizer of {destination.name}; give another "
                          "folder, or --overwrite to replace it")
@@ -275,9 +279,17 @@ def _write_gguf(source: Source, path: Path, form: Form, written: "list[Written]"
         return digest(pieces), _rule(tensor.dtype, format.dtype) if format.numbers == 1 else f"packed as {format.name}"
 
     name = source.path.absolute()
-    return gguf.write_gguf(path, source.config, source.tokenizer.vocabulary(), source.ledger,
-                           _passing(source, source.ledger, written, stored), encoding=encoding,
-                           name=name.name if name.is_dir() else gguf.without_part(name.stem))
+    remarks = gguf.write_gguf(path, source.config, source.tokenizer.vocabulary(), source.ledger,
+                              _passing(source, source.ledger, written, stored), encoding=encoding,
+                              name=name.name if name.is_dir() else gguf.without_part(name.stem))
+    text, lost = modelfile(source.tokenizer, path.name)
+    _modelfile(path).write_text(text, encoding="utf-8")
+    return [*remarks, *lost, f"for ollama: ollama create {path.stem} -f {_modelfile(path).name}"]
+
+
+def _modelfile(path: Path) -> Path:
+    """What lies beside a GGUF for ollama."""
+    return path.with_suffix(".Modelfile")
 
 
 def _write_meta(source: Source, path: Path, form: Form, written: "list[Written]") -> list[str]:
