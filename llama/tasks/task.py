@@ -171,6 +171,10 @@ class Task:
         """In nats, summed over the targets: (N, C) float32 and (N, …) -> ()."""
         return cross_entropy(scores, targets)
 
+    def log_probs(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """log of what the loss takes scores (N, C) for: of all that each decision could be, in any layout."""
+        return scores.log_softmax(-1)
+
     def loss_mask(self, samples: Sequence[Sample]) -> list[list[bool]]:
         """For each id of each sample whether the loss asks for it, read off their batch."""
         learned = [[False] * len(sample.ids) for sample in samples]
