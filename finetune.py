@@ -22,6 +22,7 @@ with quiet_start(__name__):
     import torch
 
     from llama.commands import flags, side_texts
+    from llama.commands.method_flags import Method, MethodFlags
     from llama.freeze import freeze, trainable_parameters, unfreeze
     from llama.lora.files import load_adapter
     from llama.lora.swap import add_lora, merge_lora, new_rows
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
-    for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
+    for record in (LoRAConfig, flags.TaskFlags, TrainConfig, MethodFlags):
         cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows", "score"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
@@ -111,6 +112,8 @@ def main() -> None:
     lora_config = cli.from_flags(LoRAConfig, arguments)
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
+    method_flags = cli.from_flags(MethodFlags, arguments)
+    method_flags.check_dropout(lora_config.dropout, config.word_dropout)
     task, dataset = flags.task_and_dataset(task_flags)
     device = distributed.init_process_group(flags.choose_device(model_flags.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
@@ -174,9 +177,11 @@ def main() -> None:
     print(trainable_parameters(model), file=sys.stderr)
 
     masters = None if adapts else dtype
+    method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run)
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, **beside)
+                      readable=model_flags.readable, objective=method.objective, settings=method_flags.settings(),
+                      **beside)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
                 as_json=model_flags.json)
@@ -191,6 +196,7 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     if arguments.mix:
         print(trainer.samples, file=sys.stderr)
+    method.ask_teacher(task, trainer.samples, batch_size=config.batch_size)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
         result["test"] = evaluate_dataset(trainer.objective, test_data, batch_size=config.batch_size)[0]

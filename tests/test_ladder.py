@@ -35,6 +35,7 @@ LADDER = """
     llama.zero_shot  llama.word_vectors
     llama.training
     llama.trainer
+    llama.methods
     weights.corpora  weights.passage  weights.hub
     weights.download
     weights.certificate
@@ -44,6 +45,7 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize
+    llama.methods.cut
     tokenizer.train
     tokenizer.extend
     llama.benchmark

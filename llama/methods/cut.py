@@ -18,6 +18,7 @@ Try: keep the first features instead of the largest; tests/test_cut.py
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from llama.runtime.interrupt import quiet_start
 
@@ -119,7 +120,8 @@ def main() -> None:
                         help="where the student goes")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     arguments = parser.parse_args()
-    cli.check_output(arguments.output, marker="config.json", overwrite=arguments.overwrite, resume=False)
+    output = Path(arguments.output)
+    cli.check_output(output, marker="config.json", overwrite=arguments.overwrite, resume=False)
     model = get_model(arguments.model)
     there = model.config.num_hidden_layers
     if arguments.layers > there:
@@ -128,11 +130,11 @@ def main() -> None:
     student = cut(model, layers=spread(count, there) if arguments.keep == "spread" else range(count),
                   hidden=arguments.hidden_size, intermediate=arguments.intermediate_size,
                   groups=arguments.num_key_value_heads)
-    save_model(student, arguments.output)
-    verify_saved(student, arguments.output)
+    save_model(student, output)
+    verify_saved(student, output)
     before, after = (sum(parameter.numel() for parameter in each.parameters()) for each in (model, student))
-    print(f"{before:,} → {after:,} parameters; the student is in {arguments.output}; let it learn: python finetune.py "
-          f"--model {arguments.output} --teacher {arguments.model}", file=sys.stderr)
+    print(f"{before:,} → {after:,} parameters; the student is in {output}; let it learn: python finetune.py "
+          f"--model {output} --teacher {arguments.model}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,12 @@ class DistillConfig:
 
 
 class Teacher(Protocol):
-    """Says what it knows of the N rows of a batch, in tensors that can be cut in chunks, and lays both sides out."""
+    """Says what it knows of the N rows of a batch, in tensors that can be cut in chunks, and lays both sides out.
+
+    held  bytes
+    """
+
+    held: int
 
     def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         """(N, …) each."""
@@ -62,6 +67,7 @@ class ModelTeacher:
     def __init__(self, model: Llama, task: Task):
         self.model, self.task = model.eval().requires_grad_(False), task
         head = head_config(model)
+        self.held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self.order = [head.labels.index(label) for label in task.labels] if head else None
 
     @torch.no_grad()
@@ -89,6 +95,7 @@ class Distilled(Plain):
         super().__init__(model, task, readable=readable)
         self.config = config
         self._teacher = (teacher,)                                  # in a tuple: no submodule
+        self.held = teacher.held
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         if not self.model.training:

@@ -46,12 +46,14 @@ class TeacherCache:
     def __init__(self, path: str | Path, about: Mapping[str, Any]):
         self.path = Path(path)
         self.about = {"format": FORMAT} | dict(about)
+        self.load()
+
+    def load(self) -> None:
+        """Look through the file, where there is one."""
         self.places: dict[bytes, int] = {}
         self.end = 0                                                # behind the last whole sample
-        if self.path.exists() and self.path.stat().st_size:
-            self._open()
-
-    def _open(self) -> None:
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
         with open(self.path, "rb") as file:
             line = file.readline(2**16)
             try:
@@ -120,6 +122,8 @@ class TeacherCache:
 
 class CachedTeacher:
     """A teacher that says what the file has."""
+
+    held = 0
 
     def __init__(self, cache: TeacherCache, task: Task):
         self.cache, self.task = cache, task

@@ -98,6 +98,10 @@ class Task:
         """One example of a data set as ids, and which of them are learned."""
         raise NotImplementedError
 
+    def reencode(self, sample: Sample, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
+        """What a sample of this task would be if its example were written so."""
+        return self.encode(example, tokenizer)
+
     def prompt(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """The ids that ask the model for what `predict` returns."""
         raise NotImplementedError

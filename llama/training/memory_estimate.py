@@ -219,7 +219,8 @@ def terms_of(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program
     terms = training_memory(trainer.model, tokens=tokens, rows=rows, dtype=dtype, optimizer=optimizer,
                             checkpointed=own if checkpointed is None else checkpointed,
                             quick_loss=has_token_loss(trainer.task, trainer.model), program=program)
-    return terms | {"float32 masters": trainer.masters.bytes()}     # the model computes in `dtype` already
+    # The model computes in `dtype` already.
+    return terms | {"float32 masters": trainer.masters.bytes(), "teacher": trainer.objective.held}
 
 
 def artefact_bytes(trainer: Any) -> int:

@@ -28,10 +28,10 @@ class Plain(nn.Module):
 
     readable  by its definition, `chunked_cross_entropy`, without asking whether `fused_linear_cross_entropy` computes
               the same
-    graphs    forward passes whose activations are held at once, for estimates of memory
+    graphs, held  for estimates of memory: forward passes whose activations are there at once, bytes beside the model
     """
 
-    graphs = 1
+    graphs, held = 1, 0
 
     def __init__(self, model: Llama, task: Task, *, readable: bool = False):
         super().__init__()
@@ -84,6 +84,10 @@ class Wrapper(nn.Module):
     @property
     def graphs(self) -> int:
         return self.objective.graphs
+
+    @property
+    def held(self) -> int:
+        return self.objective.held
 
     def scores(self, batch: Batch) -> Tensor:
         return self.objective.scores(batch)
