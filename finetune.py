@@ -28,6 +28,7 @@ with quiet_start(__name__):
     from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
+    from llama.methods.augmentation import shown
     from llama.pretrained import get_model, stored_bytes
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli, distributed, run_lock
@@ -113,8 +114,9 @@ def main() -> None:
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
     method_flags = cli.from_flags(MethodFlags, arguments)
-    method_flags.check_dropout(lora_config.dropout, config.word_dropout)
     task, dataset = flags.task_and_dataset(task_flags)
+    method_flags.check_dropout(lora_config.dropout, config.word_dropout)
+    method_flags.check_task(task)
     device = distributed.init_process_group(flags.choose_device(model_flags.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
     if not arguments.data and not Path(files[0]).exists():
@@ -158,10 +160,14 @@ def main() -> None:
         load_adapter(model, flags.adapter_folder(model_flags.adapter))
         merge_lora(model, keep_undo=False)
         unfreeze(model)
+    substitutes = method_flags.substitutes(model, data)
     task.prepare(model, data, seed=model_flags.seed)
+    augment = method_flags.augmentation(task, model, substitutes, seed=model_flags.seed)
     if test_data is not None and not len(task.samples(test_data, model.tokenizer)):     # or refused now, not afterwards
         raise ValueError("the test data holds no sample; give data that can be scored, or leave --test-data out")
     if arguments.inspect is not None:
+        print(shown(augment, task.samples(data, model.tokenizer)), end="",
+              file=sys.stderr if model_flags.json else sys.stdout)
         inspect_samples(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
               allow=arguments.allow, as_json=model_flags.json)
         return
@@ -180,8 +186,8 @@ def main() -> None:
     method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run)
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, objective=method.objective, settings=method_flags.settings(),
-                      **beside)
+                      readable=model_flags.readable, objective=method.objective, augment=augment,
+                      settings=method_flags.settings(), **beside)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
                 as_json=model_flags.json)

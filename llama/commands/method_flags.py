@@ -9,6 +9,7 @@ distilled or regularised, with the noise in it.
 Try: let R-Drop go without dropout; tests/test_method_flags.py (test_refusals_of_what_does_not_go_together) fails.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -19,16 +20,21 @@ from llama.checkpoint import PretrainedLlama
 from llama.datasets.token_file import tokenizer_sha256
 from llama.heads import head_config
 from llama.methods.adversarial import Adversarial, AdversarialConfig
+from llama.methods.augmentation import OPERATIONS, Augmentation, texts_of
 from llama.methods.distillation import DistillConfig, Distilled, ModelTeacher, check_teacher
 from llama.methods.noise import Noisy
 from llama.methods.r_drop import RDrop
+from llama.methods.substitutes import HOMOPHONES, SYNONYMS, Neighbors, fills, homophones, synonyms, table
 from llama.methods.teacher_cache import CachedTeacher, TeacherCache
 from llama.model import Llama
 from llama.pretrained import get_model
 from llama.runtime import distributed
 from llama.runtime.ranges import Range, check_ranges
 from llama.runtime.terminal import say
-from llama.tasks.task import Task
+from llama.tasks.classification import ClassificationTask
+from llama.tasks.generation import TextGenerationTask
+from llama.tasks.task import Sample, Task
+from llama.trainer import as_written
 from llama.training.objective import Plain
 
 
@@ -56,8 +62,14 @@ class MethodFlags:
                              "needs no --teacher"] = ""
     teacher_top_k: Annotated[int, "ids a row that the file keeps", Range(1, 65_536)] = 32
 
+    augment: Annotated[tuple[str, ...], "change inputs in every epoch anew, such as replace=0.1,delete=0.05: "
+                       + ", ".join(OPERATIONS)] = ()
+
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.rates and self.teacher_cache:
+            raise ValueError("--augment makes new samples in every epoch, and --teacher-cache knows those of before; "
+                             "give --teacher alone, which is asked anew")
         if self.adversarial == "none" and self._given("adversarial_"):
             raise ValueError("--adversarial-epsilon and its like say how --adversarial fgm, pgd or freelb goes; give "
                              "that, too")
@@ -89,6 +101,44 @@ class MethodFlags:
     def distill_config(self) -> DistillConfig:
         return DistillConfig(self.distill, self.temperature, self.distill_weight, self.distill_hidden)
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Of --augment. Raises ValueError for what is no operation, or no rate."""
+        found = {}
+        for each in self.augment:
+            name, _, number = each.partition("=")
+            try:
+                rate = float(number)
+            except ValueError:
+                rate = -1.0
+            if name not in OPERATIONS or not 0 < rate <= 1 or name in found:
+                raise ValueError(f"--augment {each}: give each of {', '.join(OPERATIONS)} once at most, with its rate, "
+                                 "above 0 and up to 1, as in replace=0.1,delete=0.05")
+            found[name] = rate
+        return found
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task whose samples cannot change so."""
+        if self.rates and isinstance(task, TextGenerationTask):
+            raise ValueError("--augment changes what is read, and of --task generation all is learned; leave it out, "
+                             "or take --word-dropout")
+        if "mix" in self.rates and (not isinstance(task, ClassificationTask) or task.multi_label):
+            raise ValueError("--augment mix mixes texts that have one label each; leave mix out")
+
+    def substitutes(self, model: PretrainedLlama, dataset: Sequence[Any]) -> dict[str, Any]:
+        """What may stand in the place of words; of a model that has learned nothing yet, nor got a head of labels."""
+        made: dict[str, Callable[[], Any]] = {
+            "replace": lambda: synonyms(table(SYNONYMS)),
+            "homophone": lambda: homophones(table(HOMOPHONES)),
+            "neighbor": lambda: Neighbors(model),
+            "mask": lambda: fills(model, (text for example in dataset for text in texts_of(example)))}
+        return {name: made[name]() for name in self.rates if name in made}
+
+    def augmentation(self, task: Task, model: PretrainedLlama, found: dict[str, Any], *, seed: int
+                     ) -> Callable[..., Sample]:
+        """For `Trainer`, with what `substitutes` found."""
+        return Augmentation(task, model.tokenizer, self.rates, found, seed=seed) if self.rates else as_written
+
     def _given(self, *beginnings: str) -> bool:
         return any(getattr(self, field.name) != field.default for field in fields(self)
                    if field.name.startswith(beginnings))
@@ -101,7 +151,7 @@ class MethodFlags:
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before, None where it is off."""
-        return {name: value if value != field.default else None for (name, value), field in
+        return {name: str(value) if value != field.default else None for (name, value), field in
                 zip(asdict(self).items(), fields(self), strict=True) if name != "teacher_cache"}
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from llama.datasets.tags import spans_of, tags_of
 from llama.methods.substitutes import CJK, Fills, kind_of
+from llama.runtime.terminal import visible
 from llama.tasks.labelled import Labelled
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
@@ -136,6 +137,28 @@ def _swapped(units: list[Unit], random: Random, rate: float) -> list[Unit]:
             i += 1
         i += 1
     return units
+
+
+def texts_of(example: Example) -> list[str]:
+    """The inputs of an example that may change."""
+    found: list[str] = []
+    rewritten(example, lambda units, text: found.append(text) or units)
+    return found
+
+
+def shown(augment: Any, samples: Sequence[Sample], count: int = 20) -> str:
+    """Some samples as they are written, and as their first epoch has them; "" where nothing changes."""
+    if not isinstance(augment, Augmentation):
+        return ""
+    lines = []
+    for number in range(min(count, len(samples))):
+        before, after = samples[number], augment(samples, number, 0)
+        mixed = "mix" in augment.rates
+        now = [augment.tokenizer.decode(after.ids)] if mixed else texts_of(after.example)
+        labels = [f"{label} {part:.2f}" for label, part in zip(augment.task.labels, after.goals[0], strict=True)
+                  if part] if mixed else []
+        lines += ["  " + " | ".join(texts_of(before.example)), "→ " + " | ".join(now + labels)]
+    return visible("\n".join(line.replace("\n", "⏎") for line in lines)) + "\n\n"
 
 
 # ---- from examples to units, and back --------------------------------------------------------------------------------
