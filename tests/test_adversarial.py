@@ -1,9 +1,13 @@
 import pytest
 import torch
 
+from llama.fast.custom_autograd import use_custom_autograd
+from llama.lora import LoRAConfig, add_lora
 from llama.methods.adversarial import Adversarial, AdversarialConfig, climbed
+from llama.quantization.swap import quantize
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.task import Sample, Task
+from llama.training.activation_checkpointing import checkpoint_activations
 from llama.training.objective import Plain
 from llama.training.packing import pack, sample_of_position
 
@@ -73,6 +77,26 @@ def test_worked_example_a_step_and_the_border_of_the_ball():
     torch.testing.assert_close(first, torch.tensor([[[0.0, 1.5], [0.0, 0.0]]]))
     second = climbed(first, gradient, x, sample, alpha=0.3, epsilon=0.4)
     torch.testing.assert_close(second, torch.tensor([[[0.0, 2.0], [0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize("bits", [0, 8])
+def test_two_ways_lora_on_frozen_embeddings_by_fast_gradients_and_recomputed(tiny_model, bits):
+    """Over a base of floats or few bits; FreeLB holds its graphs and goes through each twice."""
+    if bits:
+        quantize(tiny_model, bits=bits, report=False)
+    add_lora(tiny_model, LoRAConfig(rank=2))
+    for name, parameter in tiny_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tiny_model.train()
+    batch, config = Task().collate(SAMPLES), AdversarialConfig("freelb", epsilon=0.2)
+    loss, expected = gradients(Adversarial(Plain(tiny_model, Task(), readable=True), config), batch)
+    use_custom_autograd(tiny_model)
+    checkpoint_activations(tiny_model)
+    fast, found = gradients(Adversarial(Plain(tiny_model, Task()), config), batch)
+    assert fast == pytest.approx(loss, rel=1e-5) and found and all("lora_" in name for name in found)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_property_a_random_start_lies_within_the_ball(tiny_model):

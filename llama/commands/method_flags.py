@@ -6,7 +6,8 @@
 docs/methods.md has a section for each. They wrap one another in one order: adversarial steps climb the loss that is
 distilled or regularised, with the noise in it.
 
-Try: let R-Drop go without dropout; tests/test_method_flags.py (test_refusals_of_what_does_not_go_together) fails.
+Try: let R-Drop go without dropout; tests/test_method_flags.py
+(test_refusals_of_what_does_not_go_with_a_task_or_without_dropout) fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from llama.checkpoint import PretrainedLlama
+from llama.commands.flags import ModelFlags, load
 from llama.datasets.token_file import tokenizer_sha256
 from llama.heads import head_config
 from llama.methods.adversarial import Adversarial, AdversarialConfig
@@ -36,6 +38,7 @@ from llama.tasks.generation import TextGenerationTask
 from llama.tasks.task import Sample, Task
 from llama.trainer import as_written
 from llama.training.objective import Plain
+from weights.formats.paths import resolve
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class MethodFlags:
     noise: Annotated[float, "NEFTune: size of uniform noise on the embeddings, such as 5", Range(0.0, 1e3)] = 0.0
     r_drop: Annotated[float, "R-Drop: weight of how far two passes with dropout are apart, such as 1",
                       Range(0.0, 1e3)] = 0.0
-    teacher: Annotated[str, "learn from what this model finds likely: a model folder or name with the same "
-                       "vocabulary"] = ""
+    teacher: Annotated[str, "learn from what this model finds likely: a name or folder of a model with the same "
+                       "vocabulary, or of an adapter"] = ""
     distill: Annotated[Literal["forward", "reverse", "symmetric"], "which divergence from the teacher"] = "forward"
     temperature: Annotated[float, "of teacher and student, when they are compared", Range(0.01, 100.0)] = 1.0
     distill_weight: Annotated[float, "of the divergence; the rest is the task's own loss", Range(0.0, 1.0)] = 0.5
@@ -169,7 +172,7 @@ class Method:
         self.cache: TeacherCache | None = None
         if flags.teacher:
             with distributed.first_goes_first():
-                found = get_model(flags.teacher, device=model.device, dtype=dtype or model.dtype)
+                found = _teacher(flags.teacher, device=model.device, dtype=dtype or model.dtype)
             check_teacher(found, model, task, flags.distill_config)
             self.teacher = ModelTeacher(found, task)
         if flags.teacher_cache and (writes or not flags.teacher):
@@ -209,3 +212,11 @@ class Method:
         distributed.barrier()
         self.cache.load()                                           # what the first process has written
         self.teacher = None
+
+
+def _teacher(name: str, *, device: torch.device, dtype: torch.dtype) -> PretrainedLlama:
+    """A model, or with an adapter's folder its base with it."""
+    if not (resolve(name, "adapters") / "adapter_config.json").exists():
+        return get_model(name, device=device, dtype=dtype)
+    return load(ModelFlags(adapter=name, device=device.type, dtype=str(dtype).removeprefix("torch.")),
+                purpose="measure")
