@@ -22,11 +22,13 @@ with quiet_start(__name__):
     import torch
 
     from llama.commands import flags, side_texts
+    from llama.commands.method_flags import Method, MethodFlags
     from llama.freeze import freeze, trainable_parameters, unfreeze
     from llama.lora.files import load_adapter
     from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
+    from llama.methods.augmentation import shown
     from llama.plot import plot_runs, read_run
     from llama.pretrained import get_model, stored_bytes
     from llama.quantization.swap import is_quantized
@@ -75,7 +77,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
-    for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
+    for record in (LoRAConfig, flags.TaskFlags, TrainConfig, MethodFlags):
         cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows", "score"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
@@ -109,6 +111,7 @@ def main() -> None:
     # Everything that can be refused is looked at before the model is loaded.
     recipes.check(arguments.task)
     lora_config = cli.from_flags(LoRAConfig, arguments)
+    method_flags = cli.from_flags(MethodFlags, arguments)
     _, dataset = flags.task_and_dataset(cli.from_flags(flags.TaskFlags, arguments))
     device = distributed.init_process_group(flags.choose_device(arguments.device))
     files = arguments.data or [str(resolve(DATA, "examples"))]
@@ -121,6 +124,8 @@ def main() -> None:
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
     task, dataset = flags.task_and_dataset(task_flags)
+    method_flags.check_dropout(lora_config.dropout, config.word_dropout)
+    method_flags.check_task(task)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
     beside = {"mix": side_texts.mixed(arguments, dataset),
@@ -159,10 +164,14 @@ def main() -> None:
         load_adapter(model, flags.adapter_folder(model_flags.adapter))
         merge_lora(model, keep_undo=False)
         unfreeze(model)
+    substitutes = method_flags.substitutes(model, data)
     task.prepare(model, data, seed=model_flags.seed)
+    augment = method_flags.augmentation(task, model, substitutes, seed=model_flags.seed)
     if test_data is not None and not len(task.samples(test_data, model.tokenizer)):     # or refused now, not afterwards
         raise ValueError("the test data holds no sample; give data that can be scored, or leave --test-data out")
     if arguments.inspect is not None:
+        print(shown(augment, task.samples(data, model.tokenizer)), end="",
+              file=sys.stderr if model_flags.json else sys.stdout)
         inspect_samples(task, data, model.tokenizer, vocab_size=model.config.vocab_size, show=arguments.inspect,
               allow=arguments.allow, as_json=model_flags.json)
         return
@@ -180,9 +189,11 @@ def main() -> None:
         print("the texts are Chinese, and so is the base: zh-small; --model names another", file=sys.stderr)
 
     masters = None if adapts else dtype
+    method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run)
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, **beside)
+                      readable=model_flags.readable, objective=method.objective, augment=augment,
+                      settings=method_flags.settings(), **beside)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
                 as_json=model_flags.json)
@@ -197,6 +208,7 @@ def main() -> None:
     print(trainer.report.summary(), file=sys.stderr)
     if arguments.mix:
         print(trainer.samples, file=sys.stderr)
+    method.ask_teacher(task, trainer.samples, batch_size=config.batch_size)
     result = trainer.train() | {"test": {}, "data": dataclasses.asdict(trainer.report.counts)}
     if test_data is not None:
         result["test"] = evaluate_dataset(trainer.objective, test_data, batch_size=config.batch_size)[0]

@@ -35,7 +35,7 @@ from llama.model import Llama
 from llama.runtime import distributed, run_lock, worker
 from llama.runtime.interrupt import Stopped, signals_wait
 from llama.runtime.progress import Progress
-from llama.tasks.task import Batch, Task, to_device
+from llama.tasks.task import Batch, Sample, Task, to_device
 from llama.training import nonfinite, run_state, what_fits
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
 from llama.training.data_checks import examine
@@ -50,6 +50,11 @@ from llama.training.verify_saved import verify_saved
 from llama.training.watched_texts import WatchedText, WatchedTexts
 from llama.training.word_dropout import word_dropout
 from weights.formats.atomic_write import WriteError
+
+
+def as_written(samples: Sequence[Sample], number: int, epoch: int) -> Sample:
+    """A sample that is the same in every epoch."""
+    return samples[number]
 
 
 class Trainer:
@@ -67,6 +72,7 @@ class Trainer:
     allow   names in llama/training/data_checks.py of what need not hold of the training data
     readable  run the definitions as they stand, and no fast version, not even one that agrees with them
     objective  what makes the loss: called with the model and the task, as `Plain` is (llama/methods/ has others)
+    augment   what a sample is in an epoch: of all samples, its number, and the number of the epoch
 
     Raises ValueError where anything else there does not hold; `report` tells what was seen.
     """
@@ -76,8 +82,8 @@ class Trainer:
                  output: str | Path | None = None, resume: bool = False,
                  mix: Mapping[str, tuple[Any, float]] | None = None, watch: Sequence[WatchedText] = (),
                  settings: Mapping[str, Any] | None = None, allow: Sequence[str] = (), readable: bool = False,
-                 objective: Callable[..., torch.nn.Module] = Plain):
-        self.model, self.task, self.config = model, task, config or TrainConfig()
+                 objective: Callable[..., torch.nn.Module] = Plain, augment: Callable[..., Sample] = as_written):
+        self.model, self.task, self.config, self.augment = model, task, config or TrainConfig(), augment
         self.optimizer_name = optimizer
         if getattr(model, "tokenizer", None) is None:               # a bare Llama carries none
             raise ValueError("the model has no tokenizer; take llama.get_model(…), or llama.checkpoint.PretrainedLlama("
@@ -250,9 +256,12 @@ class Trainer:
 
     def _batches(self, indices: Sequence[int]) -> tuple[list[Batch], int]:
         """This process's micro-batches of a step, on its device, and how many of them count."""
-        mine = micro_batches([self.samples[i] for i in distributed.shard(indices)], self.config.batch_size)
+        def sample(i: int) -> Sample:
+            return self.augment(self.samples, i, self.epoch)
+
+        mine = micro_batches([sample(i) for i in distributed.shard(indices)], self.config.batch_size)
         rounds = math.ceil(distributed.longest_shard(indices) / self.config.batch_size)
-        filled = mine + [[self.samples[indices[0]]]] * (rounds - len(mine))
+        filled = mine + [[sample(indices[0])]] * (rounds - len(mine))
         room, device = self.model.config.context, self.model.device
         return [to_device(pack_or_pad(self.task, some, room) if self.packs else self.task.collate(some), device)
                 for some in filled], len(mine)

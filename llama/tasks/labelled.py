@@ -185,6 +185,12 @@ class LabelledTask(Task):
     def encode(self, example: Example, tokenizer: Tokenizer) -> Labelled:
         return self.pieces(example, tokenizer)[0]
 
+    def reencode(self, sample: Labelled, example: Example, tokenizer: Tokenizer) -> Labelled:
+        """Of a text in windows, the window that stands where the sample's does; the sample where there is none."""
+        own = [piece.ids for piece in self.pieces(sample.example, tokenizer)]
+        piece = next(iter(self.pieces(example, tokenizer)[own.index(sample.ids) :]), sample)
+        return replace(piece, number=sample.number)
+
     def samples(self, dataset: Sequence[Example], tokenizer: Tokenizer) -> list[Labelled]:
         if unknown := [example for example in dataset if self.unknown(example)]:
             first = unknown[0].get("place", "an example")

@@ -162,6 +162,11 @@ class QuestionAnsweringTask(LabelledTask):
             total = total + functional.cross_entropy(some.T, right.T.argmax(-1), reduction="sum")
         return total
 
+    def log_probs(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Over the rows of each window, where one of them is the first of the answer, and one the last."""
+        sizes = targets[:, 0].unique_consecutive(return_counts=True)[1].tolist()
+        return torch.cat([some.log_softmax(0) for some in scores.split(sizes)])
+
     def count(self, targets: Tensor) -> int:
         return int(targets[:, 1:].sum())
 

@@ -98,6 +98,10 @@ class Task:
         """One example of a data set as ids, and which of them are learned."""
         raise NotImplementedError
 
+    def reencode(self, sample: Sample, example: dict[str, Any], tokenizer: Tokenizer) -> Sample:
+        """What a sample of this task would be if its example were written so."""
+        return self.encode(example, tokenizer)
+
     def prompt(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """The ids that ask the model for what `predict` returns."""
         raise NotImplementedError
@@ -170,6 +174,10 @@ class Task:
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """In nats, summed over the targets: (N, C) float32 and (N, …) -> ()."""
         return cross_entropy(scores, targets)
+
+    def log_probs(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """log of what the loss takes scores (N, C) for: of all that each decision could be, in any layout."""
+        return scores.log_softmax(-1)
 
     def loss_mask(self, samples: Sequence[Sample]) -> list[list[bool]]:
         """For each id of each sample whether the loss asks for it, read off their batch."""

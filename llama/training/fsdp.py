@@ -65,6 +65,12 @@ def reshard(objective: nn.Module) -> None:
         objective.reshard()
 
 
+def unshard(objective: nn.Module) -> None:
+    """Gather what the root of a sharded objective let go of in a gradient that was taken within its forward pass."""
+    if is_sharded(objective):
+        objective.unshard()
+
+
 def is_shard(value: Tensor) -> bool:
     return hasattr(value, "full_tensor")
 

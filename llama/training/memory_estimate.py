@@ -213,12 +213,14 @@ def terms_of(trainer: Any, *, optimizer: str, dtype: torch.dtype | None, program
              longest: int = 0, checkpointed: str | None = None) -> dict[str, int]:
     """`training_memory` of a run; with other settings, if they are given, than its own."""
     config = trainer.config
-    tokens, rows = largest_batch(trainer, batch_size=batch_size, longest=longest)
+    tokens, rows = (trainer.objective.graphs * each
+                    for each in largest_batch(trainer, batch_size=batch_size, longest=longest))
     own = "blocks" if config.checkpoint_activations else "mlps" if config.checkpoint_mlps else ""
     terms = training_memory(trainer.model, tokens=tokens, rows=rows, dtype=dtype, optimizer=optimizer,
                             checkpointed=own if checkpointed is None else checkpointed,
                             quick_loss=has_token_loss(trainer.task, trainer.model), program=program)
-    return terms | {"float32 masters": trainer.masters.bytes()}     # the model computes in `dtype` already
+    # The model computes in `dtype` already.
+    return terms | {"float32 masters": trainer.masters.bytes(), "teacher": trainer.objective.held}
 
 
 def artefact_bytes(trainer: Any) -> int:

@@ -28,7 +28,10 @@ class Plain(nn.Module):
 
     readable  by its definition, `chunked_cross_entropy`, without asking whether `fused_linear_cross_entropy` computes
               the same
+    graphs, held  for estimates of memory: forward passes whose activations are there at once, bytes beside the model
     """
+
+    graphs, held = 1, 0
 
     def __init__(self, model: Llama, task: Task, *, readable: bool = False):
         super().__init__()
@@ -37,18 +40,63 @@ class Plain(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss in nats summed over targets, float32, and the number of targets."""
-        hidden = self.model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(self.model, batch))
-        states, targets = self.task.states(hidden, batch), self.task.targets(batch)     # (N, D), (N, …)
+        targets = self.task.targets(batch)                          # (N, …)
+        return self.loss(self.states(batch), targets), self.task.count(targets)
+
+    def states(self, batch: Batch) -> Tensor:
+        """What the head sees of the rows that count, (N, D)."""
+        return states_of(self.model, self.task, batch)
+
+    def loss(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The task's loss of these states, summed."""
         head = self.task.head(self.model)
         if self.fused and has_token_loss(self.task, self.model):
-            loss = fused_linear_cross_entropy(states, targets, head)
-        else:
-            loss = chunked_cross_entropy(states, targets, head, self.task.loss)
-        return loss, self.task.count(targets)
+            return fused_linear_cross_entropy(states, targets, head)
+        return chunked_cross_entropy(states, targets, head, self.task.loss)
 
     def scores(self, batch: Batch) -> Tensor:
         """What a head of labels says of the rows that count; through the objective, as it may be sharded."""
         return self.task.scores(self.model, batch)
+
+
+class Wrapper(nn.Module):
+    """An objective around another: while the model learns, it asks that one on other embeddings, or more than once.
+
+    What evaluates asks the inner one alone, through it: a wrapper says in `forward` what it does in training mode.
+    """
+
+    def __init__(self, objective: nn.Module):
+        super().__init__()
+        self.objective = objective
+
+    @property
+    def model(self) -> Llama:
+        return self.objective.model
+
+    @property
+    def task(self) -> Task:
+        return self.objective.task
+
+    @task.setter
+    def task(self, task: Task) -> None:
+        self.objective.task = task
+
+    @property
+    def graphs(self) -> int:
+        return self.objective.graphs
+
+    @property
+    def held(self) -> int:
+        return self.objective.held
+
+    def scores(self, batch: Batch) -> Tensor:
+        return self.objective.scores(batch)
+
+
+def states_of(model: Llama, task: Task, batch: Batch) -> Tensor:
+    """A model's last states in the rows that count, as the head sees them: (N, D)."""
+    hidden = model.hidden(batch["tokens"], positions=batch.get("positions"), mask=mask_of(model, batch))
+    return task.states(hidden, batch)
 
 
 def has_token_loss(task: Task, model: Llama) -> bool:
@@ -80,10 +128,18 @@ def chunked_cross_entropy(hidden: Tensor, targets: Tensor, head: Any, loss: Loss
     loss   of logits (N, V) in float32 and their targets, summed: whose cross-entropy, if not a token's
     chunk  rows at a time; 0 takes as many as make LOGITS_AT_ONCE numbers
     """
+    return chunked_sum(lambda h, y: _loss(h, y, head, loss), hidden, targets, head=head, chunk=chunk)
+
+
+def chunked_sum(function: Callable[..., Tensor], *rows: Tensor, head: Any, chunk: int = 0) -> Tensor:
+    """Sum of `function` over chunks of `rows`, tensors of one length N each, computed again in the backward pass.
+
+    chunk  rows at a time; 0 takes as many as make LOGITS_AT_ONCE numbers of `head`
+    """
     chunk = chunk or max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        total = total + checkpoint(_loss, some_hidden, some_targets, head, loss, use_reentrant=False)
+    total = rows[0].new_zeros((), dtype=torch.float32)
+    for some in zip(*(each.split(chunk) for each in rows), strict=True):
+        total = total + checkpoint(function, *some, use_reentrant=False)
     return total
 
 

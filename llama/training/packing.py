@@ -83,3 +83,13 @@ def mask_of(model: Llama, batch: Batch) -> torch.Tensor | Documents | Prefix | N
         return batch.get("mask")
     takes = model.layers[0].self_attn.takes_documents
     return Documents(tuple(batch["lengths"].tolist())) if takes else document_mask(batch["lengths"])
+
+
+def sample_of_position(batch: Batch) -> torch.Tensor:
+    """To which sample of a batch, by its number, each position belongs: (B, T) int64."""
+    B, T = batch["tokens"].shape
+    numbers = torch.arange(B, device=batch["tokens"].device)
+    if "lengths" not in batch:
+        return numbers[:, None].expand(B, T)
+    lengths = batch["lengths"]
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)[None]

@@ -31,6 +31,7 @@ from llama.runtime.worker import peak_memory
 from llama.training.memory_estimate import artefact_bytes, megabytes, predict, terms_of, time_two_steps
 from llama.training.run_state import KEPT
 
+HELD_BEFORE = ("program", "weights", "float32 masters", "teacher")
 SHORTEST = 32                                                       # tokens of a sample
 
 
@@ -67,7 +68,7 @@ def check_disk_of(trainer: Any) -> None:
 def more_memory(trainer: Any, **other: Any) -> int:
     """Bytes that a step takes beside what is held before it: of the run as it is, or as `terms_of` has `other`."""
     terms = terms_of(trainer, optimizer=trainer.optimizer_name, dtype=trainer.masters.dtype, **other)
-    return sum(count for name, count in terms.items() if name not in ("program", "weights", "float32 masters"))
+    return sum(count for name, count in terms.items() if name not in HELD_BEFORE)
 
 
 def remark(trainer: Any) -> str:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from llama.training.embeddings import on_embeddings
+
 
 @contextmanager
 def word_dropout(model: nn.Module, part: float) -> Iterator[None]:
@@ -25,14 +27,8 @@ def word_dropout(model: nn.Module, part: float) -> Iterator[None]:
         yield
         return
 
-    def drop(embedding: nn.Module, inputs: tuple[Tensor], vectors: Tensor) -> Tensor:
-        return vectors * kept(vectors.shape[:-1], part, vectors.device).unsqueeze(-1) if embedding.training else vectors
-
-    hook = model.embed_tokens.register_forward_hook(drop)
-    try:
+    with on_embeddings(model, lambda vectors: vectors * kept(vectors.shape[:-1], part, vectors.device).unsqueeze(-1)):
         yield
-    finally:
-        hook.remove()
 
 
 def kept(shape: tuple[int, ...], part: float, device: torch.device) -> Tensor:
