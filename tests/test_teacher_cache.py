@@ -78,7 +78,7 @@ def test_refusals_of_another_file_another_run_and_a_sample_that_is_not_there(tin
     objective = Distilled(tiny_model.train(), task, CachedTeacher(cache, task), DistillConfig())
     with pytest.raises(ValueError, match="lacks a sample of this run: give --teacher, too"):
         objective(task.collate(SAMPLES))
-    path.write_text("a poem\n")
+    path.write_text("a poem\n", encoding="utf-8")
     with pytest.raises(ValueError, match="this is no teacher cache"):
         TeacherCache(path, about(tiny_teacher, 8))
     assert torch.is_grad_enabled()

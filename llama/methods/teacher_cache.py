@@ -86,7 +86,9 @@ class TeacherCache:
         wanted = self.missing(task, samples)
         progress = Progress(len(wanted), "asking the teacher")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "r+b" if self.end else "wb") as file:
+        if not self.end:
+            self.path.touch()
+        with open(self.path, "r+b") as file:
             if not self.end:
                 file.write(json.dumps(self.about).encode() + b"\n")
                 self.end = file.tell()
