@@ -109,12 +109,12 @@ def _part(values: Tensor, index: tuple[Tensor | slice, ...]) -> Tensor:
 def main() -> None:
     parser = cli.Parser("python -m llama.methods.cut", "Cut a smaller student from a model; writes a model folder.")
     parser.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="what it is cut from")
-    parser.add_argument("--layers", type=Range(1, MANY), default=0, metavar="N", help="blocks that stay (all)")
+    parser.add_argument("--layers", type=Range(0, MANY), default=0, metavar="N", help="blocks that stay (all)")
     parser.add_argument("--keep", choices=("spread", "first"), default="spread", help="which blocks")
-    parser.add_argument("--hidden-size", type=Range(1, MANY), default=0, metavar="D", help="width that stays (all)")
-    parser.add_argument("--intermediate-size", type=Range(1, MANY), default=0, metavar="F",
+    parser.add_argument("--hidden-size", type=Range(0, MANY), default=0, metavar="D", help="width that stays (all)")
+    parser.add_argument("--intermediate-size", type=Range(0, MANY), default=0, metavar="F",
                         help="features of the feed-forward parts that stay (all)")
-    parser.add_argument("--num-key-value-heads", type=Range(1, MANY), default=0, metavar="G",
+    parser.add_argument("--num-key-value-heads", type=Range(0, MANY), default=0, metavar="G",
                         help="groups of heads that stay (all)")
     parser.add_argument("--output", type=folder_to_write, required=True, metavar="FOLDER",
                         help="where the student goes")
