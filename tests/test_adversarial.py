@@ -126,3 +126,22 @@ def test_property_scores_and_losses_of_evaluation_are_clean(tiny_model):
 def test_refusal_a_climb_of_one_point():
     with pytest.raises(ValueError, match="freelb with 1 step learns unperturbed examples alone"):
         AdversarialConfig("freelb", steps=1)
+
+
+def test_property_what_has_learned_so_withstands_more(tiny_model):
+    """Two labels, learned by heart: an attack of half the norm undoes the plain loss, and not that of FGM."""
+    texts = [("天气很好。", "a"), ("The dog sleeps.", "b"), ("小驼是模型", "a"), ("the fox goes home", "b")]
+    task, before = ClassificationTask(), {}
+    data = [{"text": text, "label": label} for text, label in texts]
+    task.prepare(tiny_model, data)
+    batch, plain = task.collate(task.samples(data, tiny_model.tokenizer)), Plain(tiny_model.train(), task)
+    start, losses = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}, {}
+    for name, objective in (("plain", plain), ("fgm", Adversarial(plain, AdversarialConfig("fgm", epsilon=0.5)))):
+        tiny_model.load_state_dict(start)
+        optimizer = torch.optim.Adam(tiny_model.parameters(), lr=3e-3)
+        for _ in range(25):
+            gradients(objective, batch)
+            optimizer.step()
+        attack = Adversarial(plain, AdversarialConfig("pgd", epsilon=0.5, steps=5))
+        before[name], losses[name] = plain(batch)[0].item() / 4, attack(batch)[0].item() / 4
+    assert max(before.values()) < 0.1 and losses["plain"] > 0.5 and losses["fgm"] < 0.1
