@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo zh-small test test-processors parity bench tasks compat mutants fuzz torture torture-share serve-check lint clean
+.PHONY: demo zh-small test test-processors parity bench tasks compat mutants fuzz torture torture-share serve-check browser lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -55,6 +55,9 @@ torture-share: $(VENV)/ready
 serve-check: $(VENV)/ready .venv-serve/ready
 	$(RUN) -m weights.fetch smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 	$(RUN) -m tests.serve --client .venv-serve/bin/python
+
+browser: $(VENV)/ready .venv-serve/ready
+	$(RUN) -m tests.serve.browse --browser .venv-serve/bin/python
 
 lint: $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check ruff==0.17.6

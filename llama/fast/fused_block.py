@@ -104,7 +104,7 @@ def unfuse(model: Llama) -> None:
     for i, layer in enumerate(model.layers):
         if isinstance(layer, FusedBlock):
             model.layers[i] = layer.plain[0]
-    if isinstance(model.lm_head, FusedLinear):
+    if isinstance(getattr(model, "lm_head", None), FusedLinear):
         model.lm_head = model.lm_head.plain[0]
 
 

@@ -36,7 +36,7 @@ class ServeFlags:
     host: Annotated[str, "address to listen at; 0.0.0.0 is every one of this machine, and needs a key"] = "127.0.0.1"
     port: Annotated[int, "port to listen at; 0 takes a free one", Range(0, 65_535)] = 8000
     api_key_file: Annotated[str, "file with the key that requests must bring"] = ""
-    places: Annotated[int, "texts to write at once; keys and values of each take memory", Range(1, 4096)] = 16
+    places: Annotated[int, "texts to write at once; keys and values of each take memory", Range(1, 4096)] = 32
     queue: Annotated[int, "requests that may wait; further ones are answered 429", Range(1, 100_000)] = 128
     prefill_chunk: Annotated[int, "tokens of prompts to read between two steps of all others",
                              Range(1, MOST_TOKENS)] = 512

@@ -182,7 +182,7 @@ class Batch:
     places  how many rows there may be;  chunk  tokens of prompts that are read between two steps
     """
 
-    def __init__(self, model: PretrainedLlama, *, places: int = 16, chunk: int = 512,
+    def __init__(self, model: PretrainedLlama, *, places: int = 32, chunk: int = 512,
                  cache_dtype: torch.dtype | None = None, tally: Tally | None = None):
         self.model, self.places, self.chunk, self.cache_dtype = model, places, chunk, cache_dtype
         self.tally = Tally() if tally is None else tally
@@ -314,7 +314,7 @@ class Scheduler(threading.Thread):
     places  rows of a batch;  queue  requests and calls that may wait;  chunk  tokens of prompts between two steps
     """
 
-    def __init__(self, *, places: int = 16, queue: int = 128, chunk: int = 512,
+    def __init__(self, *, places: int = 32, queue: int = 128, chunk: int = 512,
                  cache_dtype: torch.dtype | None = None):
         super().__init__(name="scheduler", daemon=True)
         self.places, self.queue, self.chunk, self.cache_dtype = places, queue, chunk, cache_dtype

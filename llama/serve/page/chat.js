@@ -52,8 +52,14 @@ export function chat(view, state, kept) {
     } catch (error) {
       complain(error);
     }
-    if (answer.content) talk.push(answer);
-    else talk.pop();
+    if (answer.content) {
+      talk.push(answer);
+    } else {                                                          // nothing came: as if nothing had been asked
+      talk.pop();
+      item.previousSibling.remove();
+      item.remove();
+      text.value ||= content;
+    }
     item.classList.remove("writing");
     kept.abort = null;
     list.setAttribute("aria-busy", "false");
