@@ -21,8 +21,10 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
+    from llama.checkpoint import save_model
     from llama.commands import flags, side_texts
     from llama.freeze import freeze, trainable_parameters, unfreeze
+    from llama.lora import loftq
     from llama.lora.files import load_adapter
     from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
@@ -75,7 +77,7 @@ def main() -> None:
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
     for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
-        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows", "score"))
+        cli.add_flags(parser, record, skip=("seed", "rows", "score"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
     parser.table = recipes.table()
@@ -91,6 +93,11 @@ def main() -> None:
         raise ValueError(f"--task {arguments.task} learns a head of labels, and --train-new-rows rows; add --lora")
     if not arguments.lora and cli.from_flags(LoRAConfig, arguments) != LoRAConfig():
         raise ValueError("--rank, --targets and the other flags of an adapter mean nothing without --lora")
+    if arguments.lora_plus and not arguments.lora:
+        raise ValueError("--lora-plus says how fast the B of an adapter learns; add --lora, or leave it out")
+    loftq_starts = arguments.lora_init == "loftq"
+    if loftq_starts and arguments.quantize == "none":
+        raise ValueError("--lora-init loftq begins at what few bits lose; add --quantize int4 or int8")
     if arguments.quantize != "none" and not adapts:
         raise ValueError(f"--quantize {arguments.quantize}: few bits do not learn; add --lora, or leave it out")
     if arguments.quantize != "none" and arguments.merge:
@@ -143,10 +150,15 @@ def main() -> None:
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
     dtype = flags.choose_dtype(model_flags.dtype, device, purpose="train")
+    few_bits = Path(f"{output}-base")                               # of LoftQ, a base of its own
+    if loftq_starts and writes:
+        cli.check_output(few_bits, marker="config.json", overwrite=arguments.overwrite or arguments.resume,
+                         resume=False)
     program = resident_set_size()
     with distributed.first_goes_first():                            # it may have to be fetched
-        model = get_model(model_flags.model, device=device, dtype=dtype if adapts else torch.float32,
-                          seed=model_flags.seed, bits=model_flags.bits)
+        again = loftq_starts and arguments.resume
+        model = get_model(str(few_bits) if again else model_flags.model, device=device, seed=model_flags.seed,
+                          dtype=dtype if adapts else torch.float32, bits=0 if loftq_starts else model_flags.bits)
     if is_quantized(model) and (arguments.merge or not adapts):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
@@ -166,7 +178,16 @@ def main() -> None:
         if arguments.train_new_rows:
             lora_config = dataclasses.replace(lora_config, rows=new_rows(model))
             lora_config = lora_config if arguments.lora else dataclasses.replace(lora_config, targets=())
+        starts = loftq.quantize_around(model, lora_config, bits=model_flags.bits) if loftq_starts and not again else {}
+        if starts:
+            print(loftq.summary(starts), file=sys.stderr)
+            model.source = None                                     # these bits are of no other model's files
+            if writes:
+                save_model(model, few_bits)
+            distributed.barrier()
+            model.source = few_bits if not arguments.dry_run else None
         add_lora(model, lora_config, generator=torch.Generator().manual_seed(model_flags.seed))
+        loftq.begin_at(model, starts)
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     elif arguments.freeze:
@@ -201,9 +222,11 @@ def main() -> None:
         load_adapter(base, output)
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     use = f" {'--adapter' if adapts else '--model'} {shlex.quote(str(output))}"
-    if model_flags.model != flags.ModelFlags.model and adapts:
+    if loftq_starts:
+        use += f" --model {shlex.quote(str(few_bits))}"
+    elif model_flags.model != flags.ModelFlags.model and adapts:
         use += f" --model {shlex.quote(model_flags.model)}"
-    if model_flags.bits:
+    if model_flags.bits and not loftq_starts:
         use += f" --quantize {model_flags.quantize}"
     named = f" --task {task_flags.task}"
     if task_flags.task in ("instruction", "generation"):
