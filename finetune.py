@@ -4,6 +4,7 @@
     python finetune.py --lora --model weights/my-llama --data my.jsonl --eval-data dev.jsonl
 
     python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
+    python finetune.py --lora --task preference --data pairs.jsonl --preference-loss dpo
 
 Data: Alpaca records (instruction, input, output) or chats (OpenAI's messages, ShareGPT's conversations), .json or
 .jsonl; with --task generation, text; with the others what llama/datasets reads: records with labels, pairs, tagged
@@ -11,6 +12,7 @@ columns or word/tag, SQuAD's JSON. All of them may be packed by gzip or xz.
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import sys
@@ -29,6 +31,8 @@ with quiet_start(__name__):
     from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
+    from llama.methods import preferences
+    from llama.methods.preferences import PreferenceConfig
     from llama.pretrained import get_model, stored_bytes
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli, distributed, run_lock
@@ -42,6 +46,7 @@ with quiet_start(__name__):
     from llama.training.evaluation import evaluate_dataset
     from llama.training.inspect_samples import in_colour, inspect_samples, show_sample
     from llama.training.memory_estimate import resident_set_size
+    from llama.training.objective import Plain
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
     from llama.training.what_fits import disk_of, dry_run
     from weights.formats.paths import home, resolve
@@ -76,7 +81,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
-    for record in (LoRAConfig, flags.TaskFlags, TrainConfig):
+    for record in (LoRAConfig, flags.TaskFlags, PreferenceConfig, TrainConfig):
         cli.add_flags(parser, record, skip=("seed", "rows", "score"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
@@ -105,6 +110,10 @@ def main() -> None:
                          "merge into the model in floats: python -m llama.merge")
     if arguments.merge and not adapts:
         raise ValueError("--merge folds what --lora learned into the model; without --lora there is nothing to merge")
+    pairs = cli.from_flags(PreferenceConfig, arguments)
+    if arguments.task != "preference" and pairs != PreferenceConfig():
+        raise ValueError("--preference-loss, --beta and --margin are about pairs; add --task preference, or leave them "
+                         "out")
     if not arguments.eval_data and (given := [name for name in ("patience", "eval-every", "watch", "guard")
                                               if getattr(arguments, name.replace("-", "_"))]):
         raise ValueError(f"--{given[0]} needs --eval-data to evaluate on")
@@ -195,9 +204,14 @@ def main() -> None:
     print(trainable_parameters(model), file=sys.stderr)
 
     masters = None if adapts else dtype
+    preferring = arguments.task == "preference"
+    objective = functools.partial(preferences.Preference, config=pairs) if preferring else Plain
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, **beside)
+                      readable=model_flags.readable, objective=objective,
+                      settings=dataclasses.asdict(pairs) if preferring else {}, **beside)
+    if preferring:
+        preferences.begin(trainer, test_data, resume=arguments.resume, steps=2 * arguments.dry_run)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
                 as_json=model_flags.json)
@@ -207,8 +221,8 @@ def main() -> None:
                    "this run with its merged model", ELSEWHERE)
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
-    print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100),
-          file=bare(sys.stderr))
+    for part in trainer.samples[0].parts:
+        print(show_sample(part, model.tokenizer, colour=in_colour(sys.stderr), most=100), file=bare(sys.stderr))
     print(trainer.report.summary(), file=sys.stderr)
     if arguments.mix:
         print(trainer.samples, file=sys.stderr)
@@ -229,7 +243,7 @@ def main() -> None:
     if model_flags.bits and not loftq_starts:
         use += f" --quantize {model_flags.quantize}"
     named = f" --task {task_flags.task}"
-    if task_flags.task in ("instruction", "generation"):
+    if task_flags.task in ("instruction", "generation", "preference"):
         ways = [f"python generate.py{use}{' --chat' if isinstance(task, InstructionTask) else ' --prompt TEXT'}"]
     else:                                                           # a head of labels says itself what it is for
         ways = [f"python -m llama.evaluate{use}{named} --data FILE",

@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,6 +66,7 @@ class Trainer:
     settings  what else makes the run what it is, by name: resumed with another value it is refused
     allow   names in llama/training/data_checks.py of what need not hold of the training data
     readable  run the definitions as they stand, and no fast version, not even one that agrees with them
+    objective  what makes the loss: called with the model and the task, as `Plain` is (llama/methods/ has others)
 
     Raises ValueError where anything else there does not hold; `report` tells what was seen.
     """
@@ -74,7 +75,8 @@ class Trainer:
                  optimizer: str = "adamw", config: TrainConfig | None = None, *, dtype: torch.dtype | None = None,
                  output: str | Path | None = None, resume: bool = False,
                  mix: Mapping[str, tuple[Any, float]] | None = None, watch: Sequence[WatchedText] = (),
-                 settings: Mapping[str, Any] | None = None, allow: Sequence[str] = (), readable: bool = False):
+                 settings: Mapping[str, Any] | None = None, allow: Sequence[str] = (), readable: bool = False,
+                 objective: Callable[..., torch.nn.Module] = Plain):
         self.model, self.task, self.config = model, task, config or TrainConfig()
         self.optimizer_name = optimizer
         if getattr(model, "tokenizer", None) is None:               # a bare Llama carries none
@@ -98,7 +100,7 @@ class Trainer:
         self.output = Path(output) if output else None
         if self.output and distributed.is_rank0():
             run_lock.take(self.output)                              # until `train` ends
-        self.objective = Plain(model, task, readable=readable)
+        self.objective = objective(model, task, readable=readable)
         self.folder = run_state.RunFolder(self.output)
         more = dict(settings or {}) | self.watched.settings()
         self.settings = run_state.settings_of(model, task, self.samples, self.eval_samples, self.config,

@@ -43,6 +43,7 @@ LADDER = """
     weights.fetch
     llama.pretrained
     llama.commands
+    llama.methods
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize
     tokenizer.train
     tokenizer.extend

@@ -38,6 +38,8 @@ def should_pack(model: Llama, task: Task, wish: str) -> bool:
     why = ""
     if getattr(task, "attention", "causal") == "full":
         why = "this task looks through whole texts (--attention full)"
+    elif getattr(task, "paired", False):
+        why = "a pair of answers is two rows of a batch"
     elif scaling and scaling.kind == "dynamic":
         why = "dynamic scaling turns a row's positions by the longest text in it"
     if wish == "on" and why:
