@@ -269,6 +269,6 @@ def test_two_ways_the_commands_learn_and_score_pairs(door):
     with pytest.raises(ValueError, match="--preference-loss, --beta and --margin are about pairs"):
         door(finetune.main, "--lora", "--task", "instruction", "--beta", "0.3")
     dry, _ = door(finetune.main, "--lora", "--dry-run", "--json", "--output", "b")
-    assert "memory" in dry
+    assert dry["dry_run"]["memory"]["peak"] > 0
     shown, _ = door(finetune.main, "--inspect", "1")
     assert "pairs.jsonl:1, rejected, as the model sees it" in shown and "check rejected" in shown
