@@ -4,7 +4,8 @@
     learn     weights/sums-grpo: GRPO on its own answers; no right sum is shown to it any more
     report    the reward by step, as docs/grpo.svg (needs matplotlib), and what held-out sums it gets right
 
-Each command is one of docs/preferences.md, and is printed. What is done is not done again, what was interrupted goes on.
+Each command is one of docs/preferences.md, and is printed. What is done is not done again, what was interrupted goes
+on.
 """
 
 import argparse
@@ -61,8 +62,8 @@ def learn(steps: int) -> None:
     if AFTER.exists():
         return
     again = ("--resume",) if any(Path(f"{AFTER}.training").glob("last-*.pt")) else ()
-    found = run("-m", "llama.methods.grpo", "--model", BEFORE, "--reward", "arithmetic", "--largest", LARGEST, "--steps",
-                steps, "--prompts", 16, "--group", 16, "--new-tokens", 4, "--lr", 1e-3, "--batch-size", 256,
+    found = run("-m", "llama.methods.grpo", "--model", BEFORE, "--reward", "arithmetic", "--largest", LARGEST,
+                "--steps", steps, "--prompts", 16, "--group", 16, "--new-tokens", 4, "--lr", 1e-3, "--batch-size", 256,
                 "--eval-prompts", 85, "--output", AFTER, *again)
     with atomic_file(Path(f"{AFTER}.json")) as file:
         file.write(found.encode())
@@ -74,10 +75,10 @@ def report() -> None:
     metrics = Path(f"{AFTER}.training", "metrics.jsonl").read_text(encoding="utf-8")
     rewards = [json.loads(line)["reward"] for line in metrics.splitlines()]
     plot(rewards)
-    print(f"right answers to held-out sums {result['eval_before']['reward']:.3f} before, {result['eval']['reward']:.3f} "
-          f"after {len(rewards)} steps in {result['train']['seconds'] / 60:.1f} minutes; reward of drawn answers "
-          f"{result['train']['reward_first']:.3f} in the first tenth of them, {result['train']['reward_last']:.3f} in the "
-          "last")
+    train, before, after = result["train"], result["eval_before"]["reward"], result["eval"]["reward"]
+    print(f"right answers to held-out sums {before:.3f} before, {after:.3f} after {len(rewards)} steps in "
+          f"{train['seconds'] / 60:.1f} minutes; reward of answers {train['reward_first']:.3f} in the first tenth "
+          f"of steps, {train['reward_last']:.3f} in the last")
     say(f"drawn: {PLOT.relative_to(HOME)}")
 
 
