@@ -59,6 +59,45 @@ def reference_free(request):
     return {"loss": loss} | _gradients(model, loss)
 
 
+def grpo(request):
+    """{"folder", "answers": [[prompt ids, answer ids]], "advantages", "old", "reference": [a number a token], "clip",
+    "kl"} -> as `dpo`: trl's GRPOTrainer on these answers as one batch, its KL not weighed by ratios, as in the paper.
+    """
+    import tempfile
+
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    answers = request["answers"]
+    longest = [max(len(pair[side]) for pair in answers) for side in (0, 1)]
+
+    def padded(rows, *, left, kind=torch.int64):                    # prompts on their left, answers on their right
+        most = longest[0] if left else longest[1]
+        blank = [[0] * (most - len(row)) for row in rows]
+        return torch.tensor([a + row if left else row + a for a, row in zip(blank, rows, strict=True)], dtype=kind)
+
+    prompts, new = ([pair[side] for pair in answers] for side in (0, 1))
+    inputs = {"prompt_ids": padded(prompts, left=True), "completion_ids": padded(new, left=False),
+              "prompt_mask": padded([[1] * len(row) for row in prompts], left=True),
+              "completion_mask": padded([[1] * len(row) for row in new], left=False),
+              "advantages": torch.tensor(request["advantages"]),
+              "old_per_token_logps": padded(request["old"], left=False, kind=torch.float32),
+              "ref_per_token_logps": padded(request["reference"], left=False, kind=torch.float32)}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=_model(request["folder"]), reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            train_dataset=Dataset.from_list([{"prompt": "?"}] * 8),
+            processing_class=AutoTokenizer.from_pretrained(request["folder"]),
+            args=GRPOConfig(output_dir=folder, beta=request["kl"], epsilon=request["clip"], loss_type="grpo",
+                            report_to=[], use_cpu=True, bf16=False, num_generations=2, per_device_train_batch_size=2,
+                            temperature=1.0, gradient_checkpointing=False, use_bias_correction_kl=False))
+        trainer.model.eval()
+        loss = trainer._compute_loss(trainer.model, inputs)
+    return {"loss": loss} | _gradients(trainer.model, loss)
+
+
 def _model(folder):
     import torch
     from transformers import AutoModelForCausalLM

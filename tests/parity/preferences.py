@@ -1,11 +1,14 @@
-"""Losses over pairs, and their gradients, as trl takes them of the same ids: two models, ragged pairs in one batch."""
+"""Losses over pairs and groups of answers, and their gradients, as trl takes them of the same ids, in one batch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
+from llama.methods.grpo import Answer, GRPOConfig, Policy
 from llama.methods.preferences import Preference, PreferenceConfig, remember_reference
 from llama.tasks.preference import Pair, PreferenceTask
 from llama.tasks.task import Sample
@@ -41,6 +44,36 @@ def checks(judges: Judges) -> Iterator[Check]:
         worst = difference(ours, theirs)
         yield Check(f"preferences, {kind}: loss and gradients", "trl", f"{len(pairs)} pairs", f"{worst:.1e} relative",
                     worst < BOUND)
+    yield _answers(judges, folders[0], generator)
+
+
+def _answers(judges: Judges, folder: Path, generator: torch.Generator) -> Check:
+    """A step of GRPO on answers that were drawn from another model, so that some ratios are clipped."""
+    model, config = load_model(folder), GRPOConfig(clip=0.2, kl=0.04)
+    answers = []
+    for lengths in torch.randint(2, 12, (6, 2), generator=generator).tolist():
+        prompt, new = (torch.randint(500, (length,), generator=generator).tolist() for length in lengths)
+        answers.append(Answer(prompt + new, [False] * len(prompt) + [True] * len(new),
+                              advantage=torch.randn((), generator=generator).item()))
+    policy = Policy(model, config)
+    with torch.no_grad():
+        now = [policy.scores(policy.task.collate([answer])) for answer in answers]
+    old, reference = ([(each + torch.randn(each.shape, generator=generator) * 0.3).tolist() for each in now]
+                      for _ in range(2))
+    answers = [replace(answer, old=some, reference=other)
+               for answer, some, other in zip(answers, old, reference, strict=True)]
+    loss, count = policy(policy.task.collate(answers))
+    (loss / count).backward()
+    ours = {"loss": (loss / count).detach()} | {f"gradient.{stored_name(name)}": parameter.grad
+                                                for name, parameter in model.named_parameters()}
+    sides = [[answer.ids[: answer.loss_mask.index(True)], answer.ids[answer.loss_mask.index(True) :]]
+             for answer in answers]
+    theirs = judges.ask("judge_preferences.py", what="grpo", folder=str(folder), answers=sides, old=old,
+                        reference=reference, advantages=[answer.advantage for answer in answers], clip=config.clip,
+                        kl=config.kl)
+    worst = difference(ours, theirs)
+    return Check("GRPO, clip and KL: loss and gradients", "trl", f"{count} answers", f"{worst:.1e} relative",
+                 worst < BOUND)
 
 
 def _ours(folders: list, pairs: list, config: PreferenceConfig) -> dict[str, torch.Tensor]:
