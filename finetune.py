@@ -4,6 +4,7 @@
     python finetune.py --lora --model weights/my-llama --data my.jsonl --eval-data dev.jsonl
 
     python finetune.py --lora --task sentiment --data train.tsv --eval-data dev.tsv
+    python finetune.py --lora --task preference --data pairs.jsonl --preference-loss dpo
 
 Data: Alpaca records (instruction, input, output) or chats (OpenAI's messages, ShareGPT's conversations), .json or
 .jsonl; with --task generation, text; with the others what llama/datasets reads: records with labels, pairs, tagged
@@ -11,6 +12,7 @@ columns or word/tag, SQuAD's JSON. All of them may be packed by gzip or xz.
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import sys
@@ -21,14 +23,18 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
+    from llama.checkpoint import save_model
     from llama.commands import flags, side_texts
     from llama.commands.method_flags import Method, MethodFlags
     from llama.freeze import freeze, trainable_parameters, unfreeze
+    from llama.lora import loftq
     from llama.lora.files import load_adapter
     from llama.lora.swap import add_lora, merge_lora, new_rows
     from llama.lora.targets import LoRAConfig
     from llama.merge import merge_and_save
+    from llama.methods import preferences
     from llama.methods.augmentation import shown
+    from llama.methods.preferences import PreferenceConfig
     from llama.plot import plot_runs, read_run
     from llama.pretrained import get_model, stored_bytes
     from llama.quantization.swap import is_quantized
@@ -77,8 +83,8 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
-    for record in (LoRAConfig, flags.TaskFlags, TrainConfig, MethodFlags):
-        cli.add_flags(parser, record, skip=("seed", "rank_pattern", "alpha_pattern", "rows", "score"))
+    for record in (LoRAConfig, flags.TaskFlags, PreferenceConfig, TrainConfig, MethodFlags):
+        cli.add_flags(parser, record, skip=("seed", "rows", "score"))
     cli.add_flags(parser, flags.ModelFlags, skip=("compile",))
     parser.set_defaults(**dict.fromkeys(recipes.FLAGS))
     parser.table = recipes.table()
@@ -93,6 +99,11 @@ def main() -> None:
         raise ValueError(f"--task {arguments.task} learns a head of labels, and --train-new-rows rows; add --lora")
     if not arguments.lora and cli.from_flags(LoRAConfig, arguments) != LoRAConfig():
         raise ValueError("--rank, --targets and the other flags of an adapter mean nothing without --lora")
+    if arguments.lora_plus and not arguments.lora:
+        raise ValueError("--lora-plus says how fast the B of an adapter learns; add --lora, or leave it out")
+    loftq_starts = arguments.lora_init == "loftq"
+    if loftq_starts and arguments.quantize == "none":
+        raise ValueError("--lora-init loftq begins at what few bits lose; add --quantize int4 or int8")
     if arguments.quantize != "none" and not adapts:
         raise ValueError(f"--quantize {arguments.quantize}: few bits do not learn; add --lora, or leave it out")
     if arguments.quantize != "none" and arguments.merge:
@@ -100,6 +111,10 @@ def main() -> None:
                          "merge into the model in floats: python -m llama.merge")
     if arguments.merge and not adapts:
         raise ValueError("--merge folds what --lora learned into the model; without --lora there is nothing to merge")
+    pairs = cli.from_flags(PreferenceConfig, arguments)
+    if arguments.task != "preference" and pairs != PreferenceConfig():
+        raise ValueError("--preference-loss, --beta and --margin are about pairs; add --task preference, or leave them "
+                         "out")
     if not arguments.eval_data and (given := [name for name in ("patience", "eval-every", "watch", "guard")
                                               if getattr(arguments, name.replace("-", "_"))]):
         raise ValueError(f"--{given[0]} needs --eval-data to evaluate on")
@@ -152,10 +167,15 @@ def main() -> None:
 
     # The frozen base of LoRA is kept in the dtype to compute in; weights that learn keep float32 masters instead.
     dtype = flags.choose_dtype(model_flags.dtype, device, purpose="train")
+    few_bits = Path(f"{output}-base")                               # of LoftQ, a base of its own
+    if loftq_starts and writes:
+        cli.check_output(few_bits, marker="config.json", overwrite=arguments.overwrite or arguments.resume,
+                         resume=False)
     program = resident_set_size()
     with distributed.first_goes_first():                            # it may have to be fetched
-        model = get_model(model_flags.model, device=device, dtype=dtype if adapts else torch.float32,
-                          seed=model_flags.seed, bits=model_flags.bits)
+        again = loftq_starts and arguments.resume
+        model = get_model(str(few_bits) if again else model_flags.model, device=device, seed=model_flags.seed,
+                          dtype=dtype if adapts else torch.float32, bits=0 if loftq_starts else model_flags.bits)
     if is_quantized(model) and (arguments.merge or not adapts):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
@@ -179,7 +199,16 @@ def main() -> None:
         if arguments.train_new_rows:
             lora_config = dataclasses.replace(lora_config, rows=new_rows(model))
             lora_config = lora_config if arguments.lora else dataclasses.replace(lora_config, targets=())
+        starts = loftq.quantize_around(model, lora_config, bits=model_flags.bits) if loftq_starts and not again else {}
+        if starts:
+            print(loftq.summary(starts), file=sys.stderr)
+            model.source = None                                     # these bits are of no other model's files
+            if writes:
+                save_model(model, few_bits)
+            distributed.barrier()
+            model.source = few_bits if not arguments.dry_run else None
         add_lora(model, lora_config, generator=torch.Generator().manual_seed(model_flags.seed))
+        loftq.begin_at(model, starts)
     elif arguments.freeze_layers:
         freeze(model, layers=arguments.freeze_layers, embeddings=True)
     elif arguments.freeze:
@@ -190,10 +219,14 @@ def main() -> None:
 
     masters = None if adapts else dtype
     method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run)
+    objective, settings = method.objective, method_flags.settings()
+    if preferring := arguments.task == "preference":
+        objective, settings = functools.partial(preferences.Preference, config=pairs), dataclasses.asdict(pairs)
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, objective=method.objective, augment=augment,
-                      settings=method_flags.settings(), **beside)
+                      readable=model_flags.readable, objective=objective, augment=augment, settings=settings, **beside)
+    if preferring:
+        preferences.begin(trainer, test_data, resume=arguments.resume, steps=2 * arguments.dry_run)
     if arguments.dry_run:
         dry_run(trainer, optimizer=arguments.optimizer, dtype=masters, program=program, output=output,
                 as_json=model_flags.json)
@@ -203,8 +236,8 @@ def main() -> None:
                    "this run with its merged model", ELSEWHERE)
     if isinstance(task, InstructionTask):                           # stored with the result: asked as it was tuned
         model.tokenizer.chat_template = task.format(model.tokenizer).template
-    print(show_sample(trainer.samples[0], model.tokenizer, colour=in_colour(sys.stderr), most=100),
-          file=bare(sys.stderr))
+    for part in trainer.samples[0].parts:
+        print(show_sample(part, model.tokenizer, colour=in_colour(sys.stderr), most=100), file=bare(sys.stderr))
     print(trainer.report.summary(), file=sys.stderr)
     if arguments.mix:
         print(trainer.samples, file=sys.stderr)
@@ -219,12 +252,14 @@ def main() -> None:
         load_adapter(base, output)
         result["merged"] = {"output": str(merged), **vars(merge_and_save(base, merged))}
     use = f" {'--adapter' if adapts else '--model'} {shlex.quote(str(output))}"
-    if model_flags.model != flags.ModelFlags.model and adapts:
+    if loftq_starts:
+        use += f" --model {shlex.quote(str(few_bits))}"
+    elif model_flags.model != flags.ModelFlags.model and adapts:
         use += f" --model {shlex.quote(model_flags.model)}"
-    if model_flags.bits:
+    if model_flags.bits and not loftq_starts:
         use += f" --quantize {model_flags.quantize}"
     named = f" --task {task_flags.task}"
-    if task_flags.task in ("instruction", "generation"):
+    if task_flags.task in ("instruction", "generation", "preference"):
         ways = [f"python generate.py{use}{' --chat' if isinstance(task, InstructionTask) else ' --prompt TEXT'}"]
     else:                                                           # a head of labels says itself what it is for
         ways = [f"python -m llama.evaluate{use}{named} --data FILE",

@@ -5,6 +5,7 @@
     python generate.py --adapter adapters/identity --chat --prompt "你是谁？"
     python generate.py --chat --prompt-file examples/repeat.jsonl --lookup --temperature 0
     python generate.py --prompt-file many.jsonl --output texts.jsonl         # killed? the same with --resume
+    python generate.py --model qwen2.5-coder-0.5b-instruct --chat --tools tools.json --prompt "北京天气？"
 
 Several prompts, of any lengths, run in batches. What is written goes to stdout, remarks go to stderr.
 """
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llama.runtime.interrupt import quiet_start
 
@@ -26,7 +28,7 @@ with quiet_start(__name__):
     from llama.commands import chat_loop, flags
     from llama.commands.generate_records import RecordFile, run_job, settings_of
     from llama.commands.memory_to_write import memory_to_write
-    from llama.commands.prompts import BadPrompts, encode_prompts, read_prompts
+    from llama.commands.prompts import BadPrompts, Conversation, encode_prompts, read_prompts, read_tools
     from llama.decoding.beam_search import BeamConfig, beam_search
     from llama.decoding.chat_session import ChatSession
     from llama.decoding.speculative import (
@@ -42,6 +44,7 @@ with quiet_start(__name__):
     from llama.runtime.ranges import MOST_TOKENS, Range
     from llama.runtime.terminal import say
     from llama.sampling import SamplingConfig
+    from llama.tasks.fitting import refuse_lost
     from llama.tasks.instruction import InstructionTask
     from tokenizer.base import Tokenizer
     from tokenizer.chat_template import template_variables
@@ -64,7 +67,8 @@ def main() -> None:
                         help="serve the model to OpenAI's clients, and a page to people; its flags: --serve --help")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="the raw text to continue; may be repeated")
     parser.add_argument("--prompt-file", metavar="FILE",
-                        help="a prompt as a text file, or several as .jsonl with the field 'prompt'")
+                        help="a prompt as a text file, or several as .jsonl with the field 'prompt', or with --chat "
+                        "'messages' and 'tools'")
     parser.add_argument("--skip-bad", action="store_true",
                         help="leave out prompts that cannot be used, and count them, instead of refusing all")
     parser.add_argument("--output", type=file_to_write, metavar="FILE",
@@ -80,6 +84,8 @@ def main() -> None:
                         help="chatml, alpaca, llama-2, llama-3, or a file with a template (default: the model's own)")
     parser.add_argument("--template-args", metavar="JSON", default="",
                         help="what else the chat template asks for, such as '{\"enable_thinking\": false}'")
+    parser.add_argument("--tools", metavar="FILE", help="functions that the model may call, described in a list of "
+                        "JSON, as its chat template writes them")
     parser.add_argument("--special-tokens", action="store_true",
                         help="special tokens that a raw prompt spells, as <|im_end|>, are such tokens, and not text")
     parser.add_argument("--max-new-tokens", type=Range(1, MOST_TOKENS), default=256, metavar="N",
@@ -102,7 +108,9 @@ def main() -> None:
     check(arguments, given=given, interactive=interactive)
     bad = BadPrompts(skip=arguments.skip_bad)
     texts = read_prompts(arguments.prompt or [], arguments.prompt_file, bad) if given else [("", QUESTION)]
-    chat = arguments.chat or not given
+    chat, tools = arguments.chat or not given, read_tools(arguments.tools) if arguments.tools else []
+    if not chat and (place := next((place for place, text in texts if isinstance(text, Conversation)), None)):
+        raise ValueError(f"{place} is a conversation, and not a raw text to continue; add --chat")
     sampling, beams = cli.from_flags(SamplingConfig, arguments), cli.from_flags(BeamConfig, arguments)
     speculation = cli.from_flags(SpeculationConfig, arguments)
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
@@ -127,15 +135,17 @@ def main() -> None:
     guesser = partial(DraftModel, draft, vocab_size=tokenizer.vocab_size) if draft else PromptLookup
     if interactive:
         guessing = {"guesser": guesser(), "draft_tokens": speculation.draft_tokens} if speculation.wanted else {}
-        chat_loop.chat(ChatSession(model, tokenizer, chat_format, system=arguments.system, sampling=sampling,
-                                   seed=model_flags.seed, **options, **guessing))
+        chat_loop.chat(ChatSession(model, tokenizer, chat_format, system=arguments.system, tools=tools,
+                                   sampling=sampling, seed=model_flags.seed, **options, **guessing))
         return
 
-    def encode(text: str) -> list[int]:
-        turns = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-        turns.append({"role": "user", "content": text})
-        ids = chat_format.encode(turns, tokenizer, reply=True)[0] if chat else \
-            encode_prompt(tokenizer, text, special=arguments.special_tokens)
+    def encode(text: str | Conversation) -> list[int]:
+        if not chat:
+            ids = encode_prompt(tokenizer, text, special=arguments.special_tokens)
+        else:
+            talk = text if isinstance(text, Conversation) else Conversation([{"role": "user", "content": text}], [])
+            told = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+            ids = encode_chat(chat_format, [*told, *talk.messages], talk.tools or tools, tokenizer)
         clamp_max_new_tokens(model, ids, arguments.max_new_tokens)  # or refuse, before a word is written
         return ids
 
@@ -175,6 +185,16 @@ def main() -> None:
     print(summary, file=sys.stderr)
 
 
+def encode_chat(chat_format: Any, messages: list[Any], tools: list[Any], tokenizer: Tokenizer) -> list[int]:
+    """The ids that ask for an answer. Raises ValueError for a template that does not write the tools."""
+    def encode(messages: list[Any], tools: list[Any]) -> list[int]:
+        return chat_format.encode(messages, tokenizer, reply=True, **({"tools": tools} if tools else {}))[0]
+
+    ids = encode(messages, tools)
+    refuse_lost(messages, tools, ids, tokenizer, encode)
+    return ids
+
+
 def load_draft(name: str, model_flags: flags.ModelFlags, model: PretrainedLlama) -> PretrainedLlama:
     """The smaller model that guesses. Raises ValueError if its vocabulary is another."""
     draft = flags.load(dataclasses.replace(model_flags, model=name, adapter=""), purpose="generate")
@@ -192,7 +212,7 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
     if "" in (arguments.stop or []):
         raise ValueError("--stop '': an empty text stands everywhere; give at least one character")
     for flag, value in (("--system", arguments.system), ("--chat-format", arguments.chat_format),
-                        ("--template-args", arguments.template_args or None)):
+                        ("--template-args", arguments.template_args or None), ("--tools", arguments.tools)):
         if given and value is not None and not arguments.chat:
             raise ValueError(f"{flag} means nothing to a raw prompt; add --chat, which makes a question of it")
     if arguments.special_tokens and (arguments.chat or not given):
@@ -227,7 +247,7 @@ def check(arguments: argparse.Namespace, *, given: bool, interactive: bool) -> N
                          f"{arguments.num_samples} times; raise the temperature")
 
 
-def remark_special_tokens(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
+def remark_special_tokens(texts: Sequence[tuple[str, Any]], tokenizer: Tokenizer) -> None:
     """Say so where prompts spell tokens that they do not get: who writes a chat by hand would wonder at the answer."""
     spelt = [text[begin:end] for _, text in texts for begin, end, _ in tokenizer.special_tokens_in(text)[:1]]
     if spelt:

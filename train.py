@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="how gradients become updates")
     side_texts.add_side_texts(parser)
     flags.add_inspection(parser)
-    cli.add_flags(parser, TrainConfig, skip=("seed",))
+    cli.add_flags(parser, TrainConfig, skip=("seed", "lora_plus"))
     cli.add_flags(parser, flags.ModelFlags, skip=("model", "adapter", "quantize", "compile"))
     parser.set_defaults(epochs=100, minutes=8.5, lr=4e-3, batch_size=8, weight_decay=0.1, eval_every=1000,
                         save_every=500)

@@ -19,6 +19,8 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
 
     from llama.commands import flags
+    from llama.methods import preferences
+    from llama.methods.preferences import PreferenceConfig
     from llama.runtime import cli
     from llama.runtime.destinations import file_to_write
     from llama.runtime.ranges import MANY, MOST_TOKENS, Range
@@ -30,7 +32,7 @@ with quiet_start(__name__):
     from llama.zero_shot.zero_shot import ZeroShot
     from tokenizer.chat_template import template_variables
 
-MEASURED = ("generation", "instruction")                            # tasks whose perplexity is what is asked for
+MEASURED = ("generation", "instruction", "preference")              # tasks whose likelihoods are what is asked for
 
 
 def main() -> None:
@@ -58,6 +60,7 @@ def main() -> None:
     untrained.add_argument("--examples", nargs="+", metavar="FILE", help="where these come from, drawn by "
                            "--seed; for multiple-choice the first of each subject, by default of the folder's dev/")
     cli.add_flags(parser, flags.TaskFlags)
+    cli.add_flags(parser, PreferenceConfig)
     cli.add_flags(parser, flags.ModelFlags)
     arguments = parser.parse_args()
 
@@ -88,6 +91,9 @@ def main() -> None:
                         variables=template_variables(task_flags.template_args))
     data = some(whole or dataset(arguments.data), arguments.limit, arguments.seed)
     task.check(data)
+    if untrained and task_flags.task == "preference":
+        raise ValueError("--zero-shot asks for answers, and --task preference weighs those that are given; leave it "
+                         "out")
     purpose = "measure" if task_flags.task in MEASURED and not untrained or not task.trained else \
         "generate" if task_flags.task in flags.WRITING else "find"
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose=purpose)
@@ -96,8 +102,12 @@ def main() -> None:
         scores = task.compute_metrics(results)
     else:
         flags.check_model(task_flags, model)
-        scores, results = evaluate_dataset(Plain(model, task), data, batch_size=arguments.batch_size,
-                                max_new_tokens=arguments.max_new_tokens)
+        objective = Plain(model, task)
+        if task_flags.task == "preference":
+            pairs = cli.from_flags(PreferenceConfig, arguments)
+            objective = preferences.against_base(model, task, pairs, data, batch_size=arguments.batch_size)
+        scores, results = evaluate_dataset(objective, data, batch_size=arguments.batch_size,
+                                           max_new_tokens=arguments.max_new_tokens)
     if odd := [name for name, value in scores.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise RuntimeError(f"{odd[0]} is {scores[odd[0]]}: numbers grew too large in {model.dtype}; take "
                            "--dtype float32")

@@ -44,7 +44,7 @@ from llama.training.evaluation import evaluate
 from llama.training.fsdp import full_tensor, gather_full_state, meta_copy, shard
 from llama.training.mixed_samples import MixedSamples
 from llama.training.objective import Plain
-from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, make_optimizer
+from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, make_optimizer, set_rate
 from llama.training.packing import micro_batches, pack_or_pad, should_pack
 from llama.training.verify_saved import verify_saved
 from llama.training.watched_texts import WatchedText, WatchedTexts
@@ -117,8 +117,10 @@ class Trainer:
             shard(self.objective, dtype=dtype)
         self.masters = MasterWeights(model, None if self.outline else dtype)
         self.parallel = self.objective if self.outline else distributed.wrap_ddp(self.objective)
+        outer = [each for name, each in self.masters.learned.items() if name.endswith("lora_B")]
         self.optimizer = make_optimizer(optimizer, self.masters.learned.values(), lr=self.config.lr,
-                                        weight_decay=self.config.weight_decay)
+                                        weight_decay=self.config.weight_decay, ratio=self.config.lora_plus or 1.0,
+                                        faster=outer if self.config.lora_plus else ())
         self.packs = should_pack(model, task, self.config.pack)
         (use_definitions if readable else use_custom_gradients)(model)                  # until `train` ends
         if self.config.checkpoint_activations:
@@ -166,8 +168,7 @@ class Trainer:
             while self.step < self.total_steps and not self._out_of_time() and not self._stop_early():
                 rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(self.optimizer, rate)
                 indices = self._samples_of_step(self.step)
                 with memory_of_step():
                     loss, targets, norm = self._update(indices)

@@ -5,6 +5,7 @@ import torch
 
 import finetune
 from llama.checkpoint import load_model
+from llama.lora import adapter_configs, load_adapter
 from llama.resize import resize_embeddings
 from llama.training import recipes
 from tokenizer.bpe_extend import extend_bpe
@@ -159,3 +160,17 @@ def test_two_ways_english_is_mixed_in_and_watched_over_a_resume(grown, tmp_path,
         grown(*flags, "--mix", "en.txt=0.5", "--max-steps", "4", "--output", "parts", "--resume", way=way)
     with pytest.raises(ValueError, match="--guard needs --eval-data to evaluate on"):
         grown("--guard", "en.txt=1.1", way=way)
+
+
+def test_two_ways_a_base_of_loftq_is_written_and_named(door, tmp_path):
+    flags = ("--chat-format", "chatml", "--quantize", "int8", "--lora-init", "loftq", "--lora-plus", "4",
+             "--rank-pattern", "layers.0.=4")
+    result, said = door(TALKS, TALKS, *flags)
+    assert "after each turn" in said and "--model adapter-base" in said and result["test"]["loss"] > 0
+    model = load_model(tmp_path / "adapter-base")
+    load_adapter(model, tmp_path / "adapter")
+    assert adapter_configs(model)["default"].rank_of("layers.0.mlp.up_proj") == 4
+    with pytest.raises(ValueError, match="add --quantize int4 or int8"):
+        door(TALKS, TALKS, "--lora-init", "loftq")
+    with pytest.raises(ValueError, match="--lora-plus says how fast the B of an adapter learns; add --lora"):
+        door(TALKS, TALKS, "--lora-plus", "4", way=())

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,14 +22,17 @@ from llama.config import preset  # noqa: E402
 from llama.lora import LoRAConfig, add_lora  # noqa: E402
 from llama.methods.adversarial import Adversarial, AdversarialConfig  # noqa: E402
 from llama.methods.distillation import DistillConfig, Distilled, ModelTeacher  # noqa: E402
+from llama.methods.preferences import Preference, begin  # noqa: E402
 from llama.model import Llama  # noqa: E402
 from llama.quantization.swap import quantize  # noqa: E402
 from llama.runtime import cli, distributed  # noqa: E402
 from llama.tasks.classification import ClassificationTask  # noqa: E402
 from llama.tasks.instruction import InstructionTask  # noqa: E402
+from llama.tasks.preference import PreferenceTask  # noqa: E402
 from llama.trainer import Trainer  # noqa: E402
 from llama.training.evaluation import evaluate  # noqa: E402
 from llama.training.fsdp import cpu_can_shard, full_tensor  # noqa: E402
+from llama.training.objective import Plain  # noqa: E402
 from llama.training.optimizer import TrainConfig  # noqa: E402
 from tokenizer import bpe  # noqa: E402
 
@@ -36,6 +40,8 @@ TURNS = [("Hi", "Hello!"), ("你是谁？", "我是小驼。"), ("Count", "one t
          ("Add 1 and 2", "3"), ("天气", "今天天气很好。"), ("Be still", "."), ("And more", "of the same, and longer")]
 TALK = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "place": f"here:{i}"}
         for i, (q, a) in enumerate(TURNS)]
+PAIRS = [{"messages": talk["messages"][:1], "chosen": talk["messages"][1], "place": talk["place"],
+          "rejected": {"role": "assistant", "content": "No." * (i % 3 + 1)}} for i, talk in enumerate(TALK)]
 LABELS = [{"text": q, "label": "short" if len(a) < 7 else "long", "place": f"here:{i}"}
           for i, (q, a) in enumerate(TURNS)]
 TOKENIZER = bpe.train([q + a for q, a in TURNS] * 4, 300, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
@@ -65,14 +71,16 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
     """Ten steps over 7 samples, the last of each epoch smaller than others, and what there is to compare."""
     if parallel == "fsdp" and not cpu_can_shard():
         return {}
-    labels = kind == "labels"
+    data = {"labels": LABELS, "pairs": PAIRS}.get(kind, TALK)
+    task = {"labels": ClassificationTask, "pairs": partial(PreferenceTask, "chatml")}.get(
+        kind, partial(InstructionTask, "chatml"))()
     settings = {"epochs": 10, "max_steps": 10, "batch_size": 6 // distributed.size(), "lr": 1e-2, "eval_every": 10,
                 "save_every": 5, "schedule": "constant", "warmup": 0.0, "clip": 0.5, "parallel": parallel}
-    more_of_trainer = {"objective": attacked} if kind == "attacked" else {}
-    trainer = Trainer(fresh(kind), ClassificationTask() if labels else InstructionTask(chat_format="chatml"),
-                      (LABELS if labels else TALK)[:7], (LABELS if labels else TALK)[:5],
-                      config=TrainConfig(**settings | more), output=output, dtype=dtype, resume=resume,
-                      **more_of_trainer)
+    objective = {"pairs": Preference, "attacked": attacked}.get(kind, Plain)
+    trainer = Trainer(fresh(kind), task, data[:7], data[:5], config=TrainConfig(**settings | more), output=output,
+                      dtype=dtype, resume=resume, objective=objective)
+    if kind == "pairs":
+        begin(trainer)
     found: dict = {"norms": [], "seed": torch.initial_seed()}
     step, report = trainer.optimizer.step, trainer._report
 
@@ -99,8 +107,8 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
 
 def alone() -> dict[str, dict]:
     return {"full": run("full", "ddp"), "lora": run("lora", "ddp"), "labels": run("labels", "ddp"),
-            "int8": run("int8", "ddp"), "bfloat16": run("full", "ddp", dtype=torch.bfloat16),
-            "attacked": run("attacked", "ddp")}
+            "pairs": run("pairs", "ddp"), "int8": run("int8", "ddp"), "attacked": run("attacked", "ddp"),
+            "bfloat16": run("full", "ddp", dtype=torch.bfloat16)}
 
 
 def together(folder: Path) -> dict[str, dict]:
@@ -113,6 +121,8 @@ def together(folder: Path) -> dict[str, dict]:
         "lora fsdp, checkpointed": run("lora", "fsdp", checkpoint_activations=True),
         "labels ddp": run("labels", "ddp"),
         "labels fsdp": run("labels", "fsdp"),
+        "pairs ddp": run("pairs", "ddp"),
+        "pairs fsdp": run("pairs", "fsdp"),
         "int8 ddp": run("int8", "ddp"),
         "bfloat16 ddp": run("full", "ddp", dtype=torch.bfloat16),
         "bfloat16 fsdp": run("full", "fsdp", dtype=torch.bfloat16),

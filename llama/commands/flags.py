@@ -18,6 +18,7 @@ from llama.datasets.columns import ColumnDataset
 from llama.datasets.instructions import InstructionDataset
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.datasets.multiple_choice import MultipleChoiceDataset
+from llama.datasets.preferences import PreferenceDataset
 from llama.datasets.records import RecordDataset
 from llama.datasets.squad import SquadDataset
 from llama.datasets.text_files import checked_encoding
@@ -44,6 +45,7 @@ from llama.tasks.instruction import InstructionTask
 from llama.tasks.multiple_choice import MultipleChoiceTask
 from llama.tasks.opinion import OpinionTask
 from llama.tasks.pairs import SummarizationTask, TranslationTask
+from llama.tasks.preference import PreferenceTask
 from llama.tasks.question_answering import QuestionAnsweringTask
 from llama.tasks.tagging import NERTask, SegmentationTask
 from llama.training.data_checks import CHECKS
@@ -80,17 +82,18 @@ class ModelFlags:
         return {"none": 0, "int8": 8, "int4": 4}[self.quantize]
 
 
-WRITING = ("instruction", "generation", "summarization", "translation")     # tasks without a head of labels
+WRITING = ("instruction", "generation", "summarization", "translation", "preference")   # tasks without a head of labels
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFlags:
     """What the data means."""
 
-    task: Annotated[Literal["instruction", "generation", "summarization", "translation", "classification", "sentiment",
-                            "opinion", "ner", "segmentation", "qa", "multiple-choice"],
-                    "instruction, summarization, translation: learn answers; generation: all text; multiple-choice: "
-                    "measured, never learned; the others: labels"] = "instruction"
+    task: Annotated[Literal["instruction", "generation", "summarization", "translation", "preference", "classification",
+                            "sentiment", "opinion", "ner", "segmentation", "qa", "multiple-choice"],
+                    "instruction, summarization, translation: learn answers; preference: chosen answers against "
+                    "rejected ones; generation: all text; multiple-choice: measured, never learned; the others: "
+                    "labels"] = "instruction"
     max_length: Annotated[int, "tokens of a sample, or of a block of text, at most", Range(2, MOST_TOKENS)] = 512
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
     overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again",
@@ -159,8 +162,8 @@ class TaskFlags:
         if self.overlap and self.task != "generation":
             raise ValueError(f"--overlap {self.overlap}: only the text of --task generation is cut into blocks; leave "
                              "it out")
-        if (self.columns or self.header != "auto") and self.task in ("instruction", "generation", "ner", "segmentation",
-                                                                     "qa"):
+        if (self.columns or self.header != "auto") and self.task in ("instruction", "preference", "generation", "ner",
+                                                                     "segmentation", "qa"):
             raise ValueError(f"--{'columns' if self.columns else 'header'}: the data of --task {self.task} is in no "
                              "table; leave it out")
         checked_encoding(self.encoding)
@@ -365,6 +368,8 @@ def task_and_dataset(flags: TaskFlags) -> tuple[Any, Callable[[list[str]], Any]]
                "variables": template_variables(flags.template_args), "skip_bad": flags.skip_bad}
     if flags.task == "instruction":
         return InstructionTask(**options), lambda files: InstructionDataset(*data_files(files), **flags.reading)
+    if flags.task == "preference":
+        return PreferenceTask(**options), lambda files: PreferenceDataset(*data_files(files), **flags.reading)
     if flags.task in ("summarization", "translation"):
         kind = SummarizationTask if flags.task == "summarization" else TranslationTask
         return kind(flags.request, **options), lambda files: RecordDataset(

@@ -121,7 +121,9 @@ class MethodFlags:
         return found
 
     def check_task(self, task: Task) -> None:
-        """Raise ValueError for a task whose samples cannot change so."""
+        """Raise ValueError for a task whose samples cannot change so, or that has an objective of its own."""
+        if getattr(task, "paired", False) and (given := [name for name, value in self.settings().items() if value]):
+            raise ValueError(f"--task preference has an objective of its own; leave --{given[0].replace('_', '-')} out")
         if self.rates and isinstance(task, TextGenerationTask):
             raise ValueError("--augment changes what is read, and of --task generation all is learned; leave it out, "
                              "or take --word-dropout")

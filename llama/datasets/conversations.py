@@ -76,7 +76,7 @@ def examples_of(record: Record, place: str, reading: Reading) -> list[dict[str, 
         reading.note(f"records whose '{weight}' is 0, left out", place)
         return []
     talks = _talks(record, place, reading)
-    tools = _tools(record, place)
+    tools = tools_of(record, place)
     reading.aside |= dict.fromkeys(_unused(record))
     for talk in talks:
         _check(talk, place, reading)
@@ -266,7 +266,8 @@ def _weight(turn: Record, role: str, place: str) -> Message:
 
 # Tools, and calls of them
 
-def _tools(record: Record, place: str) -> list[Any]:
+def tools_of(record: Record, place: str) -> list[Any]:
+    """The tools of a record, each as {"type": "function", "function": …}, whether it describes the function alone."""
     name = _named(record, TOOLS)
     given = _list(record[name], f"'{name}'", place) if name and record[name] else []
     for tool in given:

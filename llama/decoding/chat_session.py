@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import torch
 
@@ -41,17 +42,18 @@ class ChatSession:
     """Questions and answers with a model, in the ids of one chat format.
 
     system       the system message; None takes the format's own default
+    tools        functions that the model may call, as its template writes them
     guesser      what speculates about the answers, draft_tokens ids at a time (see speculative.write)
     cache_dtype  of keys and values; None takes the model's
     """
 
     def __init__(self, model: Llama, tokenizer: Tokenizer, chat_format: ChatFormat, *, sampling: SamplingConfig,
-                 system: str | None = None, max_new_tokens: int = 512, stop: Sequence[str] = (),
-                 ignore_eos: bool = False, seed: int = 0, guesser: Drafter | None = None, draft_tokens: int = 0,
-                 cache_dtype: torch.dtype | None = None):
+                 system: str | None = None, tools: Sequence[Any] = (), max_new_tokens: int = 512,
+                 stop: Sequence[str] = (), ignore_eos: bool = False, seed: int = 0, guesser: Drafter | None = None,
+                 draft_tokens: int = 0, cache_dtype: torch.dtype | None = None):
         self.model, self.tokenizer, self.chat_format = model, tokenizer, chat_format
         self.sampling, self.max_new_tokens, self.stop, self.ignore_eos = sampling, max_new_tokens, stop, ignore_eos
-        self.system, self.seed = system, seed
+        self.system, self.tools, self.seed = system, {"tools": list(tools)} if tools else {}, seed
         self.guesser, self.draft_tokens = guesser or NoDraft(), draft_tokens
         self.reader = PrefixCache(model, vocab_size=tokenizer.vocab_size, cache_dtype=cache_dtype)
         self.reset()
@@ -113,7 +115,8 @@ class ChatSession:
         the template says counts, and the cache is worth what lies before.
         """
         messages = [*self._messages(turns), {"role": "user", "content": question}]
-        pairs = zip(*self.chat_format.encode(messages, self.tokenizer, reply=True, apart=True), strict=True)
+        pairs = zip(*self.chat_format.encode(messages, self.tokenizer, reply=True, apart=True, **self.tools),
+                    strict=True)
         parts = [(learned, [token for token, _ in run]) for learned, run in groupby(pairs, key=itemgetter(1))]
         answers = iter(turns if sum(learned for learned, _ in parts) == len(turns) else ())
         ids: list[int] = []

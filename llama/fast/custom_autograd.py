@@ -222,7 +222,7 @@ class FusedLoRALinear(LoRALinear):
         frozen = not any(parameter.requires_grad for parameter in self.base.parameters())
         if type(part) is not LoRAPart or part.dropout.p and self.training or not frozen or not torch.is_grad_enabled():
             return super().forward(x)
-        return _LowRank.apply(x, part.lora_A, part.lora_B, self.base, part.scale)
+        return _LowRank.apply(x, *part.factors(), self.base, part.scale)
 
 
 # ---- the swap --------------------------------------------------------------------------------------------------------

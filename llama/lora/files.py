@@ -23,6 +23,7 @@ from llama.lora.swap import (
     check_known,
     plain_modules,
     rows_to_learn,
+    stored_tensors,
     wrappers,
 )
 from llama.lora.targets import TIED, drop_missing
@@ -46,8 +47,8 @@ def save_adapter(model: Llama, folder: str | Path, *, name: str = "default", bas
     copies = {path: wrapper.adapters[name] for path, wrapper in wrappers(model).items()
               if isinstance(wrapper, ModulesToSaveWrapper) and name in wrapper.adapters}
     write_adapter(folder, Adapter(
-        replace(adapter_configs(model)[name], modules_to_save=tuple(copies)),
-        {key: parameter.detach() for key, parameter in adapter_tensors(model, name).items()},
+        replace(adapter_configs(model)[name].stored(), modules_to_save=tuple(copies)),
+        {key: tensor.detach() for key, tensor in stored_tensors(model, name).items()},
         tied=model.config.tie_word_embeddings if not copies else len(set(copies.values())) < len(copies),
         base=str(base or model.source or ""),
         fingerprint=fingerprint(model.source) if model.source else "",

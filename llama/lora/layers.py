@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama.lora.rows import TrainableRows
+from llama.lora.starts import STARTS, start
 from llama.lora.targets import LoRAConfig
 
 
@@ -27,6 +28,8 @@ class LoRAPart(nn.Module):
     """x ↦ scale · B A x in the dtype of `x`; A (R, in) and B (out, R) are float32, or small updates would be lost.
 
     scale  α/R (arXiv:2106.09685, section 4.1), or α/√R (arXiv:2312.03732, theorem 3.2)
+
+    Where A and B begin at a part of W (starts.py), that part is subtracted again: x ↦ scale · (B A - B₀ A₀) x.
     """
 
     def __init__(self, base: nn.Module, config: LoRAConfig, *, path: str = "",
@@ -40,10 +43,22 @@ class LoRAPart(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.scale = config.scale_of(path)
         self.config = config
+        if config.lora_init in STARTS:
+            A, B = start(config.lora_init, weight_of(base).detach(), rank, self.scale)
+            self.lora_A.data, self.lora_B.data = A, B
+            self.register_buffer("start_A", A.clone(), persistent=False)
+            self.register_buffer("start_B", B.clone(), persistent=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B as they act and as they are stored: (R, in) and (out, R), or [A; A₀] and [B, -B₀] of rank 2 R."""
+        if self.config.lora_init not in STARTS:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1)
 
     def low_rank(self, x: Tensor) -> Tensor:
-        inner = functional.linear(x, self.lora_A.to(x.dtype))                       # (…, R)
-        return functional.linear(inner, self.lora_B.to(x.dtype)) * self.scale
+        A, B = self.factors()
+        inner = functional.linear(x, A.to(x.dtype))                                 # (…, R)
+        return functional.linear(inner, B.to(x.dtype)) * self.scale
 
     def forward(self, x: Tensor, base: nn.Module, y: Tensor) -> Tensor:
         """What is added to y = base(x)."""
@@ -51,7 +66,8 @@ class LoRAPart(nn.Module):
 
     def product(self) -> Tensor:
         """scale · B A: (out, in), float32."""
-        return self.scale * (self.lora_B.float() @ self.lora_A.float())
+        A, B = self.factors()
+        return self.scale * (B.float() @ A.float())
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """What is added to W: (out, in), float32."""
@@ -60,6 +76,10 @@ class LoRAPart(nn.Module):
     def tensors(self) -> dict[str, nn.Parameter]:
         """What is learned, by PEFT's names in a file."""
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a file holds, by the same names: `factors`."""
+        return self.tensors() | dict(zip(("lora_A.weight", "lora_B.weight"), self.factors(), strict=True))
 
 
 class DoRA(LoRAPart):

@@ -41,6 +41,8 @@ class RowsPart(nn.Module):
         """What is learned, by PEFT's name in a file."""
         return {DELTA: self.rows}
 
+    stored = tensors
+
 
 class TrainableRows(nn.Module):
     """An embedding or a head, in floats or in few bits, with learned rows in the place of its own."""

@@ -10,7 +10,7 @@ Try: in `merge_lora`, leave out the untying; tests/test_lora.py
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,7 +224,16 @@ def _learn_only(model: Llama, names: Iterable[str]) -> None:
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """An adapter's parameters by the names of `peft_folder.py`."""
-    tensors: dict[str, nn.Parameter] = {}
+    return _tensors(model, name, lambda part: part.tensors())
+
+
+def stored_tensors(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The same as a folder holds them: with what a start took from W beside what was learned (starts.py)."""
+    return _tensors(model, name, lambda part: part.stored())
+
+
+def _tensors(model: nn.Module, name: str, of_part: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
     for path, wrapper in wrappers(model).items():
         if name not in wrapper.adapters:
             continue
@@ -236,7 +245,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
             if name in wrapper.biases:
                 tensors[f"{path}.bias"] = wrapper.biases[name]
         else:
-            tensors |= {f"{path}.{key}": parameter for key, parameter in part.tensors().items()}
+            tensors |= {f"{path}.{key}": parameter for key, parameter in of_part(part).items()}
     return tensors
 
 

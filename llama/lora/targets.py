@@ -17,8 +17,9 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from llama.lora.starts import STARTS
 from llama.runtime.ranges import Range, check_ranges
 from weights.formats.huggingface import stored_name
 
@@ -47,11 +48,13 @@ class LoRAConfig:
     layers: Annotated[tuple[int, ...], "adapt these blocks only, counted from 0", Range(0, 10**6)] = ()
     rslora: Annotated[bool, "scale by alpha / √rank, so that a high rank learns as fast (arXiv:2312.03732)"] = False
     dora: Annotated[bool, "learn the length of each row apart from its direction (arXiv:2402.09353)"] = False
+    lora_init: Annotated[Literal["default", "pissa", "olora", "loftq"],
+                         "where A and B begin: A at random and B at 0, at a part of the matrix itself (PiSSA, OLoRA), "
+                         "or at what few bits lose of it (LoftQ)"] = "default"
     modules_to_save: Annotated[tuple[str, ...], "learned and saved whole: embed_tokens, lm_head; labels always"] = ()
-    rank_pattern: Annotated[Mapping[str, int], "another rank where the end of the name fits"] = field(
-        default_factory=dict)
-    alpha_pattern: Annotated[Mapping[str, float], "another alpha where the end of the name fits"] = field(
-        default_factory=dict)
+    rank_pattern: Annotated[Mapping[str, int], "another rank where the end of the name fits, or its beginning before a "
+                            "dot: layers.0.=16,down_proj=4"] = field(default_factory=dict)
+    alpha_pattern: Annotated[Mapping[str, float], "another alpha, in the same way"] = field(default_factory=dict)
     rows: Annotated[Mapping[str, tuple[int, ...]], "rows of embed_tokens and lm_head to learn, by ids (rows.py)"] = \
         field(default_factory=dict)
 
@@ -94,6 +97,16 @@ class LoRAConfig:
         """What B A x is multiplied by there."""
         rank = self.rank_of(path)
         return _by_pattern(self.alpha_pattern, path, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+    def stored(self) -> "LoRAConfig":
+        """As a folder says it: of a start that was taken from W, a plain LoRA of twice the rank and the same scale."""
+        if self.lora_init not in STARTS:
+            return replace(self, lora_init="default")
+        alphas = math.sqrt(2) if self.rslora else 2                 # α/√R or α/R
+        return replace(
+            self, lora_init="default", rank=2 * self.rank, alpha=alphas * self.alpha,
+            rank_pattern={pattern: 2 * rank for pattern, rank in self.rank_pattern.items()},
+            alpha_pattern={pattern: alphas * alpha for pattern, alpha in self.alpha_pattern.items()})
 
     def _patterns(self) -> dict[str, Iterable[str]]:
         either = {name: [value] for name in ("targets", "exclude") if isinstance(value := getattr(self, name), str)}

@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
@@ -37,7 +37,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows the defaults that say something: not None, no switch that is off, no empty name. Tables stay tables."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default in ("", (), [])
+        silent = action.default is None or action.default is False or action.default in ("", (), [], {})
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -89,8 +89,9 @@ def add_flags(parser: argparse.ArgumentParser, record: type, *, skip: tuple[str,
     """One flag for each field of the dataclass `record`, but for those in `skip`, which the door adds in its own way.
 
     Types: bool (a switch), int, float, str, Literal (choices), tuple[str, ...] and tuple[int, ...] (comma-separated),
-    tuple[str, ...] | str (names with commas between, or where the text is more than names, a pattern). A number beyond
-    the range that its field states is refused.
+    tuple[str, ...] | str (names with commas between, or where the text is more than names, a pattern), and Mapping
+    from str to int or float (NAME=NUMBER, with commas between). A number beyond the range that its field states is
+    refused.
     """
     group = parser.add_argument_group((record.__doc__ or record.__name__).splitlines()[0].rstrip("."))
     ranges = ranges_of(record)
@@ -126,7 +127,8 @@ def _fields(record: type) -> list[tuple[str, Any, str, Any]]:
     rows = []
     for field in dataclasses.fields(record):
         kind, text = typing.get_args(hints[field.name])[:2]
-        rows.append((field.name, kind, text, field.default))
+        made = field.default_factory is not dataclasses.MISSING
+        rows.append((field.name, kind, text, field.default_factory() if made else field.default))
     return rows
 
 
@@ -145,8 +147,19 @@ def _names_or_pattern(text: str) -> tuple[str, ...] | str:
     return _comma_separated(text) if re.fullmatch(r"[\w.,\s]*", text) else text
 
 
+def _by_name(number: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
+    def numbers_by_name(text: str) -> dict[str, Any]:
+        """NAME=NUMBER,… as regular expressions for ends of names; a NAME that ends with a dot is a beginning."""
+        pairs = [part.rpartition("=") for part in _comma_separated(text)]
+        return {re.escape(name) + ".*" if name.endswith(".") else name: number(value) for name, _, value in pairs}
+
+    numbers_by_name.__name__ = "NAME=NUMBER list"                   # argparse says so of what it cannot read
+    return numbers_by_name
+
+
 _LISTS = {tuple[str, ...]: (_comma_separated, "A,B"), tuple[int, ...]: (_numbers, "0,1"),
-          tuple[str, ...] | str: (_names_or_pattern, "A,B|PATTERN")}
+          tuple[str, ...] | str: (_names_or_pattern, "A,B|PATTERN"),
+          Mapping[str, int]: (_by_name(int), "NAME=N,…"), Mapping[str, float]: (_by_name(float), "NAME=X,…")}
 
 
 def unique_path(folder: Path, name: str, *, take: bool) -> Path:

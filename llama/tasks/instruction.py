@@ -43,9 +43,11 @@ class InstructionTask(Task):
     max_length   ids of a sample; fitting.py says what of a longer one is kept
     variables    what else a template asks for, such as {"enable_thinking": False}
     skip_bad     go on without conversations that the format cannot write; they are counted aloud
+    writes       whether its scores also ask what the model answers itself
     """
 
     checks = (*Task.checks, "eos", "eos-cut", "pad-is-eos", "question", "prompt-prefix", "template")
+    writes = True
     name = "instruction"
 
     def __init__(self, chat_format: str | None = None, max_length: int = 512, *,
@@ -89,7 +91,7 @@ class InstructionTask(Task):
                      "have no room for an answer, and are left out": len(longer) - len(learned)}
             log.warning("%d of %d samples were longer than %d tokens: %s; --max-length %d holds all", len(longer),
                         len(fitted), self.max_length, ", ".join(f"{n} {what}" for what, n in which.items() if n),
-                        max(len(sample.ids) + sample.cut + sample.lost for sample in longer))
+                        max(len(part.ids) + part.cut + part.lost for sample in longer for part in sample.parts))
         if fitted and not samples:
             raise ValueError(f"none of {len(fitted)} samples has room for an answer in {self.max_length} tokens; raise "
                              "--max-length")

@@ -60,6 +60,11 @@ class Sample:
         """How many ids the model reads: of those that it predicts the last is never read."""
         return len(self.ids) - self.shift
 
+    @property
+    def parts(self) -> tuple["Sample", ...]:
+        """What there is to show, one after the other: the sample itself, and what stands beside it in a batch."""
+        return (self,)
+
     def note(self, position: int) -> str:
         """What is to be said about an id, where that is not the id itself."""
         return ""

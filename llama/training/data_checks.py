@@ -171,7 +171,7 @@ def examine(task: Task, dataset: Any, samples: Sequence[Sample], tokenizer: Toke
 
 def _count(counts: Counts, seen: Seen) -> None:
     ids, learned = seen.sample.ids, seen.loss_mask
-    supervised = sum(learned)
+    supervised = sum(learned) + sum(part.targets for part in seen.sample.parts[1:])
     counts.samples += 1
     counts.tokens += seen.sample.reads
     counts.supervised_tokens += supervised
@@ -236,6 +236,14 @@ def _unlearned_end(seen: Seen) -> tuple[str, str]:
             f"the last id to be learned is {ids[last]} at position {last}, which ends nothing")
 
 
+def _rejected(seen: Seen) -> str:
+    """Of a pair: what of the answer beside the chosen one is learned, and that it ends, is asked as of that."""
+    other = seen.sample.parts[1]
+    beside = dataclasses.replace(seen, sample=other, loss_mask=other.loss_mask)
+    what = _masked(beside) or _unlearned_end(beside)[1] * (not other.lost)
+    return f"of the rejected answer, {what}" if what else ""
+
+
 def _question(seen: Seen) -> str:
     """Looked for in samples that lost something: the beginning or the end of what was last asked must be there."""
     messages = seen.example.get("messages", ())
@@ -294,6 +302,8 @@ OF_SAMPLES = (
           "raise --max-length: from such samples a model does not learn to stop", _eos_cut, share=0.5),
     Check("question", "every answer that is learned has the question before it",
           "raise --max-length, or let the task leave out the middle of the question", _question),
+    Check("rejected", "every rejected answer is learned as the chosen one is, with its end where it was not cut",
+          "raise --max-length if it was cut, or remove the pair", _rejected),
     Check("pad-is-eos", "an end that is also the padding id is learned all the same",
           "mask padding by its position instead of by its id, or give the tokenizer another pad_token", _pad_is_eos),
     Check("doubled-bos", "no text begins twice",

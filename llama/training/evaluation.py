@@ -67,7 +67,7 @@ def evaluate_dataset(objective: Plain, dataset: Any, *, batch_size: int = 8,
     scores = task.score(totals)
     if isinstance(task, LabelledTask):
         return scores, task.results(totals)
-    if not isinstance(task, InstructionTask) or is_sharded(objective):
+    if not (isinstance(task, InstructionTask) and task.writes) or is_sharded(objective):
         return scores, []
     results = task.answered(model, dataset, batch_size=batch_size, max_new_tokens=max_new_tokens)
     return scores | (task.compute_metrics(results) if results else {}), results

@@ -41,7 +41,8 @@ def inspect_samples(task: Task, dataset: Any, tokenizer: Tokenizer, *, vocab_siz
     out = sys.stderr if as_json else sys.stdout
     samples = task.samples(dataset, tokenizer)
     for sample in _as_learned(task, samples[:show]):
-        print(show_sample(sample, tokenizer, colour=in_colour(out)), end="\n\n", file=bare(out))
+        for part in sample.parts:
+            print(show_sample(part, tokenizer, colour=in_colour(out)), end="\n\n", file=bare(out))
     report = examine(task, dataset, samples, tokenizer, vocab_size=vocab_size)
     print(report.table(allow), file=out)
     failed = {found.index for found in report.findings.values() if found.index is not None}

@@ -30,6 +30,7 @@ class TrainConfig:
     schedule: Annotated[Literal["cosine", "linear", "constant"], "course of the learning rate"] = "cosine"
     warmup: Annotated[float, "part of the run in which the rate rises", Range(0.0, 1.0)] = 0.05
     weight_decay: Annotated[float, "pull of matrices towards 0", Range(0.0, 1e3)] = 0.0
+    lora_plus: Annotated[float, "how many times faster than A the B of an adapter learns; 0 for as fast", FACTORS] = 0.0
     clip: Annotated[float, "largest norm of the gradient; 0 for no limit", FACTORS] = 1.0
     word_dropout: Annotated[float, "part of the tokens that are hidden from the model while it learns",
                             Range(0.0, 0.5)] = 0.0
@@ -108,21 +109,28 @@ class MasterWeights:
             parameter.copy_(master)
 
 
-def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float,
-                   weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float,
+                   faster: Iterable[nn.Parameter] = (), ratio: float = 1.0) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101), Adam (arXiv:1412.6980) or SGD; matrices decay, gains do not.
 
     Decay pulls a weight to 0; for the gain of a norm, 0 is no neutral place to be pulled to.
+
+    faster  of these matrices, those that learn `ratio` times as fast (LoRA+, arXiv:2402.12354, eq. 4: B of an adapter).
+            Each group says its own under "ratio", for whoever changes rates: `set_rate`
 
     Raises ValueError for another name, or where nothing is to be learned.
     """
     parameters = list(parameters)
     if not parameters:
         raise ValueError("every parameter is frozen: there is nothing to learn")
+    ahead = {id(parameter) for parameter in faster}
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() >= 2 and id(p) not in ahead], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if ahead:
+        groups.append({"params": [p for p in parameters if id(p) in ahead], "weight_decay": weight_decay,
+                       "lr": lr * ratio, "ratio": ratio})
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=fused)
@@ -131,6 +139,12 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float,
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, fused=fused)
     raise ValueError(f"optimizer '{name}' is not known; known are {', '.join(OPTIMIZERS)}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of each group, as many times `rate` as it learns faster."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
 
 
 def learning_rate(done: float, *, peak: float, warmup: float, schedule: str) -> float:

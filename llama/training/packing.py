@@ -40,6 +40,8 @@ def should_pack(model: Llama, task: Task, wish: str) -> bool:
         why = "this task looks through whole texts (--attention full)"
     elif takes_prefix(model):
         why = "an encoder reads one text a row"
+    elif getattr(task, "paired", False):
+        why = "a pair of answers is two rows of a batch"
     elif scaling and scaling.kind == "dynamic":
         why = "dynamic scaling turns a row's positions by the longest text in it"
     if wish == "on" and why:

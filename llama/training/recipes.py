@@ -39,6 +39,7 @@ _WRITTEN = Recipe(epochs=3, batch_size=4, lr=(5e-4, 1e-4, 5e-5))
 
 RECIPES = {
     "instruction": _WRITTEN,
+    "preference": Recipe(epochs=1, batch_size=4, lr=(1e-4, 1e-5, 5e-6)),
     "generation": _WRITTEN,
     "summarization": _WRITTEN._replace(batch_size=8),
     "translation": _WRITTEN._replace(batch_size=16),

@@ -22,7 +22,7 @@ from llama.checkpoint import build_on_meta, load_tensors, plain_tensors
 from llama.heads import head_config
 from llama.lora.files import attach_adapter
 from llama.lora.peft_folder import read_adapter
-from llama.lora.swap import adapter_names, adapter_tensors, has_lora, remove_lora, set_active
+from llama.lora.swap import adapter_names, has_lora, remove_lora, set_active, stored_tensors
 from llama.model import Llama
 from llama.quantization.loading import iter_quantized
 from weights.formats.quantized_matrix import QuantizedMatrix
@@ -65,8 +65,8 @@ def prove_adapter(model: Llama, folder: str | Path, *, name: str = "default") ->
     expected = probe_outputs(model)
     with _loading(folder):
         adapter = read_adapter(folder)
-    for key, parameter in adapter_tensors(model, name).items():
-        _same_tensor(folder, key, parameter, adapter.tensors.get(key))
+    for key, tensor in stored_tensors(model, name).items():
+        _same_tensor(folder, key, tensor, adapter.tensors.get(key))
     with _put_back(model):
         set_active(model, [])                                       # two copies of the embeddings cannot be active
         with _loading(folder):

@@ -7,7 +7,7 @@ import torch
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
-from tests.parity import texts, variants
+from tests.parity import starts, texts, variants
 from tests.parity.judges import Check, Judges
 from tests.parity.models import compare_logits
 from tests.parity.parts import scaled
@@ -36,3 +36,4 @@ def checks(judges: Judges) -> Iterator[Check]:
         save_model(built, folder)
         yield compare_logits(judges, f"saved folder, {name}: logits", load_model(folder), folder, {"text": ids})
     yield from variants.checks(judges)
+    yield from starts.checks(judges)
