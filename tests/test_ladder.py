@@ -45,7 +45,7 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize  llama.lens
-    llama.trace  llama.serve  llama.plot  llama.relatives.ablation  llama.methods.cut
+    llama.trace  llama.serve  llama.plot  llama.relatives.ablation  llama.methods.cut  llama.methods.grpo
     tokenizer.train
     tokenizer.extend
     llama.benchmark
