@@ -8,6 +8,7 @@
     language_modeling.py    .txt and .jsonl with `text`             -> {"text", "place"}
     conversations.py        every name that a conversation's parts go by, as OpenAI's messages
     instructions.py         their files, .json, .jsonl, .csv        -> {"messages", "tools", "place"}
+    preferences.py          two answers, one preferred, .jsonl      -> {"messages", "chosen", "rejected", "place"}
     records.py              .jsonl, .tsv, .csv: labels, dates       -> {"text", "label" | "labels", "date", "place"}
                             or pairs                                -> {"source", "target", "place"}
     columns.py              a token and its tag a line, word/tag    -> {"tokens", "tags", "text", "starts", "place"}

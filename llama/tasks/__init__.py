@@ -3,6 +3,7 @@
     task.py         what all tasks share: Sample, Batch, Totals, Task
     generation.py   text: every token is learned, in blocks
     instruction.py  conversations: what the assistant says is learned
+    preference.py   two answers to a conversation: the chosen one is to become likelier than the rejected one
     pairs.py        a text for a text: summaries, translations
     labelled.py     what tasks with a head of labels share: Labelled, LabelledTask, windows
     classification.py      a label for a text, or several: sentiment, topics
