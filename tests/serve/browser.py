@@ -77,7 +77,8 @@ def checks(browser, url):
     page.get_by_role("button", name="Stop").click()
     page.wait_for_selector(".assistant:not(.writing) >> nth=1")
     ended = page.locator(".assistant").nth(1).text_content()
-    yield "chat: text comes as it is written, and Stop keeps it", ended.startswith(begun) and not ended.endswith("home.")
+    yield "chat: text comes as it is written, and Stop keeps it", ended.startswith(begun) and not ended.endswith(
+        "home.")
     page.get_by_role("button", name="New chat").click()
     yield "chat: a new one begins empty", page.locator(".talk li").count() == 0
     markup = "markup <img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
