@@ -191,7 +191,9 @@ def test_two_ways_logprobs_of_a_stream_are_those_of_the_answer(client):
     body = {"messages": HELLO, "logprobs": True, "top_logprobs": 2, "max_tokens": 6}
     whole = client.ask("/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]
     parts = [event["choices"][0]["logprobs"] for event in client.events("/v1/chat/completions", body)]
-    assert [entry for part in parts if part for entry in part["content"]] == whole
+    streamed = [entry for part in parts if part for entry in part["content"]]
+    assert [entry["bytes"] for entry in streamed] == [entry["bytes"] for entry in whole]
+    assert [entry["logprob"] for entry in streamed] == pytest.approx([entry["logprob"] for entry in whole], abs=1e-4)
     assert len(whole) == 6 and all(len(entry["top_logprobs"]) == 2 for entry in whole)
 
 
@@ -212,6 +214,16 @@ def test_property_an_adapter_is_a_model_of_its_own_beside_its_base(client):
     assert (base["model"], loud["model"]) == ("tiny", "loud")
     assert base["choices"][0]["text"] != loud["choices"][0]["text"]
     assert base["choices"] == client.ask("/v1/completions", body)["choices"]
+
+
+def test_property_of_models_that_nobody_asked_for_lately_few_stay(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    models, forgotten = Models(ModelFlags(model=str(folders / "tiny"), dtype="float32", readable=True), keep=1), []
+    models.on_forgotten = forgotten.append
+    tiny = models.get("")
+    assert models.get("tiny") is tiny and not forgotten
+    loud = models.get("loud")
+    assert forgotten == [tiny.model] and models.loaded("loud") is loud and models.loaded("tiny") is None
 
 
 def test_worked_example_what_prometheus_reads(client):

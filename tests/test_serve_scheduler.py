@@ -167,6 +167,33 @@ def test_two_ways_logprobs_are_those_of_the_model(tiny_model):
         assert [token for token, _ in each.top] == row.topk(3).indices.tolist()
 
 
+@torch.inference_mode()
+def test_two_ways_what_prompts_begin_with_alike_is_read_once(tiny_model):
+    """A system message in front of all, and the turns of a chat that grows."""
+    system, batch = list(range(20, 60)), Batch(tiny_model, chunk=64)
+    plan = {step: [Asked(tiny_model, [*system, *[7, 8, 9][: step % 4], 5], max_new_tokens=6)] for step in range(5)}
+    plan[2].append(Asked(tiny_model, [*system, 70, 71], max_new_tokens=4))
+    chat = [*system, *range(70, 90)]
+    for turn in range(3):
+        plan[20 + turn] = [Asked(tiny_model, chat + list(range(90, 100 + 10 * turn)), max_new_tokens=3)]
+    drive(batch, plan)
+    every = [asked for many in plan.values() for asked in many]
+    assert [asked.texts() for asked in every] == [asked.alone() for asked in every]
+    assert batch.tally.read < 0.5 * sum(len(asked.request.prompt) for asked in every)
+
+
+def test_property_nothing_is_kept_of_a_model_that_is_forgotten(tiny_model, scheduler):
+    server = scheduler()
+    server.submit((asked := Asked(tiny_model, [5], max_new_tokens=2)).request)
+    asked.texts()
+    server.call(int).result(20)
+    assert len(server._batches) == 1                                # what prompts begin with is remembered
+    server.forget(tiny_model)
+    server.call(int).result(20)
+    server.call(int).result(20)
+    assert not server._batches
+
+
 def test_two_ways_a_running_scheduler_gives_the_texts_of_generate(tiny_model, scheduler):
     server = scheduler(places=3)
     many = [asked for some in plan_of(tiny_model, count=10, seed=1).values() for asked in some]

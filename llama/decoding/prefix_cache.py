@@ -24,6 +24,10 @@ class PrefixCache:
         self.decoder, self.chunk = BatchDecoder(model, [0], slots, **options), chunk
         self.ids: list[int] = []                                    # whose keys and values are in the cache
 
+    def truncate(self, length: int) -> None:
+        """Remember the first `length` ids alone."""
+        del self.ids[self.decoder.cache.truncate(length):]
+
     def read(self, ids: Sequence[int], count: int = 1) -> Tensor:
         """The logits (count, V) that follow the last `count` of these ids."""
         cache, ids = self.decoder.cache, list(ids)

@@ -58,6 +58,9 @@ class Server:
     on_close: list[Callable[[], None]] = field(default_factory=list)
     encoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
 
+    def __post_init__(self) -> None:
+        self.models.on_forgotten = self.scheduler.forget
+
     async def served(self, name: str) -> Served:
         """The model of this name, loaded if need be."""
         if found := self.models.loaded(name):

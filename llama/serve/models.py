@@ -8,6 +8,7 @@ Try: let `Models.get` load what `names` does not list; tests/test_serve.py
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +46,10 @@ class Models:
 
     model_flags  the model, and its adapter if one was given, which is then what is asked for by no name
     keep         how many models stay in memory
+    on_forgotten called with one that does not any more
     """
+
+    on_forgotten: Callable[[PretrainedLlama], None] = staticmethod(lambda model: None)
 
     def __init__(self, model_flags: ModelFlags, *, keep: int):
         self.flags, self.keep = model_flags, keep
@@ -91,7 +95,8 @@ class Models:
                              "folder")
         self._loaded[name] = Served(name, model.eval())
         while len(self._loaded) > self.keep:                        # rows under way keep theirs to their end
-            del self._loaded[min(self._loaded, key=lambda each: self._loaded[each].used)]
+            oldest = self._loaded.pop(min(self._loaded, key=lambda each: self._loaded[each].used))
+            self.on_forgotten(oldest.model)
         return self._loaded[name]
 
 

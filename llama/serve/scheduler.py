@@ -5,8 +5,9 @@
 One thread owns the models: it reads prompts, decodes, and does whatever else needs a model (`call`). Each model has a
 batch of left-padded rows (generation.py) with so many places. A row that ended leaves its place to a prompt that was
 read meanwhile, written over its keys and values; what is padding in every row is cut off when the cache is full. A long
-prompt is read in chunks, between which all others go on. Every row draws from its own generator, so that a request gets
-the text that `generate` writes for it alone (but for ties within the rounding of float arithmetic).
+prompt is read in chunks, between which all others go on; what prompts begin with alike is read once. Every row draws
+from its own generator, so that a request gets the text that `generate` writes for it alone (but for ties within the
+rounding of float arithmetic).
 
 Source: Yu et al., Orca (OSDI 2022), section 3.2, iteration-level scheduling.
 
@@ -27,7 +28,15 @@ import torch
 from torch import Tensor
 
 from llama.checkpoint import PretrainedLlama
-from llama.generation import BatchDecoder, TextRow, check_options, clamp_max_new_tokens
+from llama.decoding.prefix_cache import PrefixCache
+from llama.generation import (
+    MIN_SHARED_PREFIX,
+    BatchDecoder,
+    TextRow,
+    check_options,
+    clamp_max_new_tokens,
+    common_prefix_length,
+)
 from llama.sampling import SamplingConfig, sample
 from tokenizer.chat import ChatFormat
 
@@ -146,15 +155,24 @@ def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
 class Prefill:
     """Prompts on their way into a batch: left-padded together, and read a chunk at a time."""
 
-    def __init__(self, requests: Sequence[Request], chunk: int, cache_dtype: torch.dtype | None):
+    def __init__(self, requests: Sequence[Request]):
         self.requests = requests
-        model, longest = requests[0].model, max(len(request.prompt) for request in requests)
-        padding = [longest - len(request.prompt) for request in requests]
-        tokens = torch.tensor([[0] * blank + request.prompt for blank, request in zip(padding, requests, strict=True)])
-        self.decoder = BatchDecoder(model, padding, longest, vocab_size=model.tokenizer.vocab_size,
-                                    cache_dtype=cache_dtype)
-        self.chunks = deque(tokens.to(model.device).split(chunk, dim=1))
+        self.decoder: BatchDecoder | None = None                    # until it has begun
+        self.chunks: deque[Tensor] = deque()
         self.logits = torch.empty(0)
+
+    def begin(self, chunk: int, cache_dtype: torch.dtype | None, begun: PrefixCache, common: int) -> None:
+        """`begun` has read the first `common` ids of all prompts."""
+        model, longest = self.requests[0].model, max(len(request.prompt) for request in self.requests)
+        padding = [longest - len(request.prompt) for request in self.requests]
+        tokens = torch.tensor([[0] * blank + request.prompt
+                               for blank, request in zip(padding, self.requests, strict=True)])
+        if common:
+            self.decoder = begun.decoder.expand(padding, longest)
+        else:
+            self.decoder = BatchDecoder(model, padding, longest, vocab_size=model.tokenizer.vocab_size,
+                                        cache_dtype=cache_dtype)
+        self.chunks.extend(tokens[:, common:].to(model.device).split(chunk, dim=1))
 
     def read_chunk(self) -> None:
         self.logits = self.decoder.step(self.chunks.popleft())      # (requests, V)
@@ -186,11 +204,15 @@ class Batch:
                  cache_dtype: torch.dtype | None = None, tally: Tally | None = None):
         self.model, self.places, self.chunk, self.cache_dtype = model, places, chunk, cache_dtype
         self.tally = Tally() if tally is None else tally
+        self.forgotten = False                                      # once it is idle, nothing is left of it
         self.waiting: deque[Request] = deque()
         self.prefill: Prefill | None = None
         self.rows: list[RequestRow] = []                            # those that ended too, until their place is taken
         self.decoder: BatchDecoder | None = None
         self.logits = torch.empty(0)                                # (rows, V), to draw each row's next token from
+        self._begun = PrefixCache(model, slots=1, chunk=chunk, vocab_size=model.tokenizer.vocab_size,
+                                  cache_dtype=cache_dtype)
+        self._before: list[list[int]] = []                          # the prompt that was read last
         config = model.config
         self._contiguous = min(config.rope_stable_length, config.sliding_window or config.rope_stable_length)
 
@@ -205,7 +227,7 @@ class Batch:
     def advance(self) -> None:
         """Read a chunk of prompts, let those that are read join, and give every row its next token."""
         if self.prefill is None and (requests := self._next()):
-            self.prefill = Prefill(requests, self.chunk, self.cache_dtype)
+            self.prefill = Prefill(requests)
         if self.prefill:
             self._read()
         for i in self.running:
@@ -256,11 +278,28 @@ class Batch:
         if all(request.cancelled for request in prefill.requests):
             self.prefill = None
             return
+        if prefill.decoder is None:
+            prefill.begin(self.chunk, self.cache_dtype, self._begun, self._read_common(prefill.requests))
         self.tally.read += prefill.chunks[0].numel()
         prefill.read_chunk()
         if not prefill.chunks:
             self.prefill = None
             self._join(*prefill.rows())
+
+    def _read_common(self, requests: Sequence[Request]) -> int:
+        """How many ids all these prompts, and the one before them, begin with: a system message, say, or the turns of
+        a chat so far. They are read once and remembered; where that would not pay, 0."""
+        prompts = [request.prompt for request in requests]
+        before, self._before = self._before, [prompts[-1]]
+        known = common_prefix_length([self._begun.ids, prompts[0]])
+        common = min(common_prefix_length([*before, *prompts]), min(map(len, prompts)) - 1, known + self.chunk)
+        if common < MIN_SHARED_PREFIX or self._outgrows(requests[0]):
+            return 0
+        if known < common:
+            self._begun.read(prompts[0][:common])
+            self.tally.read += common - known
+        self._begun.truncate(common)
+        return common
 
     def _join(self, rows: list[RequestRow], decoder: BatchDecoder, logits: Tensor) -> None:
         ended = [i for i, row in enumerate(self.rows) if row.ended][: len(rows)]
@@ -356,6 +395,11 @@ class Scheduler(threading.Thread):
             self._changed.notify()
         return future
 
+    def forget(self, model: PretrainedLlama) -> None:
+        """Keep nothing of a model that is out of use, once its last row has ended."""
+        if batch := self._batches.get(id(model)):
+            batch.forgotten = True
+
     @property
     def waiting(self) -> int:
         return len(self._calls) + sum(len(batch.waiting) for batch in list(self._batches.values()))
@@ -379,7 +423,8 @@ class Scheduler(threading.Thread):
             if self._calls:
                 _answer(*self._calls.popleft())
             for batch in list(self._batches.values()):
-                self._advance(batch)
+                if batch.busy:
+                    self._advance(batch)
             self.seconds += time.perf_counter() - start
             self.steps += 1
         error = RuntimeError("the server is about to end")
@@ -392,8 +437,8 @@ class Scheduler(threading.Thread):
     def _work(self) -> bool:
         """Wait until there is something to do; False if that is to end."""
         with self._changed:
-            self._batches = {key: batch for key, batch in self._batches.items() if batch.busy}
-            while not (self._calls or self._batches or self._closing):
+            self._batches = {key: batch for key, batch in self._batches.items() if batch.busy or not batch.forgotten}
+            while not (self._calls or self._closing or any(batch.busy for batch in self._batches.values())):
                 self._changed.wait()
             return not self._closing
 

@@ -84,14 +84,13 @@ def act(draw=scheduler.RequestRow.draw):
     """RequestRow.draw for questions that are slow, or that bring markup."""
     def played(row, logits):
         tokenizer = row.request.model.tokenizer
-        asked = tokenizer.decode(row.prompt)
-        if "slowly" in asked.rpartition("user")[2]:
-            time.sleep(0.4)
-        if "markup" in asked.rpartition("user")[2]:
-            ids = [*tokenizer.encode(MARKUP), tokenizer.eos_ids[0]]
-            row.push(ids[len(row.token_ids)])
+        asked = tokenizer.decode(row.prompt).rpartition("user")[2]
+        script = MARKUP if "markup" in asked else TEXT[0] if "slowly" in asked else ""
+        if not script:
+            draw(row, logits)
             return
-        draw(row, logits)
+        time.sleep(1.0 if script == TEXT[0] else 0)
+        row.push([*tokenizer.encode(script), tokenizer.eos_ids[0]][len(row.token_ids)])
     return played
 
 

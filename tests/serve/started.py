@@ -52,7 +52,7 @@ def started(*flags: str) -> Iterator[Started]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(20)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
