@@ -38,7 +38,7 @@ with quiet_start(__name__):
         check_draft,
         generate_speculatively,
     )
-    from llama.generation import Completion, clamp_max_new_tokens, encode_prompt, generate
+    from llama.generation import Completion, clamp_max_new_tokens, encode_prompt, generate, require_decoder
     from llama.runtime import cli
     from llama.runtime.destinations import file_to_write
     from llama.runtime.ranges import MOST_TOKENS, Range
@@ -125,6 +125,8 @@ def main() -> None:
     if tokenizer is None:
         raise ValueError(f"{model_flags.model} has no tokenizer, so it neither reads nor writes text; give a model "
                          "folder")
+    if interactive or beams.beams or speculation.wanted:
+        require_decoder(model)
     chat_format = task.format(tokenizer) if chat else None
     if chat and not (arguments.chat_format or tokenizer.chat_template):
         print(f"this model has no chat format of its own; '{chat_format.name}' is used", file=sys.stderr)

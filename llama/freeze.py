@@ -21,7 +21,7 @@ from llama.model import Llama
 
 log = logging.getLogger(__name__)
 
-PARTS = {"embeddings": "embed_tokens", "norms": "*norm.weight", "blocks": "layers",
+PARTS = {"embeddings": "embed_tokens", "norms": "*norm.*", "blocks": "layers",
          "head": "lm_head|score|qa_outputs"}
 
 

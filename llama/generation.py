@@ -119,6 +119,7 @@ class BatchDecoder:
     def __init__(self, model: Llama, padding: Sequence[int], max_length: int, *, vocab_size: int,
                  cache_dtype: torch.dtype | None = None):
         require_lm_head(model)
+        require_decoder(model)
         self.model, self.vocab_size = model, vocab_size
         self.cache = KVCache(model.config, len(padding), max_length, dtype=cache_dtype or model.dtype,
                              device=model.device)
@@ -188,6 +189,14 @@ class BatchDecoder:
     def _pad(self, padding: Tensor) -> None:
         self.padding = padding                                      # (B,)
         self._padded = bool(padding.any())                          # asked once: a GPU would have to be waited for
+
+
+def require_decoder(model: Llama) -> None:
+    """Raise ValueError where an encoder reads the prompt, whole: no cache goes on from a part of it."""
+    if getattr(model, "takes_prefix", False):
+        raise ValueError(f"a model shaped by a {type(model.config).__name__} reads a whole prompt by its encoder: "
+                         "beams, guesses (--lookup, --draft), scores of continuations and chats of several turns are "
+                         "built for decoders alone; leave them out")
 
 
 def common_prefix_length(texts: Sequence[Sequence[int]]) -> int:

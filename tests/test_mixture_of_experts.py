@@ -124,3 +124,8 @@ def test_property_balance_brings_experts_together():
 def test_refusal_more_experts_taken_than_there_are():
     with pytest.raises(ValueError, match="top_k is 3 and experts 2"):
         MixtureOfExperts(CONFIG, experts=2, top_k=3)
+
+
+def test_refusal_to_save_what_no_config_names(model, tmp_path):
+    with pytest.raises(ValueError, match=r"holds more than a plain Llama \(layers.0.mlp.experts"):
+        model.save(tmp_path / "model")

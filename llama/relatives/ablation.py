@@ -226,7 +226,7 @@ def main() -> None:
     wanted = {"steps": arguments.steps, "lr": arguments.lr}
     records = [record for record in records if wanted.items() <= record.items()]
     done = {(record["variant"], record["seed"]) for record in records}
-    todo = [(name, seed) for seed in range(arguments.seeds) for name in arguments.only if (name, seed) not in done]
+    todo = [(name, seed) for name in arguments.only for seed in range(arguments.seeds) if (name, seed) not in done]
     if todo:
         text = (fetch(CORPUS) / "text.txt").read_text(encoding="utf-8")
         texts = text[:-HELD_OUT].split("\n\n"), text[-HELD_OUT:].split("\n\n")

@@ -301,12 +301,9 @@ class T5(LanguageModel):
 
         tokens  (B, T) int64: source and target one behind the other;  mask  how much is source; None: the first token
 
-        Raises ValueError for a cache: what an encoder reads is no beginning of what the decoder writes.
+        No cache goes here, since what an encoder reads is no beginning of what the decoder writes: see `decode`.
         """
-        if cache is not None:
-            raise ValueError("a T5 reads a whole prompt by its encoder, so no cache goes on from a part of it: beams, "
-                             "guesses (--lookup, --draft), scores of continuations and chats of several turns are "
-                             "built for decoders alone; leave them out")
+        assert cache is None, "generation.require_decoder"
         T = tokens.shape[1]
         given = mask.lengths if mask else tokens.new_ones(len(tokens))
         source = self.read(tokens[:, : int(given.max())], given)
