@@ -179,8 +179,6 @@ class Budget:
             times = {clock: found[clock] for clock in CLOCKS}
             shutil.rmtree(f"{output}.training", ignore_errors=True)
             result |= _training(found, dry) | {"command": shown(command), "stored": _size(output)}
-        else:
-            result |= {"parameters": 0, "predicted": 0, "measured": 0, "stored": 0, "seconds": 0.0, "read": 0}
         scores = timed(grids.judge_command(self.grid, str(output) if start.text else start.shape, self.files), log)
         return result | times | {"loss": scores["loss"], "bits_per_byte": scores["bits_per_byte"]}
 

@@ -62,13 +62,7 @@ def tables(results: Sequence[Result], score: str, clock: str) -> str:
     time = "seconds" if clock == "wall" else "CPU s"
     trained = [cell for cell in starts if cell.results[0]["tokens"]]
     signs = dict(zip((cell.name for cell in trained), front(trained, lower=True), strict=True))
-    rows = []
-    for cell in starts:
-        first = cell.results[0]
-        rows.append([signs.get(cell.name, ""), cell.name, f"{first['parameters']:,}" if first["tokens"] else "–",
-                     f"{cell.cost:.0f}" if first["tokens"] else "–", _speed(cell, clock), _memory(cell),
-                     f"{first['stored'] / 1e6:.1f}" if first["tokens"] else "–", shown(cell.values) if first["tokens"] else "–",
-                     shown([result["bits_per_byte"] for result in cell.results]), str(len(cell.values))])
+    rows = [_start(cell, signs.get(cell.name, ""), clock) for cell in starts]
     parts = [table(["", "start", "parameters", time, "tokens/s", "MB, predicted / measured", "MB stored",
                     "nats a token", "bits per byte", "seeds"], rows)] if rows else []
     rows = []
@@ -82,14 +76,22 @@ def tables(results: Sequence[Result], score: str, clock: str) -> str:
     return "\n\n".join(parts)
 
 
+def _start(cell: Cell, sign: str, clock: str) -> list[str]:
+    """A row; of a model that was there already, what it can do alone: it has a vocabulary of its own, too."""
+    first, bits = cell.results[0], shown([result["bits_per_byte"] for result in cell.results])
+    if not first["tokens"]:
+        return [sign, cell.name, *["–"] * 6, bits, str(len(cell.values))]
+    return [sign, cell.name, f"{first['parameters']:,}", f"{cell.cost:.0f}", _speed(cell, clock), _memory(cell),
+            f"{first['stored'] / 1e6:.1f}", shown(cell.values), bits, str(len(cell.values))]
+
+
 def _speed(cell: Cell, clock: str) -> str:
-    return f"{statistics.fmean(speed(result, clock) for result in cell.results):,.0f}" \
-        if cell.results[0]["seconds"] else "–"
+    return f"{statistics.fmean(speed(result, clock) for result in cell.results):,.0f}"
 
 
 def _memory(cell: Cell) -> str:
     measured = max(result["measured"] for result in cell.results)
-    return f"{cell.results[0]['predicted'] / 1e6:.0f} / {measured / 1e6:.0f}" if measured else "–"
+    return f"{cell.results[0]['predicted'] / 1e6:.0f} / {measured / 1e6:.0f}"
 
 
 def speed(result: Result, clock: str) -> float:
