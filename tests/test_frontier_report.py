@@ -64,6 +64,7 @@ def test_property_advice_is_honest():
             for name, N in (("a", 10**6), ("b", 3 * 10**6), ("c", 9 * 10**6)) for T in (10**4, 10**5, 10**6)]
     text = advice([*many, _start("a", 10**5, 9.0, shuffled="0.5")], 60, "accuracy", "wall")
     assert "a = 0.34" in text and "b = 0.28" in text                # what was made worse is not of the law
+    assert "measured less the law: a, 10000 " in text
     assert "for 60 minutes on this machine: c" in text and "guess" not in text and "extrapolation" not in text
     assert "extrapolation" in advice(many, 600, "accuracy", "wall")
 

@@ -104,12 +104,12 @@ class Budget:
             self.costs(self.dry_run_of(shape), grids.train_command(
                 self.grid, next(run for run in missing if isinstance(run, Start) and run.shape == shape), self.files))
         say(self.plan(missing, len(wanted)))
-        out, failed = [], set()
+        late, failed = [], []
         for number, run in enumerate(missing, start=1):
-            if isinstance(run, Tuned) and not self.has(run.start):
-                out.append(run)
+            if isinstance(run, Tuned) and not self.has(run.start):  # its start came too late, or failed
+                (late if run.start in late else failed).append(run)
             elif (expected := self.expected(run)) > self.left():
-                out.append(run)
+                late.append(run)
             else:
                 say(f"[{number}/{len(missing)}] {run.name}: about {duration(expected)}, {duration(self.left())} left …")
                 try:
@@ -119,13 +119,15 @@ class Budget:
                     raise
                 except RuntimeError as error:
                     say(f"left out: {error}")
-                    failed.add(run)
+                    failed.append(run)
                     continue
                 self.kept.keep(key(self.grid, run), found)
                 what = "loss" if isinstance(run, Start) else "score"
                 say(f"    {what} {found[what]:.3f} after {duration(found['wall'])}")
-        if out:
-            say(f"no time was left for {_named(out)}; the same command goes on with them")
+        if late:
+            say(f"no time was left for {_named(late)}; the same command goes on with them")
+        if failed:
+            say(f"failed, or wanted a start that did: {_named(failed)}")
         return not failed
 
     def plan(self, missing: Sequence[Run], count: int) -> str:

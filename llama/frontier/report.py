@@ -119,7 +119,8 @@ def advice(results: Sequence[Result], minutes: float, score: str, clock: str) ->
     why, lines = power_law.undetermined(points), []
     law = None if why else power_law.fit(points)
     if law:
-        lines.append(str(law))
+        lines += [str(law), "measured less the law: " + "; ".join(
+            f"{result['cell']} {residual:+.3f}" for result, residual in zip(starts, law.residuals, strict=True))]
         if law.open_ends():
             why = f"exponents as far as the ends of what was tried fit about as well ({', '.join(law.open_ends())})"
     if why:

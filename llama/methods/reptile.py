@@ -225,9 +225,10 @@ def main() -> None:
     parser.add_argument("--model", default="zh-small", metavar="NAME|FOLDER", help="what every start begins with")
     parser.add_argument("--data", nargs="+", metavar="FILE", help="records with text and label (default: 20 poets, "
                         "fetched and put into simplified characters)")
-    parser.add_argument("--freeze-layers", type=Range(0, 10**6), default=0, metavar="N", help="keep the embeddings and "
-                        "the first N blocks as they are")
-    parser.add_argument("--lora", action="store_true", help="learn a LoRA adapter and the head alone")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--freeze-layers", type=Range(0, 10**6), default=0, metavar="N", help="keep the embeddings and "
+                      "the first N blocks as they are")
+    what.add_argument("--lora", action="store_true", help="learn a LoRA adapter and the head alone")
     parser.add_argument("--seeds", type=Range(1, 1000), default=3, metavar="N", help="runs of each start")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/reptile.json"), metavar="FILE",
                         help="results so far: the same command goes on with what is missing")
