@@ -291,7 +291,7 @@ MUTANTS = [
     Mutant("an entity stays where its characters were", "tests/ablation/perturb.py",
            "starts = [0, *accumulate(map(len, pieces))]",
            "starts = range(len(pieces) + 1)",
-           "tests/test_ablation.py::test_property_spans_move_along_with_their_characters"),
+           "tests/test_method_ablation.py::test_property_spans_move_along_with_their_characters"),
     # files
     Mutant("Q4 blocks keep their offset", "weights/formats/gguf_blocks.py",
            'return _scaled(_flat(_planes(fields["q"], 4)), fields["d"], less=8)',

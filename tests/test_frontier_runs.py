@@ -15,6 +15,9 @@ def test_property_results_are_there_after_every_one(tmp_path):
     kept.keep("b", {"loss": 2.5})
     again = Results(tmp_path / "deep" / "r.json")
     assert again == kept and again["a"]["loss"] == 1.5 and again["b"]["date"]
+    again.keep("c", {"loss": 3.5})                                  # two commands at once
+    kept.keep("d", {"loss": 4.5})
+    assert list(Results(tmp_path / "deep" / "r.json")) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"a": 1}'])

@@ -1,4 +1,4 @@
-"""Texts that were perturbed, and the table of what helped: tests/ablation."""
+"""Texts that were perturbed, and the table of which methods helped: tests/ablation."""
 
 import json
 import random

@@ -26,22 +26,28 @@ DOORS = ("train.py", "finetune.py", "-m")                           # what `show
 
 
 class Results(dict[str, dict[str, Any]]):
-    """What each run gave, by its name: a JSON file that is written anew after every `keep`.
+    """What each run gave, by its name: a JSON file that is written anew by every `keep`, with what another command may
+    have put there meanwhile.
 
     Raises ValueError for a file that holds anything else.
     """
 
     def __init__(self, path: Path):
+        super().__init__()
         self.path = path
+        self._read()
+
+    def _read(self) -> None:
         try:
-            found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            found = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
         except ValueError:
             found = None
         if not isinstance(found, dict) or not all(isinstance(result, dict) for result in found.values()):
-            raise ValueError(f"{path} holds no results of runs; give another file, or move it away")
-        super().__init__(found)
+            raise ValueError(f"{self.path} holds no results of runs; give another file, or move it away")
+        self.update(found)
 
     def keep(self, name: str, result: dict[str, Any]) -> None:
+        self._read()
         self[name] = result | {"date": time.strftime("%Y-%m-%d")}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path) as file:

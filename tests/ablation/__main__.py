@@ -10,7 +10,8 @@ of finetune.py. Every run is kept in --output as soon as it is there: the same c
 The table shows mean ± standard deviation over seeds. ▲ stands where every seed of a method is better than every seed of
 «plain», ▼ where every one is worse, and nothing where they overlap: there nobody can tell.
 
-Try: let `marked` compare means; tests/test_ablation.py (test_worked_example_nothing_is_better_within_the_spread) fails.
+Try: let `marked` compare means; tests/test_method_ablation.py
+(test_worked_example_nothing_is_better_within_the_spread) fails.
 """
 
 import argparse
@@ -38,6 +39,10 @@ PLAIN, BASE = "plain", "zh-small"
 METHODS = {
     PLAIN: (),
     "word-dropout": ("--word-dropout", "0.1"),
+    "FGM": ("--adversarial", "fgm"),
+    "noise": ("--noise", "5"),
+    "R-Drop": ("--r-drop", "1", "--word-dropout", "0.1"),
+    "augment": ("--augment", "delete=0.1,swap=0.1"),                # without tables that have to be fetched
     "weight decay": ("--weight-decay", "0.1"),
     "freeze-3": ("--freeze-layers", "3"),
     "LoRA": ("--lora", "--lr", "3e-3"),

@@ -7,7 +7,7 @@
 Of every text the same share of its Chinese characters is changed, drawn by a seed and the text itself, so that it is
 perturbed alike in whichever order the texts come. A label stays, as a reader's judgement of the text would.
 
-Try: let `_rebased` forget what was deleted before a span; tests/test_ablation.py
+Try: let `_rebased` forget what was deleted before a span; tests/test_method_ablation.py
 (test_property_spans_move_along_with_their_characters) fails.
 """
 
