@@ -24,13 +24,13 @@ from llama.runtime.interrupt import quiet_start
 
 with quiet_start(__name__):
     from llama.benchmark.machine import machine
-    from llama.benchmark.plot import need_matplotlib
     from llama.frontier import grid as grids
     from llama.frontier.grid import Files, Grid, Run, Start, Tuned, key, runs_of
     from llama.frontier.report import CLOCKS, advice, tables, write_plot
     from llama.frontier.runs import Results, shown, timed, trained
     from llama.runtime import cli
     from llama.runtime.destinations import file_to_write
+    from llama.runtime.figures import need_matplotlib
     from llama.runtime.progress import duration
     from llama.runtime.ranges import Range
     from llama.runtime.terminal import say
@@ -59,7 +59,7 @@ def main() -> None:
     cli.add_flags(parser, Grid)
     arguments = parser.parse_args()
     if arguments.plot:
-        need_matplotlib()
+        need_matplotlib(arguments.plot)
     grid = cli.from_flags(Grid, arguments)
     kept, wanted = Results(arguments.output), list(runs_of(grid))
     failed = False

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from llama.benchmark.goals import table
 from llama.frontier import power_law
 from llama.frontier.spread import beats, shown
+from llama.runtime.figures import figure_to, label_log_axis
 from llama.runtime.progress import duration
 
 Result = Mapping[str, Any]
@@ -172,32 +173,31 @@ def _tuning_advice(tuned: Sequence[Cell], minutes: float, score: str) -> list[st
 
 def write_plot(path: str, results: Sequence[Result], score: str, clock: str) -> None:
     """Loss and score against seconds, on an axis of logarithms. The ending of `path` says in which format."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
     panels = [(name, found, lower) for name, found, lower in (
         ("nats a token, held out", [cell for cell in cells(results, "start", "loss", clock)
                                     if cell.results[0]["tokens"]], True),
         (score, cells(results, "tuned", "score", clock), False)) if found]
     if not panels:
         raise ValueError(f"--plot {path}: no run is there to be drawn yet")
-    figure = Figure(figsize=(6.5 * len(panels), 5), layout="constrained")
-    for axes, (name, found, lower) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        series: dict[str, list[Cell]] = {}
-        for cell in found:
-            key = cell.results[0]["method"] if "method" in cell.results[0] else cell.results[0]["shape"]
-            series.setdefault(key, []).append(cell)
-        for label, some in series.items():
-            middle = [statistics.fmean(cell.values) for cell in some]
-            spread = [[value - min(cell.values) for value, cell in zip(middle, some, strict=True)],
-                      [max(cell.values) - value for value, cell in zip(middle, some, strict=True)]]
-            axes.errorbar([cell.cost for cell in some], middle, yerr=spread, fmt="o", capsize=2, label=label)
-        best = sorted((cell.cost, statistics.fmean(cell.values))
-                      for sign, cell in zip(front(found, lower=lower), found, strict=True) if sign == "★")
-        axes.step(*zip(*best, strict=True), "k--", where="post", linewidth=1, label="front")
-        axes.set(xscale="log", xlabel="seconds" if clock == "wall" else "CPU seconds", ylabel=name)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(visible=True, which="both", alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    with figure_to(path, 6.5 * len(panels), 5) as figure:
+        for axes, (name, found, lower) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw(axes, found, lower=lower)
+            axes.set(xscale="log", xlabel="seconds" if clock == "wall" else "CPU seconds", ylabel=name)
+            label_log_axis(axes.xaxis, "{x:,.0f}")
+            axes.grid(visible=True, which="both", alpha=0.3)
+            axes.legend(fontsize=8)
+
+
+def _draw(axes: Any, found: Sequence[Cell], *, lower: bool) -> None:
+    """Points with the range of their seeds, a colour for each method or shape, and the front as steps."""
+    series: dict[str, list[Cell]] = {}
+    for cell in found:
+        series.setdefault(cell.results[0].get("method", cell.results[0]["shape"]), []).append(cell)
+    for label, some in series.items():
+        middle = [statistics.fmean(cell.values) for cell in some]
+        spread = [[value - min(cell.values) for value, cell in zip(middle, some, strict=True)],
+                  [max(cell.values) - value for value, cell in zip(middle, some, strict=True)]]
+        axes.errorbar([cell.cost for cell in some], middle, yerr=spread, fmt="o", capsize=2, label=label)
+    best = sorted((cell.cost, statistics.fmean(cell.values))
+                  for sign, cell in zip(front(found, lower=lower), found, strict=True) if sign == "★")
+    axes.step(*zip(*best, strict=True), "k--", where="post", linewidth=1, label="front")
