@@ -47,6 +47,8 @@ METHODS = {
     "freeze-3": ("--freeze-layers", "3"),
     "LoRA": ("--lora", "--lr", "3e-3"),
     "DoRA": ("--lora", "--dora", "--lr", "3e-3"),
+    "LoRA+": ("--lora", "--lora-plus", "16", "--lr", "5e-4"),
+    "PiSSA": ("--lora", "--lora-init", "pissa", "--lr", "3e-3"),
     "LoRA on int4": ("--lora", "--quantize", "int4", "--lr", "3e-3"),
 }
 
