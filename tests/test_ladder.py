@@ -49,6 +49,8 @@ LADDER = """
     tokenizer.train
     tokenizer.extend
     llama.benchmark
+    llama.frontier
+    llama.methods.reptile
     train  finetune  generate
 """
 RUNGS = {name: number for number, line in enumerate(LADDER.strip().splitlines()) for name in line.split()}

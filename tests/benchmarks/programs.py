@@ -14,13 +14,12 @@ fails.
 """
 
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llama.frontier.runs import going_on, run, shown
 from tests.benchmarks.baselines import NAMES, methods_of
 from tests.benchmarks.sets import SETS, examples_of, texts_of
 from weights.formats import paths
@@ -178,32 +177,3 @@ def _scoring(name: str, model: list[str], test: str, limit: int) -> list[str]:
 def _scored(command: list[str], log: Path) -> dict[str, Any]:
     scores = run([sys.executable, *command], log)
     return {"scores": {key: value for key, value in scores.items() if isinstance(value, float)}}
-
-
-def going_on(output: Path, *, again: bool) -> list[str]:
-    """The flag for a run that may have been interrupted."""
-    interrupted = any(Path(f"{output}.training").glob("last-*.pt"))
-    return ["--resume"] if interrupted and not (output.exists() or again) else ["--overwrite"]
-
-
-def shown(command: Sequence[str]) -> str:
-    return " ".join(["python", *command] if command[0] in ("train.py", "finetune.py", "-m") else command)
-
-
-def run(command: list[str], log: Path) -> dict[str, Any]:
-    """The JSON that a command prints last; what it says meanwhile is in `log`. Raises RuntimeError with its last words.
-    """
-    started = time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as said:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8")
-    if done.returncode:
-        words = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        raise RuntimeError(f"{' '.join(command[:4])} … ended with {done.returncode}: "
-                           f"{words[-1] if words else 'it said nothing'}")
-    lines = done.stdout.strip().splitlines()
-    try:
-        return json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):
-        raise RuntimeError(f"{' '.join(command[:4])} … printed no JSON after {time.monotonic() - started:.0f} s"
-                           ) from None
