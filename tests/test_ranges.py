@@ -22,8 +22,9 @@ from llama.clean.steps import CleanConfig
 from llama.commands.flags import ModelFlags, TaskFlags
 from llama.decoding.beam_search import BeamConfig
 from llama.decoding.speculative import SpeculationConfig
+from llama.frontier import __main__ as frontier
 from llama.lora import LoRAConfig
-from llama.methods import cut, grpo
+from llama.methods import cut, grpo, reptile
 from llama.relatives import ablation
 from llama.runtime import cli
 from llama.runtime.ranges import Range, check_ranges, ranges_of
@@ -37,7 +38,7 @@ from weights import convert, fetch
 nearest = importlib.import_module("llama.nearest")                  # llama.nearest itself is the function
 DOORS = [train, finetune, generate, evaluate, predict, nearest, merge, quantize, cost, benchmark,
          measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean,
-         lens, trace, serve, plot, cut, grpo, ablation]
+         lens, trace, serve, plot, cut, grpo, reptile, frontier, ablation]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
            benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")
