@@ -139,7 +139,7 @@ def main() -> None:
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
     task_flags = cli.from_flags(flags.TaskFlags, arguments)
     task, dataset = flags.task_and_dataset(task_flags)
-    method_flags.check_dropout(lora_config.dropout, config.word_dropout)
+    method_flags.check_run(config, dropout=lora_config.dropout)
     method_flags.check_task(task)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None

@@ -121,6 +121,8 @@ def test_property_scores_and_losses_of_evaluation_are_clean(tiny_model):
     assert objective(batch)[0] == plain(batch)[0] and torch.equal(objective.scores(batch), plain.scores(batch))
     tiny_model.train()
     assert objective(batch)[0] > plain(batch)[0] and not tiny_model.embed_tokens._forward_hooks
+    objective.task = Task()                                         # as texts are watched
+    assert plain.task is objective.task and objective.model is tiny_model
 
 
 def test_refusal_a_climb_of_one_point():

@@ -7,6 +7,7 @@ from llama.commands.method_flags import MethodFlags
 from llama.methods.cut import cut
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
+from llama.training.optimizer import TrainConfig
 
 TALKS = [{"instruction": f"The dog {number}?", "output": "sleeps."} for number in range(4)]
 
@@ -81,10 +82,13 @@ def test_refusals_of_what_does_not_go_together(given, words):
         MethodFlags(**given)
 
 
-def test_refusals_of_what_does_not_go_with_a_task_or_without_dropout():
+def test_refusals_of_what_does_not_go_with_a_task_or_a_run():
     with pytest.raises(ValueError, match="--r-drop compares two passes with other dropout, and there is none"):
-        MethodFlags(r_drop=1.0).check_dropout(0.0, 0.0)
-    MethodFlags(r_drop=1.0, noise=5.0).check_dropout(0.0)
+        MethodFlags(r_drop=1.0).check_run(TrainConfig(), dropout=0.0)
+    MethodFlags(r_drop=1.0, noise=5.0).check_run(TrainConfig(), dropout=0.0)
+    with pytest.raises(ValueError, match="--adversarial fgm goes through a graph twice, and compiled blocks forget"):
+        MethodFlags(adversarial="fgm").check_run(TrainConfig(compile=True), dropout=0.0)
+    MethodFlags(adversarial="pgd").check_run(TrainConfig(compile=True), dropout=0.0)
     with pytest.raises(ValueError, match="of --task generation all is learned; leave it out, or take --word-dropout"):
         MethodFlags(augment=("swap=0.1",)).check_task(TextGenerationTask())
     with pytest.raises(ValueError, match="--augment mix mixes texts that have one label each; leave mix out"):

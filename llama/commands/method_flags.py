@@ -7,7 +7,7 @@ docs/methods.md has a section for each. They wrap one another in one order: adve
 distilled or regularised, with the noise in it.
 
 Try: let R-Drop go without dropout; tests/test_method_flags.py
-(test_refusals_of_what_does_not_go_with_a_task_or_without_dropout) fails.
+(test_refusals_of_what_does_not_go_with_a_task_or_a_run) fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +38,7 @@ from llama.tasks.generation import TextGenerationTask
 from llama.tasks.task import Sample, Task
 from llama.trainer import as_written
 from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
 from weights.formats.paths import resolve
 
 
@@ -148,9 +149,12 @@ class MethodFlags:
         return any(getattr(self, field.name) != field.default for field in fields(self)
                    if field.name.startswith(beginnings))
 
-    def check_dropout(self, *parts: float) -> None:
-        """Raise ValueError where R-Drop would compare a pass with itself. parts: of all dropout that there is."""
-        if self.r_drop and not (self.noise or any(parts)):
+    def check_run(self, config: TrainConfig, *, dropout: float) -> None:
+        """Raise ValueError for a run that these methods do not go with. dropout: that of an adapter."""
+        if config.compile and self.adversarial in ("fgm", "freelb"):
+            raise ValueError(f"--adversarial {self.adversarial} goes through a graph twice, and compiled blocks forget "
+                             "theirs; leave --compile out, or take --adversarial pgd")
+        if self.r_drop and not (self.noise or dropout or config.word_dropout):
             raise ValueError("--r-drop compares two passes with other dropout, and there is none; give --lora "
                              "--dropout 0.1, --word-dropout 0.1 or --noise 5, too")
 
