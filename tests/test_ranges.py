@@ -23,6 +23,9 @@ from llama.commands.flags import ModelFlags, TaskFlags
 from llama.decoding.beam_search import BeamConfig
 from llama.decoding.speculative import SpeculationConfig
 from llama.lora import LoRAConfig
+from llama.methods import grpo
+from llama.methods.grpo import GRPOConfig
+from llama.methods.preferences import PreferenceConfig
 from llama.runtime import cli
 from llama.runtime.ranges import Range, check_ranges, ranges_of
 from llama.sampling import SamplingConfig
@@ -33,9 +36,10 @@ from weights import convert, fetch
 
 nearest = importlib.import_module("llama.nearest")                  # llama.nearest itself is the function
 DOORS = [train, finetune, generate, evaluate, predict, nearest, merge, quantize, cost, benchmark,
-         measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean]
+         measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean,
+         grpo]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
-           benchmark.Work, CleanConfig, clean.SourceFlags]
+           PreferenceConfig, GRPOConfig, benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")
 
 
