@@ -12,6 +12,7 @@ from llama.datasets.instructions import InstructionDataset
 from llama.datasets.token_file import TokenFile, write_tokens
 from llama.tasks.generation import TextGenerationTask
 from llama.tasks.instruction import InstructionTask
+from llama.tasks.preference import PreferenceTask
 from llama.tasks.task import IGNORE_INDEX, Sample, Task
 from llama.trainer import Trainer
 from llama.training.data_checks import CHECKS, OF_DATA, examine
@@ -77,6 +78,13 @@ class AsksWithASpace(InstructionTask):
         return [prompt + tokenizer.encode(" ") for prompt in super().prompts(example, tokenizer)]
 
 
+class NeverEndsTheRejected(PreferenceTask):
+    def encode(self, example, tokenizer):
+        pair = super().encode(example, tokenizer)
+        pair.rejected.loss_mask[-2] = False
+        return pair
+
+
 def _turns(head="<|im_start|>user\n", body="{}<|im_end|>", tail="\n"):
     """ChatML with other words for the user's head, or another end of the assistant's turn."""
     turns = CHATML.turns | {"user": (head, "{}<|im_end|>", "\n"), "assistant": ("<|im_start|>assistant\n", body, tail)}
@@ -102,6 +110,10 @@ def broken(tiny_tokenizer, tmp_path, monkeypatch):
             return InstructionTask("chatml"), TALKS, V, f"the end id {end} at position"
         if name == "eos-cut":
             return CutsTheEnd("chatml"), TALKS, V, "lost its last 3 ids"
+        if name == "rejected":
+            pairs = [{**talk, "messages": talk["messages"][:-1], "chosen": talk["messages"][-1],
+                      "rejected": {"role": "assistant", "content": "No."}} for talk in TALKS]
+            return NeverEndsTheRejected("chatml"), pairs, V, f"of the rejected answer, the end id {end} at position"
         if name == "pad-is-eos":
             monkeypatch.setattr(tiny_tokenizer, "pad_id", end)
             return MasksThePaddingId("chatml", end), TALKS, V, f"is not learned, and is the padding id {end}"

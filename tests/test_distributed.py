@@ -74,6 +74,15 @@ def test_two_ways_gradients_and_ten_steps_equal_one_process(case, one, two):
     assert found["train"]["train"]["tokens"] == expected["train"]["train"]["tokens"]
 
 
+def test_two_ways_answers_are_drawn_and_learned_as_by_one_process(one, two):
+    expected = one["grpo"]
+    assert len(set(expected["rewards"])) == 2
+    for rank in two:
+        assert rank["grpo"]["rewards"] == pytest.approx(expected["rewards"])
+        for name, tensor in expected["learned"].items():
+            torch.testing.assert_close(rank["grpo"]["learned"][name], tensor, rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=shards)])
 def test_two_ways_bfloat16_over_float32_masters_or_shards(parallel, one, two):
     expected, found = one["bfloat16"], two[0][f"bfloat16 {parallel}"]

@@ -226,17 +226,6 @@ def test_refuses_pairs_of_which_nothing_is_known_and_tasks_without_pairs(tiny_mo
         Trainer(tiny_model, task, PAIRS, config=TrainConfig(pack="on"), objective=Preference)
 
 
-def test_refusal_the_check_of_rejected_answers_by_its_name(tiny_model):
-    class NoEnd(PreferenceTask):
-        def encode(self, example, tokenizer):
-            pair = super().encode(example, tokenizer)
-            pair.rejected.loss_mask[-2] = pair.rejected.loss_mask[-1] = False
-            return pair
-
-    with pytest.raises(ValueError, match=r"rejected: here:0 .* of the rejected answer, the end id \d+ at position"):
-        Trainer(tiny_model, NoEnd("chatml"), PAIRS, objective=Preference)
-
-
 @pytest.fixture
 def door(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,8 @@ from llama.decoding.speculative import SpeculationConfig
 from llama.frontier import __main__ as frontier
 from llama.lora import LoRAConfig
 from llama.methods import cut, grpo, reptile
+from llama.methods.grpo import GRPOConfig
+from llama.methods.preferences import PreferenceConfig
 from llama.relatives import ablation
 from llama.runtime import cli
 from llama.runtime.ranges import Range, check_ranges, ranges_of
@@ -40,7 +42,7 @@ DOORS = [train, finetune, generate, evaluate, predict, nearest, merge, quantize,
          measure_generation, quantization_loss, convert, fetch, resize, train_tokenizer, extend, clean,
          lens, trace, serve, plot, cut, grpo, reptile, frontier, ablation]
 RECORDS = [TrainConfig, ModelFlags, TaskFlags, SamplingConfig, BeamConfig, SpeculationConfig, LoRAConfig,
-           benchmark.Work, CleanConfig, clean.SourceFlags]
+           PreferenceConfig, GRPOConfig, benchmark.Work, CleanConfig, clean.SourceFlags]
 ODD = ("nan", "inf", "-inf", "1e308", "1e-320", str(2**64), "-1e9", "9" * 5000, "", "0x10", "٣ x")
 
 
