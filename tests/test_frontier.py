@@ -60,6 +60,10 @@ def test_property_what_is_kept_is_not_run_again(played, monkeypatch, capsys):
     assert _main(monkeypatch, "--json") == 0 and not played
     results = json.loads(capsys.readouterr().out)["results"]
     assert len(results) == 6 and results[1]["wall_before"] == 10 and results[1]["stored"] == 4
+    played.clear()
+    assert _main(monkeypatch, "--again") == 0
+    assert [command[0] for command in played] == doors              # dry runs alone are not
+    played.clear()
     assert _main(monkeypatch, "--seeds", "2") == 0
     assert all("1" == command[command.index("--seed") + 1] for command in played if "--seed" in command)
 

@@ -55,6 +55,8 @@ def main() -> None:
                         help="texts, models and logs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/frontier.json"), metavar="FILE",
                         help="results so far")
+    parser.add_argument("--again", action="store_true", help="make these runs anew, even if they are there or were "
+                        "interrupted")
     parser.add_argument("--json", action="store_true", help="print results as JSON on stdout")
     cli.add_flags(parser, Grid)
     arguments = parser.parse_args()
@@ -66,7 +68,7 @@ def main() -> None:
     if arguments.minutes:
         deadline = time.monotonic() + 60 * arguments.minutes
         files = Files(grid, arguments.work, arguments.task_data or ())
-        failed = not Budget(grid, files, kept, deadline).spend(wanted)
+        failed = not Budget(grid, files, kept, deadline, again=arguments.again).spend(wanted)
     results = [kept[name] for run in wanted if (name := key(grid, run)) in kept]
     if arguments.json:
         print(json.dumps({"machine": machine(), "results": results}, ensure_ascii=False))
@@ -85,10 +87,11 @@ class Budget:
     """The runs within a time, one after the other.
 
     deadline  by time.monotonic()
+    again     make runs anew that are kept, or that were interrupted
     """
 
-    def __init__(self, grid: Grid, files: Files, kept: Results, deadline: float):
-        self.grid, self.files, self.kept, self.deadline = grid, files, kept, deadline
+    def __init__(self, grid: Grid, files: Files, kept: Results, deadline: float, *, again: bool = False):
+        self.grid, self.files, self.kept, self.deadline, self.again = grid, files, kept, deadline, again
         self.models = files.folder / f"models-{grid.vocab_size}-{grid.block_size}"
 
     def left(self) -> float:
@@ -99,7 +102,7 @@ class Budget:
 
     def spend(self, wanted: Sequence[Run]) -> bool:
         """Run what is missing while there is time. Whether nothing failed."""
-        missing = [run for run in wanted if not self.has(run)]
+        missing = [run for run in wanted if self.again or not self.has(run)]
         for shape in dict.fromkeys(run.shape for run in missing if isinstance(run, Start) and run.text):
             self.costs(self.dry_run_of(shape), grids.train_command(
                 self.grid, next(run for run in missing if isinstance(run, Start) and run.shape == shape), self.files))
@@ -177,7 +180,7 @@ class Budget:
         if start.text:
             command = grids.train_command(self.grid, start, self.files)
             dry = self.costs(self.dry_run_of(start.shape), command)
-            found = trained(command, output, log)
+            found = trained(command, output, log, again=self.again)
             times = {clock: found[clock] for clock in CLOCKS}
             shutil.rmtree(f"{output}.training", ignore_errors=True)
             result |= _training(found, dry) | {"command": shown(command), "stored": _size(output)}
