@@ -20,6 +20,7 @@ from llama.lora import LoRAConfig, add_lora
 from llama.quantization import swap
 from llama.quantize import quantize
 from llama.sampling import SamplingConfig
+from llama.serve.scheduler import Batch, Request
 
 TINY = preset("test", hidden_size=64, intermediate_size=96, vocab_size=118)
 VARIANTS = {
@@ -194,6 +195,31 @@ def test_property_generation_with_and_without_is_one_text(place):
     assert calls
     model.step = None
     assert model.step is None
+
+
+@needs_compiler
+def test_two_ways_requests_that_join_and_leave_share_compiled_steps(place):
+    """Five of them, of other lengths and at other times; no step has more tokens than the compiled one takes."""
+    model = tiny()
+    model.tokenizer = Numbers(model.config.vocab_size)
+    prompts, options = [[5, 9, 2], [7], [1, 3, 8, 4], [6, 2], [11, 12, 13]], {"max_new_tokens": 9, "ignore_eos": True}
+    alone = [generate(model, [prompt], tokenizer=model.tokenizer, sampling=SamplingConfig(temperature=0.0),
+                      **options)[0].text for prompt in prompts]
+    compile_step(model)
+    called, texts, batch = [], [""] * len(prompts), Batch(model, places=3)
+    model.step.__class__ = type("Counted", (type(model.step),), {
+        "__call__": lambda self, tokens, **k: called.append(len(tokens)) or compiled_step.CompiledStep.__call__(
+            self, tokens, **k)})
+    with torch.inference_mode():
+        for i, prompt in enumerate(prompts):
+            def add(piece, i=i):
+                texts[i] += piece.text
+            batch.waiting.append(Request(model, prompt, add, sampling=SamplingConfig(temperature=0.0), **options))
+            batch.advance()
+        while batch.busy:
+            batch.advance()
+    assert texts == alone
+    assert max(called) == 3 and len(called) > 15
 
 
 class Numbers:

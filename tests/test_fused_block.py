@@ -16,6 +16,7 @@ from llama.config import preset
 from llama.fast.compiled_step import compile_step
 from llama.fast.fused_block import FusedBlock, fuse, unfuse
 from llama.fast.fused_linear import FusedLinear, PrepackedLinear, PrepackedSwiGLU, packs_bfloat16
+from llama.heads import HeadConfig, add_head
 from llama.lora import LoRAConfig, add_lora
 from llama.quantize import quantize
 
@@ -61,6 +62,14 @@ def test_property_unfuse_gives_back_the_modules_that_were_there():
     fuse(model)
     unfuse(model)
     assert [(name, type(module), id(module)) for name, module in model.named_modules()] == modules
+    assert torch.equal(logits(model), before)
+
+
+def test_property_unfuse_leaves_a_model_with_a_head_of_labels_as_it_is():
+    model = tiny()
+    add_head(model, HeadConfig(("a", "b"), "sequence"))
+    before = logits(model)
+    unfuse(model)
     assert torch.equal(logits(model), before)
 
 

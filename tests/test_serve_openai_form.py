@@ -106,7 +106,7 @@ def test_worked_example_embeddings_as_base64():
 
 def test_worked_example_a_call_is_no_part_of_the_text():
     for size in (1, 2, 7, 100):
-        tools, text = ToolText(), f"One moment.\n{CALL}\n{CALL}"
+        tools, text = ToolText(["weather"]), f"One moment.\n{CALL}\n{CALL}"
         shown = "".join(tools.push(text[i : i + size]) for i in range(0, len(text), size))
         rest, calls = tools.end()
         assert shown + rest == "One moment.\n"
@@ -114,17 +114,26 @@ def test_worked_example_a_call_is_no_part_of_the_text():
         assert calls[0]["id"] != calls[1]["id"] and calls[0]["type"] == "function"
 
 
+def test_worked_example_a_call_without_its_marks():
+    for text, calls in ((' {"name": "weather", "arguments": {"city": "a"}}\n', 1), ('{"name": "other"}', 0),
+                        ('{"name": "weather"} it is', 0), ("{}", 0), (" ", 0)):
+        tools = ToolText(["weather"])
+        shown = "".join(map(tools.push, text))
+        rest, found = tools.end()
+        assert len(found) == calls and shown + rest == ("" if calls else text)
+
+
 @pytest.mark.parametrize("text", ["a < b", "<tool_", "<tool_call>no JSON</tool_call>", '<tool_call>{"name": 5}',
                                   '<tool_call>["name"]', '<tool_call>{"name": "f", "arguments": 3}</tool_call>'])
 def test_property_what_is_no_call_is_text(text):
-    tools = ToolText()
+    tools = ToolText(["weather"])
     shown = "".join(map(tools.push, text))
     rest, calls = tools.end()
     assert shown + rest == text and not calls
 
 
 def test_worked_example_a_call_that_was_cut_off_behind_its_json():
-    tools = ToolText()
+    tools = ToolText(["weather"])
     assert tools.push('<tool_call>{"name": "f"}') == ""
     assert tools.end()[1][0]["function"] == {"name": "f", "arguments": "{}"}
 
@@ -132,7 +141,7 @@ def test_worked_example_a_call_that_was_cut_off_behind_its_json():
 # Answers
 
 def test_worked_example_the_chunks_of_a_chat(tiny_tokenizer):
-    choice = ChatChoice(0, tiny_tokenizer, tools=True, logprobs=False)
+    choice = ChatChoice(0, tiny_tokenizer, tools=[TOOL], logprobs=False)
     assert choice.first()["delta"] == {"role": "assistant", "content": ""}
     assert [chunk["delta"] for chunk in choice.push(Piece(0, "Wait. <tool_"))] == [{"content": "Wait. "}]
     *chunks, last = choice.push(Piece(0, CALL.removeprefix("<tool_"), finish_reason="stop", tokens=9))
@@ -146,7 +155,7 @@ def test_worked_example_the_chunks_of_a_chat(tiny_tokenizer):
 def test_worked_example_logprobs_of_both_kinds(tiny_tokenizer):
     a, b = tiny_tokenizer.encode("a")[0], tiny_tokenizer.encode("b")[0]
     piece = Piece(0, "a", [TokenLogprob(a, -0.5, [(a, -0.5), (b, float("-inf"))])], "length", 1)
-    chat = ChatChoice(0, tiny_tokenizer, tools=False, logprobs=True)
+    chat = ChatChoice(0, tiny_tokenizer, tools=[], logprobs=True)
     chat.push(piece)
     assert chat.whole()["logprobs"]["content"] == [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
         {"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -9999.0, "bytes": [98]}]}]

@@ -129,7 +129,7 @@ def test_refuses_runs_of_other_names_and_files(home):
                               ("data.jsonl", "--lora", "no name"), ("data.jsonl", "", "no name"),
                               ("data.jsonl", "taken", "is there already")):
         with pytest.raises(ValueError, match=words):
-            runs.start(data, name, 1.0, model="tiny")
+            runs.start(data, name, 1.0, model="tiny", max_length=256)
     assert not runs.started
 
 
@@ -140,15 +140,15 @@ def test_worked_example_a_run_is_started_seen_and_stopped(home, monkeypatch):
     script.write_text("import sys, time\nprint(sys.argv[1:], flush=True)\ntime.sleep(60)\n", encoding="utf-8")
     monkeypatch.setattr(runs_module.cli, "PROJECT_ROOT", home)
     runs = Runs()
-    name = runs.start("data.jsonl", "mine", 2.0, model="tiny")
+    name = runs.start("data.jsonl", "mine", 2.0, model="tiny", max_length=256)
     try:
         assert name == "adapters/mine" and runs.listed() == [{"name": name, "running": True}]
         with pytest.raises(ValueError, match="adapters/mine is still running"):
-            runs.start("data.jsonl", "other", 2.0, model="tiny")
-        while "--minutes" not in runs.said(name):
+            runs.start("data.jsonl", "other", 2.0, model="tiny", max_length=256)
+        while "--max-length" not in runs.said(name):
             assert runs.is_running(name)
         expected = ["--lora", "--model", "tiny", "--data", "data.jsonl", "--output", str(home / "adapters" / "mine"),
-                    "--minutes", "2"]
+                    "--minutes", "2", "--max-length", "256"]
         assert str(expected) in runs.said(name)
     finally:
         runs.stop_all()

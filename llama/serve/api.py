@@ -303,7 +303,7 @@ def openai_paths(server: Server) -> APIRouter:
                                      **({"tools": asked.tools} if asked.tools else {}))
 
         def choice(index: int, _: int) -> ChatChoice:
-            return ChatChoice(index, served.model.tokenizer, tools=bool(asked.tools),
+            return ChatChoice(index, served.model.tokenizer, tools=asked.tools,
                               logprobs=asked.wish.top_logprobs is not None)
         return await _answer(server, request, served, asked.wish, [ids], choice, kind="chat")
 

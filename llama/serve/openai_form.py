@@ -22,7 +22,7 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -293,14 +293,25 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 class ToolText:
-    """A text while it grows, apart from the calls of tools that it holds."""
+    """A text while it grows, apart from the calls of tools that it holds.
 
-    def __init__(self) -> None:
+    Small models leave the marks out: a text that is the JSON of a call, of one of the `names`, and nothing else, is a
+    call, too.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
         self._before = StopStrings([OPEN])
         self._calls = ""
+        self._bare: str | None = ""                                 # the text, as long as it may be such JSON
 
     def push(self, text: str) -> str:
         """What of it may be shown: nothing that is a call, or could become one."""
+        if self._bare is not None:
+            self._bare += text
+            if self._bare.lstrip()[:1] in ("", "{"):
+                return ""
+            text, self._bare = self._bare, None
         if self._before.found:
             self._calls += text
             return ""
@@ -312,6 +323,9 @@ class ToolText:
 
     def end(self) -> tuple[str, list[JSON]]:
         """The rest of the text, and the calls. What was begun as a call and is none is text."""
+        if self._bare is not None:
+            call = _call(self._bare)
+            return ("", [call]) if call and call["function"]["name"] in self.names else (self._bare, [])
         rest, calls = self._before.flush(), []
         for block in re.findall(rf"{OPEN}(.*?)(?:{CLOSE}|$)", self._calls, re.DOTALL):
             call = _call(block)
@@ -336,9 +350,9 @@ def _call(block: str) -> JSON | None:
 class ChatChoice:
     """One answer of a chat while it grows: deltas for a stream, a message for a whole one."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, *, tools: bool, logprobs: bool):
+    def __init__(self, index: int, tokenizer: Tokenizer, *, tools: Sequence[JSON], logprobs: bool):
         self.index, self.tokenizer = index, tokenizer
-        self.tools = ToolText() if tools else None
+        self.tools = ToolText([tool["function"]["name"] for tool in tools]) if tools else None
         self.content, self.calls = "", []
         self.logprobs: list[TokenLogprob] | None = [] if logprobs else None
         self.finish_reason: str | None = None

@@ -172,7 +172,9 @@ def page_paths(server: Any, read_json: Callable[[Request], Any]) -> APIRouter:
         data, name = fields.take("data", str, ""), fields.take("name", str, "")
         minutes = fields.number("minutes", Range(0.1, 600.0), 5.0)
         fields.close()
-        return JSONResponse({"name": runs.start(data, name, minutes, model=server.models.flags.model)})
+        context = (await server.served(server.models.base)).model.config.context
+        return JSONResponse({"name": runs.start(data, name, minutes, model=server.models.flags.model,
+                                                max_length=min(context, TaskFlags.max_length))})
 
     @router.delete("/runs/{name:path}")
     async def stop(name: str) -> Response:

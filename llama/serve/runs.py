@@ -86,7 +86,7 @@ class Runs:
                 found.setdefault(path.name, path)
         return found
 
-    def start(self, data: str, name: str, minutes: float, *, model: str) -> str:
+    def start(self, data: str, name: str, minutes: float, *, model: str, max_length: int) -> str:
         """Begin a run; returns its name. Raises ValueError for names that are none, and while another one runs."""
         if data not in self.data_files():
             raise ValueError(f"the file {data!r:.80} is not among those that are listed")
@@ -100,7 +100,7 @@ class Runs:
         output.parent.mkdir(parents=True, exist_ok=True)
         log, finetune = Path(self._logs.name) / f"{name}.log", cli.PROJECT_ROOT / "finetune.py"
         command = [sys.executable, str(finetune), "--lora", "--model", model, "--data", str(self.data_files()[data]),
-                   "--output", str(output), "--minutes", f"{minutes:g}"]
+                   "--output", str(output), "--minutes", f"{minutes:g}", "--max-length", str(max_length)]
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         self.started[run] = Started(process, log)
