@@ -10,8 +10,8 @@ import pytest
 
 HOME = Path(__file__).resolve().parent.parent
 FRONT = ("README.md", "README.zh.md")
-DOCUMENTS = sorted(str(path.relative_to(HOME)) for folder in (".", "docs", "docs/tour", "weights", "examples")
-                   for path in (HOME / folder).glob("*.md"))
+PATTERNS = ("*.md", "docs/**/*.md", "weights/*.md", "weights/zh-small/*.md", "examples/**/*.md", "tests/**/*.md")
+DOCUMENTS = sorted({path.relative_to(HOME).as_posix() for pattern in PATTERNS for path in HOME.glob(pattern)})
 CHINESE = [document for document in DOCUMENTS if document.endswith(".zh.md")]
 
 
@@ -48,6 +48,15 @@ def test_property_every_link_leads_to_a_file_and_every_line_number_to_the_name_i
                 f"{document}: {shown} is not at line {line[1]} of {target}; python tests/test_readme.py puts it right")
         elif place:
             assert place in _anchors(path), f"{document} links to #{place} of {path.name}, which has no such heading"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_property_a_name_in_code_that_links_to_a_file_says_the_line_that_defines_it(document):
+    """So that none stays without one: a link's line number is looked at only where it has one."""
+    for shown, target, place in _links(document):
+        path = (HOME / document).parent / target
+        if shown.startswith("`") and target.endswith(".py") and not place:
+            assert not _places(path, shown), f"{document}: {shown} is defined in {target}; link to its line, #L1"
 
 
 @pytest.mark.parametrize("document", FRONT)
@@ -92,7 +101,7 @@ def renumber(path):
         return f"[{shown}]({target}#L{places[0]})" if places else found[0]      # gone: the test says which
 
     text = path.read_text(encoding="utf-8")
-    path.write_text(re.sub(r"\[(`\w+`)\]\(([^)#\s]+)#L\d+\)", link, text), encoding="utf-8")
+    path.write_text(re.sub(r"\[(`\w+`)\]\(([^)#\s]+\.py)(?:#L\d+)?\)", link, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
