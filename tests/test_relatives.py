@@ -26,6 +26,7 @@ from llama.tasks.task import Sample, Task
 from llama.training.objective import Plain
 from llama.training.packing import mask_of, pack, should_pack
 from tokenizer import bpe, load_tokenizer
+from tokenizer.spm_train import train_spm
 
 TEXT = ["the cat sat on the mat and the cat ran", "a dog ran after the cat over the mat"]
 GREEDY = SamplingConfig(temperature=0)
@@ -245,6 +246,15 @@ def test_two_ways_gpt2s_files(tmp_path, tokenizer):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}', encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="no tokenizer in"):                     # splits otherwise
         load_tokenizer(tmp_path)
+
+
+def test_two_ways_t5s_files(tmp_path):
+    """spiece.model is what others call tokenizer.model; the tokenizer.json of a Unigram beside it is no BPE."""
+    learned = train_spm(TEXT * 20, 300, kind="spm-unigram")
+    (tmp_path / "spiece.model").write_bytes(learned.files()["tokenizer.model"])
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": []}}', encoding="utf-8")
+    found = load_tokenizer(tmp_path)
+    assert [found.encode(text) for text in TEXT] == [learned.encode(text) for text in TEXT]
 
 
 # ---- properties ------------------------------------------------------------------------------------------------------

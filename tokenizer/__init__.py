@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 __all__ = ["StreamDecoder", "Tokenizer", "from_vocabulary", "load_tokenizer", "tokenizer_file"]
 
 # Of a model folder only these are opened: vocabularies, and what stands beside them.
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tokenizer.bin")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "*.tiktoken", "tokenizer.bin")  # spiece: T5's
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
            "config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", VOCABULARY, MERGES)
 

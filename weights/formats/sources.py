@@ -36,7 +36,7 @@ from weights.formats.torch_file import load_torch_file
 log = logging.getLogger(__name__)
 
 # What a Hugging Face folder has beside config and tensors, and what comes along.
-VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")        # the last in T5's
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "generation_config.json")
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
