@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo zh-small test test-processors parity bench tasks compat mutants fuzz torture torture-share serve-check browser lint clean
+.PHONY: demo zh-small test test-processors arm parity bench tasks compat mutants fuzz torture torture-share serve-check browser lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -24,6 +24,10 @@ PROCESSOR_TESTS := tests/test_fused_block.py tests/test_learners.py tests/test_c
 test-processors: $(VENV)/ready
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest $(PROCESSOR_TESTS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) -m pytest $(PROCESSOR_TESTS)
+
+# The compiled step on ARM, under emulation.
+arm: $(VENV)/ready
+	$(RUN) -m tests.arm
 
 parity: $(VENV)/ready .venv-parity/ready
 	$(RUN) -m tests.parity --judges .venv-parity/bin/python

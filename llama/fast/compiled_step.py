@@ -38,6 +38,7 @@ from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear
 from weights.formats.paths import user_cache
 
 SOURCE = Path(__file__).with_name("decode.cpp")
+PRODUCTS = Path(__file__).with_name("products.h")                   # which it includes
 # Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
 # would make the whole process, torch too, take the smallest numbers for 0 from the moment the library is loaded.
 # Of ARM's processors clang knows this one's features by -mcpu alone.
@@ -164,7 +165,8 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     version = _run([compiler, "--version"]).stdout
     command = [compiler, *FLAGS, *([WIDE] if "avx512f" in _processor() else []),
                *([] if platform.system() == "Darwin" else [THREADS]), *_shape(model.config)]
-    key = hashlib.sha256("\n".join([SOURCE.read_text(encoding="utf-8"), version, _processor(), *command]).encode())
+    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, PRODUCTS)]
+    key = hashlib.sha256("\n".join([*sources, version, _processor(), *command]).encode())
     library = _cache_folder() / f"decode-{key.hexdigest()[:16]}.so"
     if not _is_whole(library):
         say(f"compiling the decoding step with {Path(compiler).name} …")
@@ -186,8 +188,12 @@ def step_misfit(config: LlamaConfig) -> str:
         return f"builds the step of a Llama, and this model is shaped by a {type(config).__name__}"
     if not config.is_plain:
         return "builds a step for plain Llamas, and this model has parts of a sibling (see llama/siblings.py)"
-    odd = [name for name in ("hidden_size", "head_dim", "intermediate_size") if getattr(config, name) % 16]
-    return f"works on 16 numbers at a time, and {odd[0]} is {getattr(config, odd[0])}" if odd else ""
+    widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+              "num_attention_heads times head_dim": config.num_attention_heads * config.head_dim}
+    for name, width in widths.items():
+        if width % 32:
+            return f"multiplies 32 numbers at a time, and {name} is {width}"
+    return f"works on 16 numbers at a time, and head_dim is {config.head_dim}" if config.head_dim % 16 else ""
 
 
 def cxx_compiler() -> str | None:

@@ -7,6 +7,9 @@
 //
 // A «lane» is one token of this step. Lanes may follow each other in one text or belong to different texts.
 //
+// Matrices of floats are multiplied in floats, matrices of few bits in whole numbers: then activations are rounded, too, to
+// 8 bits with a scale for 32 of them. That moves a model's loss by less than 0.1 % (docs/quantization.md).
+//
 // Try: leave out the barrier after `rotate`; tests/test_compiled_step.py (test_two_ways_step_equals_model) fails now and then,
 // and with more threads more often.
 
@@ -14,16 +17,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+
+#include "products.h"
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, INT8, INT8_GROUPS, INT4_GROUPS };
 
-constexpr int GROUP = 32;                                      // weights that share a scale, in the kinds with groups
-constexpr int64_t QUERY_BLOCK = 4;                                    // rows of a matrix that are multiplied at a time
-constexpr int64_t AHEAD = 8192;                                // bytes to ask memory for in advance; 0 is half as fast
+constexpr int LANES = 4;                                       // of one matrix that are multiplied at a time
+constexpr int64_t AHEAD = 8192;                                // bytes to ask memory for in advance; 0 takes four times as long
 
 struct Matrix {                                                // as in compiled_step.py
     const void* weight;                                        // (rows, columns), two weights a byte for INT4_GROUPS
@@ -57,136 +59,158 @@ struct Lane {
 
 // ---- products --------------------------------------------------------------------------------------------------------
 
-typedef float Vector __attribute__((vector_size(64)));         // 16 numbers; compilers split it where registers are smaller
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+// What a matrix is multiplied by, a vector a lane: as it is, and rounded, x = scale · q with a scale a group.
+struct Input {
+    int64_t columns, groups;                                   // groups: with room for whole vectors, in which zeros stand
+    const float* x;                                            // (lanes, columns)
+    const int8_t* q;                                           // (lanes, columns), -127 … 127
+    const float *scale, *sum;                                  // (lanes, groups); sum: of the scale · q of a group
+};
 
-static inline Vector load(const float* x) {
+using processor::Floats, processor::Sums;
+constexpr int WIDTH = sizeof(Floats) / sizeof(float), STEP = sizeof(Sums) / sizeof(float);
+typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+constexpr int64_t groups_of(int64_t columns) { return (columns / GROUP + STEP - 1) / STEP * STEP; }
+constexpr int64_t MOST_GROUPS = groups_of(std::max(std::max(D, F), H * K));
+
+template <class Vector = Floats> static inline Vector load(const float* x) {
     Vector v;
     memcpy(&v, x, sizeof v);
     return v;
 }
 
-static inline Vector load(const uint16_t* x) {                 // bfloat16 is the upper half of a float32
+static inline Floats load(const uint16_t* x) {                 // bfloat16 is the upper half of a float32
     Halves halves;
     memcpy(&halves, x, sizeof halves);
-    Words words = __builtin_convertvector(halves, Words) << 16;
-    Vector v;
+    const Words words = __builtin_convertvector(halves, Words) << 16;
+    Floats v;
     memcpy(&v, &words, sizeof v);
     return v;
 }
 
-// Bytes. What compilers make of __builtin_convertvector here is many times slower than the processor's own instruction.
-#ifdef __AVX2__
-static inline Vector widen(__m128i bytes) {
-#ifdef __AVX512F__
-    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-#else
-    const __m256 eights[2] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-                              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))};
-    Vector v;
-    memcpy(&v, eights, sizeof v);
-    return v;
-#endif
-}
-static inline Vector load(const int8_t* x) { return widen(_mm_loadu_si128((const __m128i*)x)); }
-static inline void load_nibbles(const uint8_t* x, Vector& low, Vector& high) {
-    const __m128i bytes = _mm_loadu_si128((const __m128i*)x), mask = _mm_set1_epi8(15);
-    low = widen(_mm_and_si128(bytes, mask));
-    high = widen(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
-}
-#else
-static inline Vector load(const int8_t* x) {
-    Vector v;
-    for (int i = 0; i < 16; i++) v[i] = x[i];
-    return v;
-}
-static inline void load_nibbles(const uint8_t* x, Vector& low, Vector& high) {
-    for (int i = 0; i < 16; i++) low[i] = x[i] & 15, high[i] = x[i] >> 4;
-}
-#endif
-
-static inline float total(Vector v) {
+static inline float total(Floats v) {
     float sum = 0;
-    for (int i = 0; i < 16; i++) sum += v[i];
+    for (int i = 0; i < WIDTH; i++) sum += v[i];
     return sum;
 }
 
-static inline float sum_of(const float* x, int64_t n) {
-    float sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += x[i];
-    return sum;
+// GROUP numbers to -127 … 127: never -128, so that any product of two fits 15 bits.
+static void round(const float* x, int8_t* q, float& scale, float& sum) {
+    int32_t top = 0, total = 0;
+    for (int i = 0; i < GROUP; i++) {                          // sizes compared as whole numbers, of which NaN is the largest:
+        int32_t word;                                          // as floats, -ffast-math would lose it
+        memcpy(&word, x + i, sizeof word);
+        top = std::max(top, word & 0x7fffffff);
+    }
+    float largest;
+    memcpy(&largest, &top, sizeof largest);
+    const float factor = largest < 1e-30f ? 0 : 127 / largest;
+    for (int i = 0; i < GROUP; i++) {
+        const int32_t n = (int32_t)(x[i] * factor + (x[i] < 0 ? -0.5f : 0.5f));
+        q[i] = n;
+        total += n;
+    }
+    scale = largest / 127;
+    sum = scale * total;
 }
 
-// y[r] = weight row r · x, for QUERY_BLOCK rows. Each number of x is loaded once for all of them.
-template <class W> static void dots(const W* weight, int64_t columns, const float* x, float* y) {
-    Vector sums[QUERY_BLOCK] = {};
-    for (int64_t i = 0; i < columns; i += 16) {
-        const Vector v = load(x + i);
-        #pragma GCC unroll 4
-        for (int r = 0; r < QUERY_BLOCK; r++) {
-            __builtin_prefetch((const char*)(weight + r * columns + i) + AHEAD);
-            sums[r] += load(weight + r * columns + i) * v;
+// ROWS rows lie in memory as one piece, of which a loop over columns takes `bytes` a turn. Memory is asked for them in the
+// order of that piece: asked row by row, it brings a third as much.
+static inline void ask_ahead(const void* rows, int64_t turn, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)rows + turn * bytes + AHEAD + i);
+}
+
+// y[t][r] = row r of `weight` times x of lane t, for N lanes from `lane` on. A weight is loaded once for all of them, and a
+// number of x once for all rows.
+template <int N, class W> static void multiply_floats(const W* weight, const Input& in, int64_t lane, float (*y)[ROWS]) {
+    const float* x = in.x + lane * in.columns;
+    Floats sums[N][ROWS] = {};
+    for (int64_t i = 0; i < in.columns; i += WIDTH) {
+        ask_ahead(weight, i / WIDTH, ROWS * WIDTH * sizeof(W));
+        #pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            const Floats w = load(weight + r * in.columns + i);
+            #pragma GCC unroll 8
+            for (int t = 0; t < N; t++) sums[t][r] += w * load(x + t * in.columns + i);
         }
     }
-    for (int r = 0; r < QUERY_BLOCK; r++) y[r] = total(sums[r]);
+    for (int t = 0; t < N; t++) processor::totals(sums[t], y[t]);
 }
 
-static void dots_int8_groups(const Matrix& m, int64_t row, const float* x, float* y) {
-    const int64_t columns = m.columns, groups = columns / GROUP;
-    const int8_t* weight = (const int8_t*)m.weight + row * columns;
-    const _Float16* scale = (const _Float16*)m.scale + row * groups;
-    Vector sums[QUERY_BLOCK] = {};
+// Vectors of scales reach beyond the end of a row. Behind the last one is nothing that may be read, so it is copied.
+static inline const uint16_t* rows_of(const void* scales, const Matrix& m, int64_t row, uint16_t (&copy)[ROWS * MOST_GROUPS]) {
+    const int64_t groups = m.columns / GROUP;
+    const uint16_t* found = (const uint16_t*)scales + row * groups;
+    if ((m.rows - row - ROWS) * groups >= STEP) return found;
+    std::fill(std::copy_n(found, ROWS * groups, copy), std::end(copy), 0);
+    return copy;
+}
+
+// The same in whole numbers. With weights scale · q + minimum, and x = scale' · q', a group adds
+// (q · q') · scale · scale' + minimum · (sum of x).
+template <int N, Kind KIND> static void multiply_integers(const Matrix& m, int64_t row, const Input& in, int64_t lane,
+                                                          float (*y)[ROWS]) {
+    using Stored = std::conditional_t<KIND == INT4_GROUPS, uint8_t, int8_t>;
+    constexpr int64_t BYTES = KIND == INT4_GROUPS ? GROUP / 2 : GROUP;
+    const int64_t groups = m.columns / GROUP;
+    uint16_t copy[2][ROWS * MOST_GROUPS];
+    const uint16_t* scale = KIND == INT8 ? nullptr : rows_of(m.scale, m, row, copy[0]);
+    const uint16_t* minimum = KIND == INT4_GROUPS ? rows_of(m.minimum, m, row, copy[1]) : nullptr;
+    float factor[N][ROWS][MOST_GROUPS];                        // scale · scale'
+    Sums sums[N][ROWS] = {};
+    #pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+        for (int64_t g = 0; g < groups; g += STEP) {
+            const Sums ours = scale ? processor::widen(scale + r * groups + g) : Sums{} + ((const float*)m.scale)[row + r];
+            const Sums low = minimum ? processor::widen(minimum + r * groups + g) : Sums{};
+            #pragma GCC unroll 8
+            for (int t = 0; t < N; t++) {
+                const int64_t theirs = (lane + t) * in.groups + g;
+                const Sums both = ours * load<Sums>(in.scale + theirs);
+                memcpy(&factor[t][r][g], &both, sizeof both);
+                if (minimum) sums[t][r] += low * load<Sums>(in.sum + theirs);
+            }
+        }
+
+    const Stored* weight = (const Stored*)m.weight + row * groups * BYTES;
+    const int8_t* q = in.q + lane * in.columns;
     for (int64_t g = 0; g < groups; g++) {
-        const Vector first = load(x + g * GROUP), second = load(x + g * GROUP + 16);
-        #pragma GCC unroll 4
-        for (int r = 0; r < QUERY_BLOCK; r++) {
-            const int8_t* w = weight + r * columns + g * GROUP;
-            __builtin_prefetch((const char*)w + AHEAD);
-            sums[r] += (load(w) * first + load(w + 16) * second) * (float)scale[r * groups + g];
-        }
+        ask_ahead(weight, g, ROWS * BYTES);
+        #pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+            #pragma GCC unroll 8
+            for (int t = 0; t < N; t++) {
+                const auto dot = processor::dot(weight + (r * groups + g) * BYTES, q + t * in.columns + g * GROUP);
+                sums[t][r] += __builtin_convertvector(dot, Sums) * factor[t][r][g];
+            }
     }
-    for (int r = 0; r < QUERY_BLOCK; r++) y[r] = total(sums[r]);
+    for (int t = 0; t < N; t++) processor::totals(sums[t], y[t]);
 }
 
-// Within a group, byte i holds weight i in its low half and weight i + 16 in its high half (GGUF's Q4_0 and Q4_1).
-// scale · q + minimum, so a group adds scale · (q · x) + minimum · (sum of x); `x_sums` (groups,) are computed once.
-static void dots_int4_groups(const Matrix& m, int64_t row, const float* x, const float* x_sums, float* y) {
-    const int64_t columns = m.columns, groups = columns / GROUP;
-    const uint8_t* weight = (const uint8_t*)m.weight + row * columns / 2;
-    const _Float16* scale = (const _Float16*)m.scale + row * groups;
-    const _Float16* minimum = (const _Float16*)m.minimum + row * groups;
-    Vector sums[QUERY_BLOCK] = {};
-    float minima[QUERY_BLOCK] = {};
-    for (int64_t g = 0; g < groups; g++) {
-        const Vector first = load(x + g * GROUP), second = load(x + g * GROUP + 16);
-        #pragma GCC unroll 4
-        for (int r = 0; r < QUERY_BLOCK; r++) {
-            const uint8_t* w = weight + (r * columns + g * GROUP) / 2;
-            __builtin_prefetch((const char*)w + AHEAD);
-            Vector low, high;
-            load_nibbles(w, low, high);
-            sums[r] += (low * first + high * second) * (float)scale[r * groups + g];
-            minima[r] += (float)minimum[r * groups + g] * x_sums[g];
-        }
-    }
-    for (int r = 0; r < QUERY_BLOCK; r++) y[r] = total(sums[r]) + minima[r];
-}
-
-// y (QUERY_BLOCK,) = rows [row, row + QUERY_BLOCK) of m times x (columns,)
-static void multiply(const Matrix& m, int64_t row, const float* x, const float* x_sums, float* y) {
+template <int N> static void multiply_lanes(const Matrix& m, int64_t row, const Input& in, int64_t lane, float (*y)[ROWS]) {
     switch (m.kind) {
-        case FLOAT32: dots((const float*)m.weight + row * m.columns, m.columns, x, y); break;
-        case BFLOAT16: dots((const uint16_t*)m.weight + row * m.columns, m.columns, x, y); break;
-        case INT8:
-            dots((const int8_t*)m.weight + row * m.columns, m.columns, x, y);
-            for (int r = 0; r < QUERY_BLOCK; r++) y[r] *= ((const float*)m.scale)[row + r];
-            break;
-        case INT8_GROUPS: dots_int8_groups(m, row, x, y); break;
-        case INT4_GROUPS: dots_int4_groups(m, row, x, x_sums, y); break;
+        case FLOAT32: multiply_floats<N>((const float*)m.weight + row * m.columns, in, lane, y); break;
+        case BFLOAT16: multiply_floats<N>((const uint16_t*)m.weight + row * m.columns, in, lane, y); break;
+        case INT8: multiply_integers<N, INT8>(m, row, in, lane, y); break;
+        case INT8_GROUPS: multiply_integers<N, INT8_GROUPS>(m, row, in, lane, y); break;
+        case INT4_GROUPS: multiply_integers<N, INT4_GROUPS>(m, row, in, lane, y); break;
     }
     if (m.bias)
-        for (int r = 0; r < QUERY_BLOCK; r++) y[r] += m.bias[row + r];
+        for (int t = 0; t < N; t++)
+            for (int r = 0; r < ROWS; r++) y[t][r] += m.bias[row + r];
+}
+
+// y[t * stride + r] = rows [row, row + ROWS) of m times each of the vectors
+static void multiply(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride) {
+    float found[LANES][ROWS];
+    for (int64_t t = 0, n; t < lanes; t += n) {
+        n = lanes - t >= LANES ? LANES : lanes - t >= 2 ? 2 : 1;
+        if (n == LANES) multiply_lanes<LANES>(m, row, in, t, found);
+        else if (n == 2) multiply_lanes<2>(m, row, in, t, found);
+        else multiply_lanes<1>(m, row, in, t, found);
+        for (int64_t i = 0; i < n; i++) memcpy(y + (t + i) * stride, found[i], sizeof found[i]);
+    }
 }
 
 // ---- the parts of a block --------------------------------------------------------------------------------------------
@@ -220,15 +244,15 @@ template <class C> static void attend(const float* q, const C* keys, const C* va
                                       float* scores, float* out) {
     float top = -1e30f, sum = 0;             // no infinity: -ffast-math does without
     for (int64_t s = first; s <= last; s++) {
-        Vector dot = {};
-        for (int64_t i = 0; i < K; i += 16) dot += load(q + i) * load(keys + s * K + i);
+        Floats dot = {};
+        for (int64_t i = 0; i < K; i += WIDTH) dot += load(q + i) * load(keys + s * K + i);
         scores[s - first] = total(dot) / std::sqrt((float)K);
         top = std::max(top, scores[s - first]);
     }
     for (int64_t s = 0; s <= last - first; s++) sum += scores[s] = std::exp(scores[s] - top);
-    Vector mixed[K / 16] = {};
+    Floats mixed[K / WIDTH] = {};
     for (int64_t s = first; s <= last; s++)
-        for (int64_t i = 0; i < K / 16; i++) mixed[i] += load(values + s * K + i * 16) * (scores[s - first] / sum);
+        for (int64_t i = 0; i < K / WIDTH; i++) mixed[i] += load(values + s * K + i * WIDTH) * (scores[s - first] / sum);
     memcpy(out, mixed, sizeof mixed);
 }
 
@@ -243,34 +267,41 @@ struct Shared {
 
 // What a thread computes for itself, because that is faster than waiting for another to have done it.
 struct Own {
-    std::vector<float> normed, sums, scores;
+    std::vector<float> normed, scale, sum, scores, y;
+    std::vector<int8_t> q;
     Own(int64_t lanes, int64_t slots)
-        : normed(lanes * D), sums(lanes * (std::max(std::max(D, F), H * K) / GROUP + 1)), scores(slots) {}
+        : normed(lanes * D), scale(lanes * MOST_GROUPS), sum(lanes * MOST_GROUPS), scores(slots), y(lanes * ROWS),
+          q(lanes * MOST_GROUPS * GROUP) {}
 
-    void norm(const float* x, const float* weight, float eps, int64_t lanes) {
+    Input norm(const float* x, const float* weight, float eps, int64_t lanes) {
         for (int64_t t = 0; t < lanes; t++) rms_norm(x + t * D, weight, eps, normed.data() + t * D);
-        group_sums(normed.data(), D, lanes);
+        return rounded(normed.data(), D, lanes);
     }
-    void group_sums(const float* x, int64_t columns, int64_t lanes) {
-        for (int64_t g = 0; g < lanes * columns / GROUP; g++) sums[g] = sum_of(x + g * GROUP, GROUP);
+    Input rounded(const float* x, int64_t columns, int64_t lanes) {
+        const int64_t groups = groups_of(columns);
+        std::fill_n(scale.begin(), lanes * groups, 0.f);
+        std::fill_n(sum.begin(), lanes * groups, 0.f);
+        for (int64_t t = 0; t < lanes; t++)
+            for (int64_t i = 0; i < columns; i += GROUP) {
+                const int64_t g = t * groups + i / GROUP;
+                round(x + t * columns + i, &q[t * columns + i], scale[g], sum[g]);
+            }
+        return {columns, groups, x, q.data(), scale.data(), sum.data()};
     }
 };
 
 template <class C> static void block(const Model& model, const Layer& layer, const Cache& cache, int64_t lanes,
                                      const Lane* lane, const float* cos, const float* sin, float* x, Shared& shared,
                                      Own& own) {
-    float y[QUERY_BLOCK], z[QUERY_BLOCK];
     C *keys = (C*)cache.keys, *values = (C*)cache.values;
 
-    own.norm(x, layer.input_layernorm, model.eps, lanes);
+    Input in = own.norm(x, layer.input_layernorm, model.eps, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < (H + 2 * G) * K; row += QUERY_BLOCK)
-        for (int64_t t = 0; t < lanes; t++) {
-            const float *n = own.normed.data() + t * D, *sums = own.sums.data() + t * (D / GROUP);
-            if (row < H * K) multiply(layer.q_proj, row, n, sums, &shared.q[t * H * K + row]);
-            else if (row < (H + G) * K) multiply(layer.k_proj, row - H * K, n, sums, &shared.k[t * G * K + row - H * K]);
-            else multiply(layer.v_proj, row - (H + G) * K, n, sums, &shared.v[t * G * K + row - (H + G) * K]);
-        }
+    for (int64_t row = 0; row < (H + 2 * G) * K; row += ROWS) {
+        if (row < H * K) multiply(layer.q_proj, row, in, lanes, &shared.q[row], H * K);
+        else if (row < (H + G) * K) multiply(layer.k_proj, row - H * K, in, lanes, &shared.k[row - H * K], G * K);
+        else multiply(layer.v_proj, row - (H + G) * K, in, lanes, &shared.v[row - (H + G) * K], G * K);
+    }
 
     #pragma omp for schedule(static)
     for (int64_t i = 0; i < lanes * G; i++) {
@@ -289,31 +320,31 @@ template <class C> static void block(const Model& model, const Layer& layer, con
                &shared.mixed[i * K]);
     }
 
-    own.group_sums(shared.mixed.data(), H * K, lanes);
+    in = own.rounded(shared.mixed.data(), H * K, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < D; row += QUERY_BLOCK)
-        for (int64_t t = 0; t < lanes; t++) {
-            multiply(layer.o_proj, row, &shared.mixed[t * H * K], own.sums.data() + t * (H * K / GROUP), y);
-            for (int r = 0; r < QUERY_BLOCK; r++) x[t * D + row + r] += y[r];
-        }
+    for (int64_t row = 0; row < D; row += ROWS) {
+        multiply(layer.o_proj, row, in, lanes, own.y.data(), ROWS);
+        for (int64_t i = 0; i < lanes * ROWS; i++) x[i / ROWS * D + row + i % ROWS] += own.y[i];
+    }
 
-    own.norm(x, layer.post_attention_layernorm, model.eps, lanes);
-    #pragma omp for schedule(static)
-    for (int64_t row = 0; row < F; row += QUERY_BLOCK)
-        for (int64_t t = 0; t < lanes; t++) {
-            const float *n = own.normed.data() + t * D, *sums = own.sums.data() + t * (D / GROUP);
-            multiply(layer.gate_proj, row, n, sums, y);
-            multiply(layer.up_proj, row, n, sums, z);
-            for (int r = 0; r < QUERY_BLOCK; r++) shared.gated[t * F + row + r] = y[r] / (1 + std::exp(-y[r])) * z[r];
+    in = own.norm(x, layer.post_attention_layernorm, model.eps, lanes);
+    #pragma omp for schedule(static) nowait
+    for (int64_t row = 0; row < F; row += ROWS) multiply(layer.gate_proj, row, in, lanes, &shared.gated[row], F);
+    #pragma omp for schedule(static)                           // and so each thread gets the rows that it got above
+    for (int64_t row = 0; row < F; row += ROWS) {
+        multiply(layer.up_proj, row, in, lanes, own.y.data(), ROWS);
+        for (int64_t i = 0; i < lanes * ROWS; i++) {
+            float& gate = shared.gated[i / ROWS * F + row + i % ROWS];
+            gate = gate / (1 + std::exp(-gate)) * own.y[i];
         }
+    }
 
-    own.group_sums(shared.gated.data(), F, lanes);
+    in = own.rounded(shared.gated.data(), F, lanes);
     #pragma omp for schedule(static)
-    for (int64_t row = 0; row < D; row += QUERY_BLOCK)
-        for (int64_t t = 0; t < lanes; t++) {
-            multiply(layer.down_proj, row, &shared.gated[t * F], own.sums.data() + t * (F / GROUP), y);
-            for (int r = 0; r < QUERY_BLOCK; r++) x[t * D + row + r] += y[r];
-        }
+    for (int64_t row = 0; row < D; row += ROWS) {
+        multiply(layer.down_proj, row, in, lanes, own.y.data(), ROWS);
+        for (int64_t i = 0; i < lanes * ROWS; i++) x[i / ROWS * D + row + i % ROWS] += own.y[i];
+    }
 }
 
 // x (lanes, D): embedded tokens, overwritten; cos, sin (lanes, K); logits (lanes, V). half: the cache holds bfloat16.
@@ -328,12 +359,11 @@ extern "C" void decode(const Model* model, const Cache* caches, int64_t half, in
         for (int64_t i = 0; i < model->num_layers; i++)
             if (half) block<uint16_t>(*model, model->layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
             else block<float>(*model, model->layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
-        own.norm(x, model->norm, model->eps, lanes);
+        const Input in = own.norm(x, model->norm, model->eps, lanes);
         #pragma omp for schedule(static)
-        for (int64_t i = 0; i < V; i += QUERY_BLOCK) {
-            const int64_t row = std::min(i, V - QUERY_BLOCK);             // a vocabulary need not be a multiple of QUERY_BLOCK
-            for (int64_t t = 0; t < lanes; t++)
-                multiply(model->lm_head, row, &own.normed[t * D], &own.sums[t * (D / GROUP)], logits + t * V + row);
+        for (int64_t i = 0; i < V; i += ROWS) {
+            const int64_t row = std::min<int64_t>(i, V - ROWS);   // a vocabulary need not be a multiple of ROWS
+            multiply(model->lm_head, row, in, lanes, logits + row, V);
         }
     }
 }
