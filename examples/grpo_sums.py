@@ -1,6 +1,6 @@
 """A small model learns sums from being told which of its answers are right: python examples/grpo_sums.py
 
-    prepare   sums of two numbers up to 20, of which most are wrong, and a model that learns to write such lines
+    prepare   sums of two numbers up to 9, of which half are wrong, and a model that learns to write such lines
     learn     weights/sums-grpo: GRPO on its own answers; no right sum is shown to it any more
     report    the reward by step, as docs/grpo.svg (needs matplotlib), and what held-out sums it gets right
 
@@ -29,8 +29,8 @@ from weights.formats.atomic_write import atomic_file  # noqa: E402
 DATA, BEFORE, AFTER = HOME / "data" / "sums.txt", HOME / "weights" / "sums", HOME / "weights" / "sums-grpo"
 PLOT = HOME / "docs" / "grpo.svg"
 STEPS = ("prepare", "learn", "report")
-LARGEST = 20
-LINES, RIGHT = 20_000, 0.3                                          # lines, and what part of them is a right sum
+LARGEST = 9
+LINES, RIGHT = 20_000, 0.5                                          # lines, and what part of them is a right sum
 SHAPE = ("--hidden-size", 128, "--intermediate-size", 256, "--num-hidden-layers", 3, "--num-attention-heads", 4,
          "--num-key-value-heads", 2, "--block-size", 128, "--vocab-size", 260)
 MEAN = 10                                                           # steps that a point of the smooth curve stands for
@@ -39,7 +39,7 @@ MEAN = 10                                                           # steps that
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/grpo_sums.py", description=__doc__.splitlines()[0])
     add_steps(parser, STEPS)
-    parser.add_argument("--steps", type=int, default=200, metavar="N", help="of GRPO (default: 200)")
+    parser.add_argument("--steps", type=int, default=500, metavar="N", help="of GRPO (default: 500)")
     arguments = parser.parse_args()
     for name in chosen(parser, arguments.names, STEPS, {"report": "matplotlib"}):
         {"prepare": prepare, "learn": lambda: learn(arguments.steps), "report": report}[name]()
@@ -63,7 +63,7 @@ def learn(steps: int) -> None:
         return
     again = ("--resume",) if any(Path(f"{AFTER}.training").glob("last-*.pt")) else ()
     found = run("-m", "llama.methods.grpo", "--model", BEFORE, "--reward", "arithmetic", "--largest", LARGEST,
-                "--steps", steps, "--prompts", 16, "--group", 16, "--new-tokens", 4, "--lr", 1e-3, "--batch-size", 256,
+                "--steps", steps, "--prompts", 16, "--group", 16, "--new-tokens", 4, "--lr", 3e-4, "--batch-size", 256,
                 "--eval-prompts", 85, "--output", AFTER, *again)
     with atomic_file(Path(f"{AFTER}.json")) as file:
         file.write(found.encode())

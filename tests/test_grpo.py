@@ -135,11 +135,11 @@ def test_two_ways_a_resumed_run_equals_an_uninterrupted_one(sums, tmp_path):
             model = copy.deepcopy(sums)
             add_lora(model, LoRAConfig(rank=2, dropout=0.1), generator=torch.Generator().manual_seed(0))
             config = GRPOConfig(largest=2, steps=steps, prompts=2, group=4, new_tokens=3, lr=1e-2, kl=0.1, save_every=2,
-                                eval_prompts=0)
+                                eval_prompts=3)
             run = GRPO(model, config, output=tmp_path / name, resume=number > 0)
-            run.train()
-        found[name] = (run.rewards, run._learned())
-    assert found["whole"][0] == found["halves"][0]
+            result = run.train()
+        found[name] = (run.rewards, run._learned(), result["eval_before"], result["eval"])
+    assert found["whole"][0] == found["halves"][0] and found["whole"][2:] == found["halves"][2:]
     assert all(torch.equal(each, found["halves"][1][name]) for name, each in found["whole"][1].items())
     lines = [json.loads(line) for line in (tmp_path / "halves.training" / "metrics.jsonl").open(encoding="utf-8")]
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and all("reward" in line for line in lines)

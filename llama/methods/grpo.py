@@ -238,6 +238,7 @@ class GRPO:
             "model": digest({name: each for name, each in model.named_parameters() if "adapters" not in name}),
         } if output else {}
         self.step, self.seconds, self.rewards = 0, 0.0, []
+        self.scores_before: dict[str, float] = {}
         if resume:
             self._load_state()
         if output:
@@ -245,7 +246,9 @@ class GRPO:
 
     def train(self) -> dict[str, Any]:
         """Run to the end, save the result, and say how it went. Interrupted, it saves its state and re-raises."""
-        config, before = self.config, self.evaluate()
+        config = self.config
+        if not self.step:
+            self.scores_before = self.evaluate()
         started, earlier = time.monotonic(), self.seconds
         use_custom_gradients(self.model)
         with signals_wait(second_raises=not distributed.launched()) as interruptions:
@@ -271,7 +274,7 @@ class GRPO:
         return {"train": {"steps": self.step, "seconds": round(self.seconds, 1),
                           "reward_first": sum(self.rewards[:tenth]) / tenth,
                           "reward_last": sum(self.rewards[-tenth:]) / tenth},
-                "eval_before": before, "eval": after, "output": str(self.output or "")}
+                "eval_before": self.scores_before, "eval": after, "output": str(self.output or "")}
 
     def evaluate(self) -> dict[str, float]:
         """The mean reward of the likeliest answers to held-out questions."""
@@ -382,7 +385,7 @@ class GRPO:
     def _save_state(self) -> None:
         run_state.write_state(self.folder.last(self.step), {
             "settings": self.settings, "step": self.step, "seconds": self.seconds, "rewards": self.rewards,
-            "best": [0.0, 0]}, self._learned(), self.policy, self.optimizer)
+            "scores_before": self.scores_before, "best": [0.0, 0]}, self._learned(), self.policy, self.optimizer)
         self.folder.prune()
 
     def _load_state(self) -> None:
@@ -391,6 +394,7 @@ class GRPO:
         run_state.restore(state, self._learned(), self.policy, self.optimizer)
         self.masters.copy_to_model()
         self.step, self.seconds, self.rewards = state["step"], state["seconds"], state["rewards"]
+        self.scores_before = state["scores_before"]
         print(f"resuming after step {self.step} of {self.config.steps}", file=sys.stderr)
 
     def _save_result(self) -> None:
