@@ -49,7 +49,7 @@ class Client:
     def ask(self, number: int, *, stream: bool, hang_up: bool = False) -> tuple[str, int]:
         """(text, tokens); raises for whatever is not a whole answer. A full queue is waited for."""
         while True:
-            connection = http.client.HTTPConnection(self.address, timeout=300)
+            connection = http.client.HTTPConnection(self.address, timeout=3600)
             try:
                 connection.request("POST", "/v1/chat/completions", json.dumps(body(number, stream=stream)),
                                    {"Content-Type": "application/json"})

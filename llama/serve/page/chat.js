@@ -73,6 +73,5 @@ export function chat(view, state, kept) {
     h("details", {}, h("summary", {}, t("system")), field(t("system"), system, "wide")), list,
     h("div", { class: "ask" }, field(t("yourMessage"), text),
       h("div", { class: "row" }, send, stop, clear, h("span", { class: "note" }, t("enterSends")))));
-  text.focus();
   return () => kept.abort?.abort();
 }
