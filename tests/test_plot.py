@@ -135,8 +135,8 @@ def test_two_ways_what_a_run_draws_is_what_it_logged(calls, tiny_model, tmp_path
                                       "a.txt", "--max-length", "16", "--max-steps", "2", "--device", "cpu", "--output",
                                       "mine", "--plot", "mine.png"])
     finetune.main()
-    metrics = tmp_path / "mine.training" / "metrics.jsonl"
-    logged = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    metrics = (tmp_path / "mine.training" / "metrics.jsonl").read_text(encoding="utf-8")
+    logged = [json.loads(line) for line in metrics.splitlines()]
     drawn = [given for name, given, _ in calls if name == "plot"]
     assert drawn[0] == ([1, 2], [line["loss"] for line in logged])
     assert drawn[2] == ([1, 2], [line["lr"] for line in logged])
