@@ -37,6 +37,7 @@ LAZY_EXPORTS = {
     "split": "llama.datasets.split",
     "resize_embeddings": "llama.resize",
     "readable": "llama.fast.agreement",
+    "compile_step": "llama.fast.agreement",
     "lens": "llama.lens",
 }
 

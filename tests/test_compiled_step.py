@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import same_choices
 
+import llama
 from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.fast import compiled_step
-from llama.fast.compiled_step import MAX_TOKENS, compile_step
+from llama.fast.compiled_step import MAX_TOKENS, CompiledStep, compile_step
 from llama.generation import generate
 from llama.lora import LoRAConfig, add_lora
 from llama.quantization import swap
@@ -374,3 +375,11 @@ def test_property_a_library_that_is_not_whole_is_built_again(tmp_path):
     assert compiled_step._is_whole(library)
     library.write_bytes(b"buil")                                    # cut short: «Bus error» at every use
     assert not compiled_step._is_whole(library)
+
+
+@needs_compiler
+def test_property_the_short_door_builds_a_step_and_a_plain_model_has_none(place):
+    model = tiny()
+    assert model.step is None
+    llama.compile_step(model)
+    assert isinstance(model.step, CompiledStep)

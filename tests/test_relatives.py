@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import llama
 from llama.checkpoint import load_model, new_model, save_model
 from llama.config import preset as llama_preset
-from llama.fast.agreement import use_compiled_step, use_custom_gradients, use_fused_blocks
+from llama.fast.agreement import compile_step, use_custom_gradients, use_fused_blocks
 from llama.freeze import freeze, trainable_parameters
 from llama.generation import generate
 from llama.heads import HeadConfig, add_head
@@ -284,7 +284,7 @@ def test_property_fast_versions_leave_relatives_as_they_are(model):
     use_custom_gradients(model)
     assert [type(module) for module in model.modules()] == kinds
     with pytest.raises(ValueError, match="--compile builds the step of a Llama"):
-        use_compiled_step(model)
+        compile_step(model)
 
 
 def test_property_freezing_by_blocks_and_by_names(model):

@@ -22,7 +22,7 @@ from llama.datasets.preferences import PreferenceDataset
 from llama.datasets.records import RecordDataset
 from llama.datasets.squad import SquadDataset
 from llama.datasets.text_files import checked_encoding
-from llama.fast.agreement import readable, use_compiled_step, use_fused_blocks
+from llama.fast.agreement import compile_step, readable, use_fused_blocks
 from llama.fast.compiled_step import cxx_compiler, step_misfit
 from llama.fast.fused_linear import packs_bfloat16
 from llama.fast.huge_pages import in_huge_pages
@@ -314,7 +314,7 @@ def _takes_step(model: PretrainedLlama, wish: str) -> bool:
     if wish == "auto" and (_is_small(model) or step_misfit(model.config)):
         return False
     try:
-        use_compiled_step(model, say=say)
+        compile_step(model, say=say)
     except ValueError as error:
         if wish == "on":
             raise

@@ -8,7 +8,7 @@ is configured. The compiled step, which is built for one shape, is compared on t
 
     use_fused_blocks(model)              # for generating
     use_custom_gradients(model)          # for training
-    use_compiled_step(model)             # for generating, through a C++ compiler
+    compile_step(model)                  # for generating, through a C++ compiler
     readable(model)                      # the definitions again, without asking
 
 Try: let `MLP.forward` in model.py return x * 0.0 and run generate.py: one line says that the file runs, and the text is
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llama.cache import KVCache
 from llama.checkpoint import PretrainedLlama
 from llama.config import LlamaConfig
-from llama.fast.compiled_step import compile_step
+from llama.fast import compiled_step
 from llama.fast.custom_autograd import restore_autograd, use_custom_autograd
 from llama.fast.fused_block import fuse, unfuse
 from llama.fast.numbers import EXACT, ROUNDED, agree, relative_difference
@@ -68,11 +68,11 @@ def use_custom_gradients(model: Llama) -> None:
         use_custom_autograd(model)
 
 
-def use_compiled_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
-    """`compile_step` where it gives the logits that the model itself gives for the same tokens."""
+def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
+    """`compiled_step.compile_step` where it gives the logits that the model itself gives for the same tokens."""
     if has_twins(model) and not _use_attention(model):
         return
-    compile_step(model, say=say)
+    compiled_step.compile_step(model, say=say)
     step, padding, V = model.step, torch.zeros(1, dtype=torch.int64), model.config.vocab_size
     cache = KVCache(model.config, 1, 9, dtype=model.dtype, device=model.device)
     pairs = []
