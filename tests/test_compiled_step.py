@@ -383,3 +383,20 @@ def test_property_the_short_door_builds_a_step_and_a_plain_model_has_none(place)
     assert model.step is None
     llama.compile_step(model)
     assert isinstance(model.step, CompiledStep)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["8 bits", "8 bits, a row", "4 bits"])
+def test_two_ways_weights_unpacked_for_prompts_equal_their_definition(kind, dtype, place, monkeypatch):
+    """To the bit: products of numbers so short are exact."""
+    monkeypatch.setattr(swap, "GROUP", 10**6 if "row" in kind else swap.GROUP)
+    model = tiny(dtype=dtype)
+    quantize(model, bits=int(kind[0]))
+    compile_step(model)
+    for layer in (module for module in model.modules() if isinstance(module, QuantizedLinear)):
+        expected = layer.packed.dequantize(dtype)
+        assert torch.equal(layer.unpacked(0, layer.out_features, dtype), expected)
+        assert torch.equal(layer.unpacked(3, 7, dtype), expected[3:7])
+    compiled_step.remove_step(model)
+    assert not any("unpacked" in vars(module) for module in model.modules())

@@ -32,6 +32,7 @@ from llama.lora.swap import add_lora, has_lora
 from llama.lora.targets import LoRAConfig
 from llama.masks import Documents, document_mask
 from llama.model import Llama, attention, naive_attention
+from llama.quantization.layers import QuantizedLinear
 
 WHERE = "model.py"
 
@@ -73,6 +74,9 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     if has_twins(model) and not _use_attention(model):
         return
     compiled_step.compile_step(model, say=say)
+    if not _unpacks_alike(model):
+        compiled_step.remove_step(model)
+        return
     step, padding, V = model.step, torch.zeros(1, dtype=torch.int64), model.config.vocab_size
     cache = KVCache(model.config, 1, 9, dtype=model.dtype, device=model.device)
     pairs = []
@@ -89,7 +93,15 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
     # Of bfloat16 and few bits a single token may come out a fifth apart, by rounding alone; an edit moves all of them.
     pairs.sort(key=lambda pair: relative_difference(*pair))
     if not agree(*pairs[1], WHERE, "fast/decode.cpp", within=ROUNDED):
-        model.step = None
+        compiled_step.remove_step(model)
+
+
+def _unpacks_alike(model: Llama) -> bool:
+    """Whether few bits become the floats that their definition says, in a layer of each kind."""
+    kinds = {type(layer): layer for layer in model.modules() if isinstance(layer, QuantizedLinear)}
+    return all(agree(layer.unpacked(0, 8, layer.dtype), type(layer).unpacked(layer, 0, 8, layer.dtype),
+                     "quantization/layers.py or weights/formats/quantized_matrix.py", "fast/decode.cpp")
+               for layer in kinds.values())
 
 
 def has_twins(model: Llama) -> bool:
@@ -101,7 +113,7 @@ def readable(model: Llama) -> None:
     """Let the model run its definitions alone, as they stand in the files: the inverse of all swaps here."""
     unfuse(model)
     restore_autograd(model)
-    model.step = None
+    compiled_step.remove_step(model)
     for layer in model.layers:
         layer.self_attn.attend = naive_attention
 

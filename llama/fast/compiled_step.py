@@ -8,7 +8,7 @@ cache, closed to others, under a name made of all that it depends on. Never besi
 and a model's folder may come from anybody.
 
     compile_step(model)                  # from now on generation uses it, where it can
-    model.step = None                    # and no longer
+    remove_step(model)                   # and no longer
 
 Try: give `decode` the cosines of one position later; tests/test_compiled_step.py (test_two_ways_step_equals_model)
 fails.
@@ -24,6 +24,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from llama.config import LlamaConfig
 from llama.fast.huge_pages import move_to_huge_pages
 from llama.heads import check_editable
 from llama.model import PROJECTIONS, Llama, rotary_tables
-from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear
+from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear, QuantizedLinear
 from weights.formats.paths import user_cache
 
 SOURCE = Path(__file__).with_name("decode.cpp")
@@ -79,12 +80,15 @@ class CompiledStep:
         self.config = model.config
         self._kept: list[Tensor] = []                               # what C++ points at must stay alive
         layers = [Layer(self._vector(layer.input_layernorm.weight), self._vector(layer.post_attention_layernorm.weight),
-                        *[self._matrix(layer.get_submodule(name)) for name in PROJECTIONS]) for layer in model.layers]
+                        *[self.matrix_of(layer.get_submodule(name)) for name in PROJECTIONS]) for layer in model.layers]
         self._layers = (Layer * len(layers))(*layers)
-        self._model = Model(self._layers, self._vector(model.norm.weight), self._matrix(model.lm_head), len(layers),
+        self._model = Model(self._layers, self._vector(model.norm.weight), self.matrix_of(model.lm_head), len(layers),
                             self.config.sliding_window, self.config.rms_norm_eps)
         self._embed = model.embed_tokens
-        self._decode = ctypes.CDLL(str(library)).decode
+        built = ctypes.CDLL(str(library))
+        self._unpack, self._decode = built.unpack, built.decode
+        self._unpack.restype = None
+        self._unpack.argtypes = [POINTER(Matrix), c_int64, c_int64, c_int64, c_void_p]
         self._decode.restype = None
         self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), *[c_void_p] * 4]
 
@@ -117,13 +121,19 @@ class CompiledStep:
                      x.data_ptr(), logits.data_ptr())
         return logits
 
+    def unpacked(self, matrix: Matrix, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """`QuantizedLinear.unpacked` in float32 or bfloat16, for prompts: they go through torch, which takes floats."""
+        rows = torch.empty(end - start, matrix.columns, dtype=dtype)
+        self._unpack(matrix, start, end - start, dtype == torch.bfloat16, rows.data_ptr())
+        return rows
+
     def _vector(self, x: Tensor | None) -> int | None:
         if x is None:
             return None
         self._kept.append(x.detach().float().contiguous())
         return self._kept[-1].data_ptr()
 
-    def _matrix(self, linear: nn.Module) -> Matrix:
+    def matrix_of(self, linear: nn.Module) -> Matrix:
         kind, weight, scale, minimum = _stored(linear)
         self._kept += [x for x in (weight, scale, minimum) if x is not None]
         pointers = [None if x is None else x.data_ptr() for x in (weight, scale, minimum)]
@@ -174,6 +184,16 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
         say(f"compiled: {library}")
     move_to_huge_pages(model)
     model.step = CompiledStep(model, library)
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear) and layer.dtype in (torch.float32, torch.bfloat16):
+            layer.unpacked = partial(model.step.unpacked, model.step.matrix_of(layer))
+
+
+def remove_step(model: Llama) -> None:
+    """The inverse of `compile_step`, but for where the weights lie."""
+    model.step = None
+    for layer in model.modules():
+        vars(layer).pop("unpacked", None)
 
 
 def _shape(config: LlamaConfig) -> list[str]:

@@ -230,9 +230,9 @@ static void rotate(float* head, const float* cos, const float* sin) {    // pair
     }
 }
 
-static inline void store(const float* from, float* to) { memcpy(to, from, K * sizeof(float)); }
-static inline void store(const float* from, uint16_t* to) {    // round to nearest, ties to even
-    for (int64_t i = 0; i < K; i++) {
+template <int N> static inline void store(const float* from, float* to) { memcpy(to, from, N * sizeof(float)); }
+template <int N> static inline void store(const float* from, uint16_t* to) {   // round to nearest, ties to even
+    for (int i = 0; i < N; i++) {
         uint32_t word;
         memcpy(&word, from + i, sizeof word);
         to[i] = (word + 0x7fff + (word >> 16 & 1)) >> 16;
@@ -307,8 +307,8 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     for (int64_t i = 0; i < lanes * G; i++) {
         const int64_t t = i / G, g = i % G, place = lane[t].row * cache.row_stride + g * cache.head_stride + lane[t].slot * K;
         rotate(&shared.k[i * K], cos + t * K, sin + t * K);
-        store(&shared.k[i * K], keys + place);
-        store(&shared.v[i * K], values + place);
+        store<K>(&shared.k[i * K], keys + place);
+        store<K>(&shared.v[i * K], values + place);
     }
 
     #pragma omp for schedule(static)
@@ -366,4 +366,51 @@ extern "C" void decode(const Model* model, const Cache* caches, int64_t half, in
             multiply(model->lm_head, row, in, lanes, logits + row, V);
         }
     }
+}
+
+// ---- weights for many tokens -----------------------------------------------------------------------------------------
+
+static void widen_all(const uint16_t* halves, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i += STEP) {
+        uint16_t some[STEP] = {};
+        std::copy_n(halves + i, std::min<int64_t>(STEP, n - i), some);
+        const Sums found = processor::widen(some);
+        memcpy(y + i, &found, sizeof found);
+    }
+}
+
+// Torch multiplies many tokens faster than this file does, but by floats: a row of a matrix of few bits as such.
+template <class Y> static void unpack_row(const Matrix& m, int64_t row, Y* __restrict y) {
+    const int64_t groups = m.columns / GROUP;
+    float scale[MOST_GROUPS], minimum[MOST_GROUPS];
+    if (m.kind == INT8) std::fill_n(scale, groups, ((const float*)m.scale)[row]);
+    else widen_all((const uint16_t*)m.scale + row * groups, groups, scale);
+    if (m.kind == INT4_GROUPS) {
+        widen_all((const uint16_t*)m.minimum + row * groups, groups, minimum);
+        const uint8_t* __restrict w = (const uint8_t*)m.weight + row * groups * (GROUP / 2);
+        for (int64_t g = 0; g < groups; g++, w += GROUP / 2, y += GROUP) {
+            float x[GROUP];
+            const float factor = scale[g], low = minimum[g];
+            for (int i = 0; i < GROUP / 2; i++) {
+                x[i] = (int)(w[i] & 15) * factor + low;
+                x[i + GROUP / 2] = (int)(w[i] >> 4) * factor + low;
+            }
+            store<GROUP>(x, y);
+        }
+    } else {
+        const int8_t* __restrict w = (const int8_t*)m.weight + row * m.columns;
+        for (int64_t g = 0; g < groups; g++, w += GROUP, y += GROUP) {
+            float x[GROUP];
+            for (int i = 0; i < GROUP; i++) x[i] = w[i] * scale[g];
+            store<GROUP>(x, y);
+        }
+    }
+}
+
+// y (rows, columns): rows from `first` on, in bfloat16 if `half`, else in float32.
+extern "C" void unpack(const Matrix* m, int64_t first, int64_t rows, int64_t half, void* y) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        if (half) unpack_row(*m, first + r, (uint16_t*)y + r * m->columns);
+        else unpack_row(*m, first + r, (float*)y + r * m->columns);
 }
