@@ -49,6 +49,7 @@ with quiet_start(__name__):
     from llama.training.evaluation import evaluate_dataset
     from llama.training.inspect_samples import in_colour, inspect_samples, show_sample
     from llama.training.memory_estimate import resident_set_size
+    from llama.training.objective import Plain
     from llama.training.optimizer import OPTIMIZERS, TrainConfig
     from llama.training.what_fits import disk_of, dry_run
     from weights.formats.paths import home, resolve
@@ -218,13 +219,14 @@ def main() -> None:
         print("the texts are Chinese, and so is the base: zh-small; --model names another", file=sys.stderr)
 
     masters = None if adapts else dtype
-    method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run)
-    objective, settings = method.objective, method_flags.settings()
+    plain, settings = Plain, method_flags.settings()
     if preferring := arguments.task == "preference":
-        objective, settings = functools.partial(preferences.Preference, config=pairs), dataclasses.asdict(pairs)
+        plain, settings = functools.partial(preferences.Preference, config=pairs), settings | dataclasses.asdict(pairs)
+    method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run, plain=plain)
     trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, objective=objective, augment=augment, settings=settings, **beside)
+                      readable=model_flags.readable, objective=method.objective, augment=augment,
+                      settings=settings, **beside)
     if preferring:
         preferences.begin(trainer, test_data, resume=arguments.resume, steps=2 * arguments.dry_run)
     if arguments.dry_run:

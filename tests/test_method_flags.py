@@ -7,6 +7,7 @@ from llama.commands.method_flags import MethodFlags
 from llama.methods.cut import cut
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
+from llama.tasks.preference import PreferenceTask
 from llama.training.optimizer import TrainConfig
 
 TALKS = [{"instruction": f"The dog {number}?", "output": "sleeps."} for number in range(4)]
@@ -53,6 +54,15 @@ def test_worked_example_a_student_learns_from_a_teacher_and_then_from_its_file_a
         door("--teacher-cache", "said.bin", "--teacher-top-k", "16", "--overwrite", model="student")
 
 
+def test_worked_example_pairs_are_compared_on_noisy_and_moved_embeddings(door, tmp_path):
+    pairs = [{"prompt": talk["instruction"], "chosen": "sleeps.", "rejected": "The fox."} for talk in TALKS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in pairs), encoding="utf-8")
+    plain, _ = door("--task", "preference", "--lora", "--lr", "1e-9")
+    moved, _ = door("--task", "preference", "--lora", "--lr", "1e-9", "--adversarial", "pgd", "--overwrite")
+    assert plain["train"]["loss"] == pytest.approx(0.6931, abs=1e-3)   # log 2: nothing is preferred yet
+    assert moved["train"]["loss"] > plain["train"]["loss"] + 1e-4
+
+
 def test_worked_example_the_plan_of_a_run_counts_passes_and_teacher(door):
     plain, _ = door("--dry-run", model="student")
     more, _ = door("--dry-run", "--teacher", "model", "--adversarial", "freelb", model="student")
@@ -91,5 +101,7 @@ def test_refusals_of_what_does_not_go_with_a_task_or_a_run():
     MethodFlags(adversarial="pgd").check_run(TrainConfig(compile=True), dropout=0.0)
     with pytest.raises(ValueError, match="of --task generation all is learned; leave it out, or take --word-dropout"):
         MethodFlags(augment=("swap=0.1",)).check_task(TextGenerationTask())
+    with pytest.raises(ValueError, match="--task preference has a loss of its own: leave --augment, --r-drop and"):
+        MethodFlags(teacher="x").check_task(PreferenceTask("chatml"))
     with pytest.raises(ValueError, match="--augment mix mixes texts that have one label each; leave mix out"):
         MethodFlags(augment=("mix=0.5",)).check_task(ClassificationTask(multi_label=True))

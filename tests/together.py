@@ -23,6 +23,7 @@ from llama.config import preset  # noqa: E402
 from llama.lora import LoRAConfig, add_lora  # noqa: E402
 from llama.methods import grpo  # noqa: E402
 from llama.methods.adversarial import Adversarial, AdversarialConfig  # noqa: E402
+from llama.methods.augmentation import Augmentation  # noqa: E402
 from llama.methods.distillation import DistillConfig, Distilled, ModelTeacher  # noqa: E402
 from llama.methods.preferences import Preference, begin  # noqa: E402
 from llama.model import Llama  # noqa: E402
@@ -31,7 +32,7 @@ from llama.runtime import cli, distributed  # noqa: E402
 from llama.tasks.classification import ClassificationTask  # noqa: E402
 from llama.tasks.instruction import InstructionTask  # noqa: E402
 from llama.tasks.preference import PreferenceTask  # noqa: E402
-from llama.trainer import Trainer  # noqa: E402
+from llama.trainer import Trainer, as_written  # noqa: E402
 from llama.training.evaluation import evaluate  # noqa: E402
 from llama.training.fsdp import cpu_can_shard, full_tensor  # noqa: E402
 from llama.training.objective import Plain  # noqa: E402
@@ -61,7 +62,7 @@ def fresh(kind: str) -> Llama:
 
 
 def attacked(model: Llama, task: InstructionTask, *, readable: bool = False) -> torch.nn.Module:
-    """Three points of a climb, each distilled."""
+    """Three points of a climb, each distilled; the questions are augmented, too."""
     teacher = ModelTeacher(fresh("untied"), task)
     teacher.model.embed_tokens.weight.data.mul_(2)
     return Adversarial(Distilled(model, task, teacher, DistillConfig("symmetric", temperature=2.0)),
@@ -79,8 +80,9 @@ def run(kind: str, parallel: str, *, output: Path | None = None, change=lambda t
     settings = {"epochs": 10, "max_steps": 10, "batch_size": 6 // distributed.size(), "lr": 1e-2, "eval_every": 10,
                 "save_every": 5, "schedule": "constant", "warmup": 0.0, "clip": 0.5, "parallel": parallel}
     objective = {"pairs": Preference, "attacked": attacked}.get(kind, Plain)
+    augment = Augmentation(task, TOKENIZER, {"swap": 0.4, "insert": 0.3}) if kind == "attacked" else as_written
     trainer = Trainer(fresh(kind), task, data[:7], data[:5], config=TrainConfig(**settings | more), output=output,
-                      dtype=dtype, resume=resume, objective=objective)
+                      dtype=dtype, resume=resume, objective=objective, augment=augment)
     if kind == "pairs":
         begin(trainer)
     found: dict = {"norms": [], "seed": torch.initial_seed()}

@@ -123,8 +123,9 @@ class MethodFlags:
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError for a task whose samples cannot change so, or that has an objective of its own."""
-        if getattr(task, "paired", False) and (given := [name for name, value in self.settings().items() if value]):
-            raise ValueError(f"--task preference has an objective of its own; leave --{given[0].replace('_', '-')} out")
+        if getattr(task, "paired", False) and (self.rates or self.r_drop or self.distils):
+            raise ValueError("--task preference has a loss of its own: leave --augment, --r-drop and --teacher out; "
+                             "--adversarial and --noise go with it")
         if self.rates and isinstance(task, TextGenerationTask):
             raise ValueError("--augment changes what is read, and of --task generation all is learned; leave it out, "
                              "or take --word-dropout")
@@ -169,11 +170,12 @@ class Method:
 
     dtype   the teacher computes in
     writes  whether the teacher's file may grow; where not, and there is a teacher, it is asked itself
+    plain   the objective that the methods are put around
     """
 
     def __init__(self, flags: MethodFlags, model: PretrainedLlama, task: Task, *, dtype: torch.dtype | None = None,
-                 writes: bool = True):
-        self.flags = flags
+                 writes: bool = True, plain: Callable[..., nn.Module] = Plain):
+        self.flags, self.plain = flags, plain
         self.teacher: ModelTeacher | None = None
         self.cache: TeacherCache | None = None
         if flags.teacher:
@@ -198,7 +200,7 @@ class Method:
             teacher = CachedTeacher(self.cache, task) if self.cache else self.teacher
             objective = Distilled(model, task, teacher, flags.distill_config, readable=readable)
         else:
-            objective = Plain(model, task, readable=readable)
+            objective = self.plain(model, task, readable=readable)
         if flags.noise:
             objective = Noisy(objective, flags.noise)
         return objective if flags.adversarial == "none" else Adversarial(objective, flags.adversarial_config)

@@ -155,7 +155,7 @@ def begin(trainer: Any, test_data: Any = None, *, resume: bool = False, steps: i
     Raises ValueError where there is nothing kept to go on with.
     """
     objective, task = trainer.objective, trainer.task
-    if objective.config.preference_loss != "dpo":
+    if objective.innermost.config.preference_loss != "dpo":
         return
     tokenizer, path = trainer.model.tokenizer, trainer.folder.path(REFERENCE) if trainer.output else None
     pairs = [trainer.samples[i] for step in range(steps) for i in trainer._samples_of_step(step)] if steps else \

@@ -38,6 +38,11 @@ class Plain(nn.Module):
         self.model, self.task = model, task
         self.fused = not readable and loss_agrees()
 
+    @property
+    def innermost(self) -> "Plain":
+        """The objective that is no wrapper."""
+        return self
+
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss in nats summed over targets, float32, and the number of targets."""
         targets = self.task.targets(batch)                          # (N, …)
@@ -68,6 +73,10 @@ class Wrapper(nn.Module):
     def __init__(self, objective: nn.Module):
         super().__init__()
         self.objective = objective
+
+    @property
+    def innermost(self) -> Plain:
+        return self.objective.innermost
 
     @property
     def model(self) -> Llama:
