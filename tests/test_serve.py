@@ -266,6 +266,13 @@ def test_refuses_what_is_no_request(client):
     assert client.refused("/v1/completions", None, 405, method="DELETE")
 
 
+def test_refuses_tools_that_the_chat_format_leaves_out(client):
+    tool = {"type": "function", "function": {"name": "weather"}}
+    error = client.refused("/v1/chat/completions", {"messages": HELLO, "tools": [tool]}, 400)
+    assert "leaves tools out" in error["message"] and error["param"] == "tools"
+    assert client.ask("/v1/chat/completions", {"messages": HELLO, "tools": [tool], "tool_choice": "none"})
+
+
 def test_refuses_what_other_sites_send(client):
     assert client.refused("/v1/models", None, 403, Origin="https://evil.example")["code"] == "wrong_origin"
     assert client.refused("/v1/models", None, 403, Host="evil.example:80")["code"] == "wrong_host"

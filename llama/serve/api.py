@@ -299,8 +299,7 @@ def openai_paths(server: Server) -> APIRouter:
     async def chat(request: Request) -> Response:
         asked = form.read_chat(await read_json(request), server.defaults)
         served = await server.served(asked.wish.model)
-        ids, _ = await server.encode(served.chat_format.encode, asked.messages, served.model.tokenizer, reply=True,
-                                     **({"tools": asked.tools} if asked.tools else {}))
+        ids = await server.encode(chat_prompt, served, asked.messages, asked.tools)
 
         def choice(index: int, _: int) -> ChatChoice:
             return ChatChoice(index, served.model.tokenizer, tools=asked.tools,
@@ -350,6 +349,18 @@ def openai_paths(server: Server) -> APIRouter:
         ]), media_type=CONTENT_TYPE)
 
     return router
+
+
+def chat_prompt(served: Served, messages: list[form.JSON], tools: list[form.JSON]) -> list[int]:
+    """The ids of a chat up to the answer. Raises APIError where the chat format leaves the tools out."""
+    def encode(**given: Any) -> list[int]:
+        return served.chat_format.encode(messages, served.model.tokenizer, reply=True, **given)[0]
+
+    ids = encode(**({"tools": tools} if tools else {}))
+    if tools and ids == encode():
+        raise APIError(f"the chat format of {served.name} leaves tools out, so the model would not see them; ask without, "
+                       "or take a model that was trained on them", param="tools")
+    return ids
 
 
 async def _answer(server: Server, request: Request, served: Served, wish: Wish, prompts: list[list[int]],
