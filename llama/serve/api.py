@@ -358,8 +358,8 @@ def chat_prompt(served: Served, messages: list[form.JSON], tools: list[form.JSON
 
     ids = encode(**({"tools": tools} if tools else {}))
     if tools and ids == encode():
-        raise APIError(f"the chat format of {served.name} leaves tools out, so the model would not see them; ask without, "
-                       "or take a model that was trained on them", param="tools")
+        raise APIError(f"the chat format of {served.name} leaves tools out, so the model would not see them; ask "
+                       "without them, or take a model that was trained on them", param="tools")
     return ids
 
 
