@@ -19,8 +19,9 @@ from llama.generation import encode_prompt, generate
 from llama.lora import LoRAConfig, add_lora
 from llama.lora.files import save_adapter
 from llama.sampling import SamplingConfig
+from llama.serve.batch import Batch
 from llama.serve.openai_form import Wish
-from llama.serve.scheduler import Batch, Scheduler
+from llama.serve.scheduler import Scheduler
 from tokenizer.chat import FORMATS
 
 MISSING = "the server's tests need fastapi and uvicorn: pip install -r requirements.txt"

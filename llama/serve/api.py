@@ -27,13 +27,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama.generation import encode_prompt
 from llama.heads import require_lm_head
+from llama.serve import batch
 from llama.serve import openai_form as form
-from llama.serve import scheduler
+from llama.serve.batch import Piece
 from llama.serve.metrics import CONTENT_TYPE, Metrics
 from llama.serve.models import Models, Served, text_embedding
 from llama.serve.openai_form import APIError, ChatChoice, TextChoice, Wish
 from llama.serve.page_api import page_files, page_paths
-from llama.serve.scheduler import Piece, QueueFull, Scheduler
+from llama.serve.scheduler import QueueFull, Scheduler
 
 MOST_BYTES = 4 * 2**20                                              # of a body
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -106,7 +107,7 @@ class Pieces:
 
         require_lm_head(served.model)
         chat_format = served.chat_format if chat else None
-        self.requests = [scheduler.Request(
+        self.requests = [batch.Request(
             served.model, prompt, send(i), sampling=wish.sampling, max_new_tokens=wish.max_new_tokens, n=wish.n,
             seed=(wish.seed + i * wish.n) % 2**32, stop=wish.stop, chat_format=chat_format, ignore_eos=wish.ignore_eos,
             top_logprobs=wish.top_logprobs) for i, prompt in enumerate(prompts)]
