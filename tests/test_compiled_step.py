@@ -22,7 +22,7 @@ from llama.quantization import swap
 from llama.quantization.layers import QuantizedLinear
 from llama.quantize import quantize
 from llama.sampling import SamplingConfig
-from llama.serve.scheduler import Batch, Request
+from llama.serve.batch import Batch, Request
 
 TINY = preset("test", hidden_size=64, intermediate_size=96, vocab_size=118)
 VARIANTS = {

@@ -19,8 +19,9 @@ from llama.generation import encode_prompt, generate
 from llama.lora import LoRAConfig, add_lora
 from llama.lora.files import save_adapter
 from llama.sampling import SamplingConfig
+from llama.serve.batch import Batch
 from llama.serve.openai_form import Wish
-from llama.serve.scheduler import Batch, Scheduler
+from llama.serve.scheduler import Scheduler
 from tokenizer.chat import FORMATS
 
 MISSING = "the server's tests need fastapi and uvicorn: pip install -r requirements.txt"
@@ -264,6 +265,13 @@ def test_refuses_what_is_no_request(client):
     assert "rows for" in client.refused("/v1/completions", {"prompt": [10**6]}, 400)["message"]
     assert "rows for" in client.refused("/v1/embeddings", {"input": [10**6]}, 400)["message"]
     assert client.refused("/v1/completions", None, 405, method="DELETE")
+
+
+def test_refuses_tools_that_the_chat_format_leaves_out(client):
+    tool = {"type": "function", "function": {"name": "weather"}}
+    error = client.refused("/v1/chat/completions", {"messages": HELLO, "tools": [tool]}, 400)
+    assert "leaves tools out" in error["message"] and error["param"] == "tools"
+    assert client.ask("/v1/chat/completions", {"messages": HELLO, "tools": [tool], "tool_choice": "none"})
 
 
 def test_refuses_what_other_sites_send(client):

@@ -8,8 +8,9 @@ import pytest
 
 from llama.sampling import SamplingConfig
 from llama.serve import openai_form as form
-from llama.serve.openai_form import APIError, ChatChoice, TextChoice, ToolText, Wish
-from llama.serve.scheduler import Piece, TokenLogprob
+from llama.serve.batch import Piece, TokenLogprob
+from llama.serve.openai_form import APIError, ChatChoice, TextChoice, Wish
+from llama.serve.tool_calls import ToolText
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

@@ -11,8 +11,9 @@ from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.generation import generate
 from llama.sampling import SamplingConfig
-from llama.serve import scheduler as module
-from llama.serve.scheduler import Batch, Piece, QueueFull, Request, Scheduler
+from llama.serve import batch as module
+from llama.serve.batch import Batch, Piece, Request
+from llama.serve.scheduler import QueueFull, Scheduler
 
 GREEDY, HOT = SamplingConfig(temperature=0), SamplingConfig(temperature=1.5, top_p=1, repetition_penalty=1.1)
 

@@ -27,13 +27,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama.generation import encode_prompt
 from llama.heads import require_lm_head
+from llama.serve import batch
 from llama.serve import openai_form as form
-from llama.serve import scheduler
+from llama.serve.batch import Piece
 from llama.serve.metrics import CONTENT_TYPE, Metrics
 from llama.serve.models import Models, Served, text_embedding
 from llama.serve.openai_form import APIError, ChatChoice, TextChoice, Wish
 from llama.serve.page_api import page_files, page_paths
-from llama.serve.scheduler import Piece, QueueFull, Scheduler
+from llama.serve.scheduler import QueueFull, Scheduler
 
 MOST_BYTES = 4 * 2**20                                              # of a body
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -106,7 +107,7 @@ class Pieces:
 
         require_lm_head(served.model)
         chat_format = served.chat_format if chat else None
-        self.requests = [scheduler.Request(
+        self.requests = [batch.Request(
             served.model, prompt, send(i), sampling=wish.sampling, max_new_tokens=wish.max_new_tokens, n=wish.n,
             seed=(wish.seed + i * wish.n) % 2**32, stop=wish.stop, chat_format=chat_format, ignore_eos=wish.ignore_eos,
             top_logprobs=wish.top_logprobs) for i, prompt in enumerate(prompts)]
@@ -299,8 +300,7 @@ def openai_paths(server: Server) -> APIRouter:
     async def chat(request: Request) -> Response:
         asked = form.read_chat(await read_json(request), server.defaults)
         served = await server.served(asked.wish.model)
-        ids, _ = await server.encode(served.chat_format.encode, asked.messages, served.model.tokenizer, reply=True,
-                                     **({"tools": asked.tools} if asked.tools else {}))
+        ids = await server.encode(chat_prompt, served, asked.messages, asked.tools)
 
         def choice(index: int, _: int) -> ChatChoice:
             return ChatChoice(index, served.model.tokenizer, tools=asked.tools,
@@ -350,6 +350,18 @@ def openai_paths(server: Server) -> APIRouter:
         ]), media_type=CONTENT_TYPE)
 
     return router
+
+
+def chat_prompt(served: Served, messages: list[form.JSON], tools: list[form.JSON]) -> list[int]:
+    """The ids of a chat up to the answer. Raises APIError where the chat format leaves the tools out."""
+    def encode(**given: Any) -> list[int]:
+        return served.chat_format.encode(messages, served.model.tokenizer, reply=True, **given)[0]
+
+    ids = encode(**({"tools": tools} if tools else {}))
+    if tools and ids == encode():
+        raise APIError(f"the chat format of {served.name} leaves tools out, so the model would not see them; ask "
+                       "without them, or take a model that was trained on them", param="tools")
+    return ids
 
 
 async def _answer(server: Server, request: Request, served: Served, wish: Wish, prompts: list[list[int]],

@@ -10,7 +10,6 @@ Try: let `start` take any name; tests/test_serve_page.py (test_refuses_runs_of_o
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -117,9 +116,9 @@ class Runs:
         return started.log.read_text(encoding="utf-8", errors="replace")[-SAID:] if started else ""
 
     def stop(self, name: str) -> None:
-        """As Ctrl-C does: what was learned is kept."""
+        """As SIGTERM does: the state after the last step that was saved is kept."""
         if self.is_running(name):
-            self.started[name].process.send_signal(signal.SIGINT)
+            self.started[name].process.terminate()
 
     def stop_all(self) -> None:
         for name in self.started:

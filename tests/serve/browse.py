@@ -25,10 +25,12 @@ from llama.config import preset
 from llama.heads import HeadConfig, add_head
 from llama.lora import LoRAConfig, add_lora
 from llama.lora.files import save_adapter
-from llama.serve import runs, scheduler
+from llama.serve import runs
 from llama.serve.api import Server, build_app
+from llama.serve.batch import RequestRow
 from llama.serve.models import Models
 from llama.serve.openai_form import Wish
+from llama.serve.scheduler import Scheduler
 from tests.serve.started import HOME
 from tokenizer import bpe
 from tokenizer.chat import FORMATS
@@ -80,7 +82,7 @@ def go_on(metrics: Path, end: threading.Event) -> None:
                 file.write(json.dumps({"step": step, "eval": {"loss": 1.2 + 2 / step}}) + "\n")
 
 
-def act(draw=scheduler.RequestRow.draw):
+def act(draw=RequestRow.draw):
     """RequestRow.draw for questions that are slow, or that bring markup."""
     def played(row, logits):
         tokenizer = row.request.model.tokenizer
@@ -100,7 +102,7 @@ def main() -> int:
     parser.add_argument("--screenshots", metavar="FOLDER", type=Path)
     arguments = parser.parse_args()
     screenshots = [str(arguments.screenshots.absolute())] if arguments.screenshots else []
-    scheduler.RequestRow.draw = act()
+    RequestRow.draw = act()
     with tempfile.TemporaryDirectory() as temporary:
         folder, end = Path(temporary), threading.Event()
         make(folder)
@@ -108,7 +110,7 @@ def main() -> int:
         runs.home = lambda: folder
         threading.Thread(target=go_on, args=(folder / "adapters/live.training/metrics.jsonl", end)).start()
         model_flags = ModelFlags(model=str(folder / "tiny"), dtype="float32", device="cpu", readable=True)
-        app = build_app(Server(Models(model_flags, keep=3), scheduler.Scheduler(), Wish(max_new_tokens=100)))
+        app = build_app(Server(Models(model_flags, keep=3), Scheduler(), Wish(max_new_tokens=100)))
         config = uvicorn.Config(app, port=0, log_level="error")
         listening, front = config.bind_socket(), uvicorn.Server(config)
         thread = threading.Thread(target=front.run, kwargs={"sockets": [listening]})

@@ -163,6 +163,12 @@ def checks(browser, url):
     visitor.until("document.querySelector('#panel select').value === 'adapters/from-the-page'")
     visitor.until("document.querySelector('.figures dd') && document.querySelector('pre')")
     yield "training: a run started from the page shows its steps and what it prints", True
+    visitor.until("[...document.querySelectorAll('#model option')].some((each) => each.value === 'from-the-page')")
+    visitor.model("from-the-page")
+    yield "training: its adapter can be chosen as soon as it is there", True
+    visitor.model("tiny")
+    visitor.view("tokens")
+    visitor.view("training")
 
     visitor.view("inspect")
     page.get_by_role("combobox", name="Data").select_option("mine.jsonl")

@@ -21,6 +21,15 @@ export function complain(error) {
   setTimeout(() => { at("alert").textContent = ""; }, 8000);
 }
 
+// What there is to choose from; a run may have made a new adapter.
+export async function refresh() {
+  const found = await ask("/page/models");
+  Object.assign(state, { models: found.models, tokenizers: found.tokenizers, model: state.model || found.default });
+  at("model").replaceChildren(...state.models.map(({ name, task_type: kind }) => h("option", {
+    value: name, selected: name === state.model,
+  }, kind && kind !== "CAUSAL_LM" ? `${name} (${kind})` : name)));
+}
+
 function shown() {
   const name = location.hash.slice(1);
   return name in VIEWS ? name : "chat";
@@ -59,9 +68,6 @@ function frame() {
       at(`tab-${next}`).focus();
     },
   }, t(name))));
-  at("model").replaceChildren(...state.models.map(({ name, task_type: kind }) => h("option", {
-    value: name, selected: name === state.model,
-  }, kind && kind !== "CAUSAL_LM" ? `${name} (${kind})` : name)));
   show();
 }
 
@@ -69,7 +75,4 @@ at("language").addEventListener("click", () => { switchLanguage(); frame(); });
 at("model").addEventListener("change", () => { state.model = at("model").value; show(); });
 addEventListener("hashchange", show);
 addEventListener("unhandledrejection", (event) => complain(event.reason));
-ask("/page/models").then((found) => {
-  Object.assign(state, { models: found.models, model: found.default, tokenizers: found.tokenizers });
-  frame();
-}).catch((error) => { frame(); complain(error); });
+refresh().catch(complain).finally(frame);

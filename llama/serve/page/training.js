@@ -1,5 +1,5 @@
 import { ask } from "./api.js";
-import { complain } from "./app.js";
+import { complain, refresh } from "./app.js";
 import { choice, field, h, svg } from "./dom.js";
 import { t } from "./texts.js";
 
@@ -22,7 +22,7 @@ export function training(view, state, kept) {
     run = kept.run = name;
     clearTimeout(timer);
     const steps = [], evals = [];
-    let start = 0, watched = null;
+    let start = 0, watched = null, ran = false;
     const look = async () => {
       try {
         const path = name.split("/").map(encodeURIComponent).join("/");
@@ -33,6 +33,8 @@ export function training(view, state, kept) {
           if (line.eval?.loss !== undefined) evals.push([line.step, line.eval.loss]);
           watched = line.watched ?? watched;
         }
+        if (ran && !found.running) refresh();                         // its adapter can be asked for now
+        ran = found.running;
         if (run === name) draw(steps, evals, watched, found);
       } catch (error) {
         complain(error);
