@@ -1,4 +1,5 @@
-"""docs/article.md as its readers run it: every block of this project, in order, in one session, on a tiny model."""
+"""Pages as their readers run them: every block of this project in docs/article.md, in order, in one session, on a tiny
+model; and that of docs/lens.md."""
 
 import importlib
 import json
@@ -17,6 +18,15 @@ def blocks(page, kinds="python|sh"):
     """(kind, code) of the fenced blocks of a page, in order."""
     text = (HOME / page).read_text(encoding="utf-8")
     return re.findall(rf"^```({kinds})\n(.*?)^```$", text, re.M | re.S)
+
+
+def test_worked_example_the_block_about_looking_inside_runs(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_model.save("zh-small")
+    (_, code), session = next(block for block in blocks("docs/lens.md") if block[0] == "python"), {}
+    exec(compile(code, "docs/lens.md", "exec"), session)
+    assert session["weights"].shape[:2] == (2, 4) and len(session["said"]) == 2
+    assert float(session["found"].values.sum()) == pytest.approx(session["found"].logit, abs=1e-4)
 
 
 def test_two_ways_both_languages_hold_the_same_blocks():

@@ -3,8 +3,8 @@
     python -m tests.parity --judges .venv-parity/bin/python [--only models training …] [--write-fixtures]
 
 The areas: the model's modules (parts), whole models of many shapes, SmolLM2-135M, ten training steps, sampling
-distributions, adapters, tokenizers, chat templates, file formats, scores, heads of labels, losses over pairs, multiple
-choice, what a hub says, Chinese characters, and GPT-2 and T5 (relatives).
+distributions, adapters, tokenizers, chat templates, file formats, a tuned model in other programs (deploy), scores,
+heads of labels, losses over pairs, multiple choice, what a hub says, Chinese characters, and GPT-2 and T5 (relatives).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.parity.judges import Check, Judges, write_kept
 from weights.fetch import fetch
 
 AREAS = ("parts", "models", "smollm2", "training", "sampling", "adapters", "tokenizers", "chat", "formats",
-         "metrics", "tasks", "preferences", "choices", "hub", "text", "relatives")
+         "deploy", "metrics", "tasks", "preferences", "choices", "hub", "text", "relatives")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL = "smollm2-135m-instruct"
 
