@@ -12,10 +12,10 @@ From Python, `ids` being a list or a tensor of (T,):
 
 Everything is read by hooks from outside while the model runs as it always does; no other thread may run it meanwhile.
 Attention weights are those of `naive_attention`, which is asked for them by values of its own: with the identity for v,
-softmax(q kᵀ / √K) v is the weights. The logit lens (nostalgebraist, «interpreting GPT: the logit lens», 2020) applies the model's last norm and its
-head to the residual stream after each block. A logit is linear in that stream once the last norm's scale is held as it
-is, so it is a sum over what was added to the stream: the embedding, and each attention and feed-forward part (direct
-logit attribution; «A Mathematical Framework for Transformer Circuits», 2021).
+softmax(q kᵀ / √K) v is the weights. The logit lens (nostalgebraist, «interpreting GPT: the logit lens», 2020) applies
+the model's last norm and its head to the residual stream after each block. A logit is linear in that stream once the
+last norm's scale is held as it is, so it is a sum over what was added to the stream: the embedding, and each attention
+and feed-forward part (direct logit attribution; «A Mathematical Framework for Transformer Circuits», 2021).
 
 Try: in `residual_stream` read the input of `post_attention_layernorm` for every model; tests/test_lens.py
 (test_two_ways_contributions_are_the_outputs_of_the_parts) fails for OLMo 2, where that norm stands behind attention.
