@@ -225,7 +225,7 @@ def _is_ours(code: CodeType) -> bool:
     """Whether code is of this project, and no machinery of this file."""
     if code.co_filename == __file__:
         return code is _loss.__code__
-    path = Path(code.co_filename)
+    path = Path(code.co_filename).resolve()
     return path.is_relative_to(cli.PROJECT_ROOT) and path.relative_to(cli.PROJECT_ROOT).parts[0] in cli.PACKAGES
 
 
@@ -308,7 +308,7 @@ def _record(made: _Made, letters: tuple[str, ...], gradients: dict[int, Tensor |
     return TensorRecord(made.name, tuple(tensor.shape), letters, str(tensor.dtype).removeprefix("torch."),
                         *(None if number is None else number.item() for number in (mean, std, least, most)),
                         tensor.numel() - len(finite), None if norm is None else norm.item(), made.module,
-                        made.function, Path(made.file).relative_to(cli.PROJECT_ROOT).as_posix(), made.line,
+                        made.function, Path(made.file).resolve().relative_to(cli.PROJECT_ROOT).as_posix(), made.line,
                         _code(made.file, made.line))
 
 

@@ -100,8 +100,8 @@ def test_worked_example_without_a_chat_template_text_goes_on():
     assert remarks == ["no chat template: with its Modelfile, ollama continues a text"]
 
 
-def test_property_a_gguf_comes_with_its_modelfile(tiny_model, tmp_path, capsys):
-    tiny_model.tokenizer.chat_template = FORMATS["chatml"].template
+def test_property_a_gguf_comes_with_its_modelfile(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", FORMATS["chatml"].template)
     tiny_model.save(tmp_path / "tiny")
     convert(tmp_path / "tiny", tmp_path / "out" / "mine.gguf")
     text = (tmp_path / "out" / "mine.Modelfile").read_text(encoding="utf-8")
