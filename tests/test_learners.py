@@ -10,7 +10,6 @@ from llama.fast.custom_autograd import FusedMLP
 from llama.fast.fused_block import FusedBlock
 from llama.lora import LoRAConfig, add_lora
 from llama.model import MLP, Attention, naive_attention
-from llama.quantize import quantize
 from tests.learners import EDITS, HOME, copy_of_the_code, shows, what_comes_out, write_material
 
 QUICK = ("blocks that do nothing", "another scale of attention", "LoRA twice as strong")     # the others: make mutants
@@ -61,12 +60,7 @@ def test_two_ways_fast_versions_are_taken_where_nothing_was_edited(name, dtype, 
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_two_ways_fast_versions_are_taken_for_few_bits_and_adapters(bits, capsys):
-    model = model_of({}, torch.bfloat16)
-    quantize(model, bits=bits)
-    use_fused_blocks(model)
-    assert all(isinstance(layer, FusedBlock) for layer in model.layers)
+def test_two_ways_fast_versions_are_taken_for_adapters(capsys):
     model = model_of({})
     add_lora(model, LoRAConfig(rank=2))
     use_custom_gradients(model)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import llama
 from llama.checkpoint import load_model, new_model, save_model
 from llama.config import preset as llama_preset
+from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.fast.agreement import compile_step, use_custom_gradients, use_fused_blocks
 from llama.freeze import freeze, trainable_parameters
 from llama.generation import generate
@@ -22,8 +23,11 @@ from llama.relatives.families import PRESETS, config_from_dict, config_to_dict, 
 from llama.relatives.gpt import LayerNorm, banded
 from llama.relatives.t5 import relative_bucket
 from llama.sampling import SamplingConfig
+from llama.tasks.generation import TextGenerationTask
 from llama.tasks.task import Sample, Task
+from llama.trainer import Trainer
 from llama.training.objective import Plain
+from llama.training.optimizer import TrainConfig
 from llama.training.packing import mask_of, pack, should_pack
 from tokenizer import bpe, load_tokenizer
 from tokenizer.spm_train import train_spm
@@ -276,6 +280,19 @@ def test_property_every_part_learns(model):
     batch = Task().collate([Sample(list(range(3, 15)), [False] * 5 + [True] * 7)])
     Plain(model, Task())(batch)[0].backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("kind", ["gpt", "t5"])
+def test_property_the_trainer_teaches_and_saves_it(kind, tokenizer, tmp_path):
+    """Of running text a T5 is given half of each block. What was saved is proven by loading it, as ever."""
+    torch.manual_seed(0)
+    model = new_model(for_vocabulary(SHAPES[kind], tokenizer), tokenizer)
+    data = LanguageModelingDataset(TEXT * 4, block_size=8, overlap=given_of_block(model.config, 8))
+    trainer = Trainer(model, TextGenerationTask(), data, data, config=TrainConfig(max_steps=12, epochs=9, lr=1e-2),
+                      output=tmp_path / "model")
+    result = trainer.train()
+    assert result["eval"]["loss"] < result["eval_before"]["loss"] - 0.5
+    assert load_model(tmp_path / "model").config == model.config
 
 
 def test_property_fast_versions_leave_relatives_as_they_are(model):
