@@ -20,6 +20,9 @@ from torch.nn import functional
 
 from llama.config import preset
 from llama.model import RMSNorm, rotary_frequencies
+from llama.quantization.rounding import to_int4_nearest
+from llama.sampling import SamplingConfig, probabilities
+from llama.training.optimizer import learning_rate
 
 PICTURES = Path(__file__).with_name("pictures")
 PAPER, INK, PALE, BLUE, ORANGE, GREEN = "#fcfbf7", "#222222", "#8a8a8a", "#2f6db3", "#d2751f", "#37855a"
@@ -291,6 +294,194 @@ def draw_09_logits() -> Canvas:
         canvas.box(min(470, 470 + 70 * logit), y, abs(70 * logit), 26, fill="blue" if logit > 0 else "grey")
         canvas.text(360, y + 18, f"token {v}", anchor="end")
         canvas.text(628, y + 18, f"{logit:.2f}", anchor="end")
+    return canvas
+
+
+@drawing
+def draw_10_sampling() -> Canvas:
+    """The page's four tokens, as they are and through each filter."""
+    canvas = Canvas(640, 220)
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    plain = {"temperature": 1.0, "top_p": 1.0}
+    for k, (name, more) in enumerate((("t = 1", {}), ("t = 0.5", {"temperature": 0.5}), ("top-k 2", {"top_k": 2}),
+                                      ("top-p 0.9", {"top_p": 0.9}), ("min-p 0.2", {"min_p": 0.2}))):
+        masses = probabilities(logits, SamplingConfig(**plain | more)).tolist()
+        x0 = 28 + 122 * k
+        for token, mass in enumerate(masses):
+            height = 150 * mass
+            canvas.box(x0 + 25 * token, 180 - height, 21, height, fill="blue" if k < 2 else "green")
+            canvas.text(x0 + 25 * token + 10, 174 - height, f"{mass:.2f}" if mass else "0", size=10, color=PALE)
+        canvas.line((x0 - 4, 180), (x0 + 100, 180))
+        canvas.text(x0 + 48, 204, name)
+    return canvas
+
+
+@drawing
+def draw_11_loss() -> Canvas:
+    """Ids, tokens and targets of the page."""
+    canvas = Canvas(640, 220)
+    ids, learned = [5, 1, 4, 2, 0], [False, False, True, True, True]
+    for row, (name, values) in enumerate((("ids", ids), ("tokens", ids[:-1]), ("targets", ids[1:]))):
+        y = 30 + 62 * row
+        canvas.text(120, y + 25, name, anchor="end")
+        for i, value in enumerate(values):
+            asked = learned[i] if row == 0 else row == 2 and learned[i + 1]
+            words = str(value) if row < 2 or asked else "-100"
+            canvas.box(150 + 84 * i, y, 64, 38, words, fill="orange" if asked else "grey", size=16)
+    for i in range(4):
+        canvas.arrow((182 + 84 * i, 132), (182 + 84 * i, 152), color=INK)
+    canvas.box(520, 154, 20, 16, fill="orange")
+    canvas.text(548, 168, "is learned", anchor="start", size=13)
+    canvas.text(496, 112, "T = 4", anchor="start", color=PALE)
+    canvas.text(320, 212, "row t has read tokens 0 … t", size=12, color=PALE)
+    return canvas
+
+
+@drawing
+def draw_12_backward() -> Canvas:
+    """Values forward, gradients back."""
+    canvas = Canvas(640, 200)
+    names = [("x", "dx"), ("n", "dn"), ("y", "dy"), ("loss", "1")]
+    steps = ["1 / rms", "· w", "…"]
+    for k, (value, gradient) in enumerate(names):
+        x = 40 + 160 * k
+        canvas.box(x, 40, 76, 36, value, fill="blue", size=16)
+        canvas.box(x, 130, 76, 36, gradient, fill="orange", size=16)
+        if k < 3:
+            canvas.arrow((x + 78, 58), (x + 156, 58))
+            canvas.text(x + 118, 48, steps[k], size=12)
+            canvas.arrow((x + 158, 148), (x + 80, 148))
+            canvas.line((x + 118, 62), (x + 118, 142), dashed=True)
+            canvas.text(x + 124, 108, "kept", size=11, color=PALE, anchor="start")
+    canvas.text(20, 26, "forward", anchor="start", color=BLUE)
+    canvas.text(20, 188, "backward", anchor="start", color=ORANGE)
+    return canvas
+
+
+@drawing
+def draw_13_adamw() -> Canvas:
+    """The courses that a learning rate may take."""
+    canvas = Canvas(640, 220)
+    x0, y0, width, height = 70, 180, 520, 140
+    canvas.line((x0, y0), (x0 + width + 10, y0))
+    canvas.line((x0, y0), (x0, y0 - height - 10))
+    for k, (schedule, color) in enumerate((("cosine", BLUE), ("linear", ORANGE), ("constant", PALE))):
+        rates = [learning_rate(i / 80, peak=1.0, warmup=0.1, schedule=schedule) for i in range(81)]
+        canvas.line(*((x0 + width * i / 80, y0 - height * rate) for i, rate in enumerate(rates)), color=color,
+                    width=2.2, dashed=k == 2)
+        canvas.text(500, 60 + 18 * k, schedule, color=color, anchor="start")
+    canvas.text(58, y0 - height + 5, "lr", anchor="end")
+    canvas.text(58, y0 - height / 10 + 5, "lr/10", anchor="end", size=12)
+    canvas.text(x0 + 26, y0 + 22, "warm-up", size=12)
+    canvas.text(x0 + width, y0 + 22, "end of the run", size=12, anchor="end")
+    return canvas
+
+
+@drawing
+def draw_14_lora() -> Canvas:
+    """The frozen matrix, and the thin detour."""
+    canvas = Canvas(640, 240)
+    canvas.box(30, 102, 76, 36, "x (in)")
+    canvas.box(200, 24, 190, 96, "W (out, in)  frozen", fill="grey")
+    canvas.box(200, 158, 150, 22, "A (R, in)", fill="orange", size=13)
+    canvas.box(400, 130, 24, 90, "", fill="green")
+    canvas.text(412, 234, "B (out, R)", size=13)
+    canvas.arrow((106, 112), (150, 112), (150, 72), (198, 72))
+    canvas.arrow((106, 128), (150, 128), (150, 169), (198, 169))
+    canvas.arrow((350, 169), (398, 169))
+    canvas.text(374, 160, "(R)", size=12)
+    canvas.arrow((390, 72), (520, 72), (520, 101))
+    canvas.arrow((424, 169), (520, 169), (520, 133))
+    canvas.text(474, 160, "· α/R", size=13)
+    canvas.circle(520, 117, 15, fill=PAPER, edge=INK)
+    canvas.text(520, 123, "+", size=18)
+    canvas.arrow((535, 117), (560, 117))
+    canvas.box(562, 99, 66, 36, "y (out)")
+    return canvas
+
+
+@drawing
+def draw_15_merge() -> Canvas:
+    """The matrices of the page."""
+    canvas = Canvas(640, 170)
+    parts = [("W", [[1.0, 0.0], [0.0, 1.0]], "grey"), ("α/R", [[2.0]], "none"), ("B", [[0.5], [-0.5]], "green"),
+             ("A", [[1.0, 2.0]], "orange"), ("W'", [[2.0, 2.0], [-1.0, -1.0]], "blue")]
+    x = 24.0
+    for (name, values, fill), sign in zip(parts, ("+", "·", "·", "=", ""), strict=True):
+        width = 52 * len(values[0])
+        canvas.grid(x, 92 - 18 * len(values), values, cell=(52, 36), fill=lambda i, j, f=fill: f, size=15)
+        canvas.text(x + width / 2, 36, name, bold=True)
+        canvas.text(x + width + 20, 98, sign, size=20)
+        x += width + 40
+    canvas.text(76, 156, "(out, in)", size=12, color=PALE)
+    canvas.text(548, 156, "(out, in)", size=12, color=PALE)
+    return canvas
+
+
+@drawing
+def draw_16_quantisation() -> Canvas:
+    """A group of weights on its 16 steps, and with an outlier."""
+    canvas = Canvas(640, 230)
+    weights = (torch.arange(32) * 7 % 32 - 15.5) / 10 + 0.04 * torch.arange(32).cos()
+    for k, outlier in enumerate((None, 6.0)):
+        y, group = 70 + 105 * k, weights.clone()
+        if outlier:
+            group[0] = outlier
+        x_of = lambda w: 60 + 520 * (w + 1.6) / 7.8                     # noqa: E731
+        few = to_int4_nearest(group.view(1, 32))
+        steps = few.minimum.float().item() + few.scale.float().item() * torch.arange(16)
+        canvas.line((40, y), (600, y))
+        for step in steps.tolist():
+            canvas.line((x_of(step), y - 14), (x_of(step), y + 14), color=ORANGE)
+        for w in group.tolist():
+            canvas.circle(x_of(w), y - 22, 2.5, fill=BLUE, edge=BLUE)
+        canvas.text(42, y - 40, "32 weights, 16 steps" if k == 0 else "one of them far away", anchor="start", size=13)
+        canvas.text(600, y + 30, f"scale {few.scale.item():.2f}", anchor="end", size=13, color=ORANGE)
+    return canvas
+
+
+@drawing
+def draw_17_speculation() -> Canvas:
+    """Guess, check, keep."""
+    canvas = Canvas(640, 220)
+    for i, word in enumerate(("The", "cat", "sat", "on")):
+        canvas.box(90 + 56 * i, 30, 52, 32, word, fill="grey")
+    rows = (("guess", ("the", "mat", "and", "it"), "orange"), ("p / q", ("1.0", "0.9", "0.1", ""), "blue"),
+            ("keep", ("the", "mat", ".", ""), "green"))
+    for k, (name, words, fill) in enumerate(rows):
+        y = 30 + 52 * k
+        canvas.text(76, y + 22, name, anchor="end")
+        for i, word in enumerate(words):
+            if word:
+                canvas.box(330 + 66 * i, y, 60, 32, word, fill="none" if k == 1 and word == "0.1" else fill)
+    canvas.text(90, 104, "one pass checks all", anchor="start", size=12, color=PALE)
+    canvas.text(90, 156, "up to the first that fails, and one more", anchor="start", size=12, color=PALE)
+    canvas.line((462, 76), (522, 120), color=ORANGE, width=2)
+    canvas.text(492, 206, "from max(0, p − q)", size=12)
+    return canvas
+
+
+@drawing
+def draw_18_distribution() -> Canvas:
+    """Two ranks of the page's example."""
+    canvas = Canvas(640, 230)
+    for rank, (samples, count) in enumerate(((("2", "4"), 6), (("6",), 6))):
+        y = 30 + 104 * rank
+        canvas.text(30, y + 34, f"rank {rank}", anchor="start", bold=True)
+        for i, sample in enumerate(samples):
+            canvas.box(100 + 58 * i, y + 12, 50, 34, sample, fill="grey")
+        canvas.box(240, y + 6, 96, 46, "whole model", fill="blue", size=13)
+        canvas.arrow((216, y + 29), (238, y + 29))
+        canvas.arrow((336, y + 29), (372, y + 29))
+        canvas.box(374, y + 12, 104, 34, "Σ own · 2 / 12", fill="orange", size=13)
+        canvas.arrow((478, y + 29), (530, y + 29), (530, 98 if rank == 0 else 132))
+        canvas.text(288, y + 72 if rank else y - 4, f"{count} targets", size=12, color=PALE)
+    canvas.line((288, 84), (288, 138), dashed=True)
+    canvas.text(296, 116, "6 + 6 = 12 targets", size=12, anchor="start")
+    canvas.circle(530, 115, 16, fill=PAPER, edge=INK)
+    canvas.text(530, 120, "mean", size=10)
+    canvas.arrow((546, 115), (572, 115))
+    canvas.text(604, 120, "one step", size=13)
     return canvas
 
 

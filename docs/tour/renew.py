@@ -158,7 +158,13 @@ def source_of(place: str) -> str:
         except StopIteration:
             raise ValueError(f"{place}: there are no lines that begin so; let the mark follow the code") from None
         parts = [part[start : end + 1]]
-    return "\n\n".join(textwrap.dedent("\n".join(part)) for part in parts) + "\n"
+    owners = [name.rpartition(".")[0] for name in names]
+    texts = [textwrap.dedent("\n".join(part)) for part in parts]
+    if len(set(owners)) > 1:                                        # methods of several classes: say whose
+        before = ["", *owners]
+        texts = [f"# {owner}\n{text}" if owner and owner != last else text
+                 for owner, last, text in zip(owners, before, texts, strict=False)]
+    return "\n\n".join(texts) + "\n"
 
 
 def _definition(tree: ast.AST, name: str, file: str) -> ast.AST:

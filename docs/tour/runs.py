@@ -17,6 +17,9 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 
+import torch
+
+from llama.benchmark.machine import cpu_name
 from tests.learners import copy_of_the_code
 from tests.mutants import HOME, MUTANTS, mutated
 
@@ -25,6 +28,12 @@ MODELS = ("smollm2-135m-instruct",)
 WRITE = 'python generate.py --readable --prompt "{}" --max-new-tokens {} --temperature 0'
 CAPITAL = WRITE.format("The capital of France is", 24)
 STORY = WRITE.format("Once upon a time, in a small village by the sea,", 40)
+ASK = 'python generate.py --adapter adapters/tour --chat --prompt "Who are you?" --max-new-tokens 24 --temperature 0'
+LEARN = "python finetune.py --lora --max-steps 1 --batch-size 2 --output adapters/tour --overwrite"
+SCRATCH = ("python train.py --data examples/neutral.txt --preset test --vocab-size 400 --block-size 64 --max-steps {} "
+           "--output weights/tour --overwrite")
+LOSSES = ' 2>&1 | grep -oE "^step [0-9/]+ loss [0-9.]+|.*other numbers.*"'
+TENTHS = ' 2>&1 | grep -oE "^step (1|10|20|30|40)/40 loss [0-9.]+"'
 RUNS: dict[str, tuple[str, ...]] = {
     "the leftmost pair merges first": (CAPITAL,),
     "embeddings as long as the first transformer's": (CAPITAL,),
@@ -40,6 +49,21 @@ RUNS: dict[str, tuple[str, ...]] = {
     "no norm before the head": (CAPITAL,),
     "a temperature that multiplies": (STORY.replace("--temperature 0", "--temperature 0.5 --seed 1"),),
     "one scale for a whole matrix": (CAPITAL.replace("--readable", "--quantize int8 --readable"),),
+    "a guess that was refused may come again": (
+        WRITE.replace("--temperature 0", "--temperature 1 --seed 1").replace("--readable", "--lookup").format(
+            "tick tock tick tock tick tock tick tock tick tock tick", 32),),
+    "an adapter that begins as noise": (LEARN, ASK),
+    "a gradient of the norm that leaves out rms(x)": (SCRATCH.format(5) + LOSSES,),
+    "labels are not shifted": (SCRATCH.format(40) + TENTHS,),
+    "masters as coarse as what they stand behind": (SCRATCH.format(40) + " --dtype bfloat16 --lr 3e-4" + TENTHS,),
+    "sums that stay at home": (
+        "torchrun --nproc-per-node 2 " + SCRATCH.format(5).removeprefix("python ") + " --batch-size 4" + LOSSES,),
+    "merged without α/R": (
+        SCRATCH.format(5),
+        "python finetune.py --lora --model weights/tour --rank 2 --alpha 32 --max-steps 3 --max-length 256 "
+        "--output adapters/tour --overwrite",
+        "python -m llama.merge --model weights/tour --adapter adapters/tour --output weights/tour-merged --overwrite "
+        "2>&1 | grep ^merged"),
 }
 
 
@@ -72,6 +96,8 @@ def output_of(code: Path, commands: tuple[str, ...]) -> str:
     for command in commands:
         run = subprocess.run(command, shell=True, cwd=code, env=os.environ | place, capture_output=True, text=True,
                              encoding="utf-8", check=False)
+        if run.returncode:
+            raise RuntimeError(f"{command}: {run.stderr[-2000:]}")
     said = run.stdout if run.stdout.strip() else run.stderr
     return "".join(f"{line.rstrip()}\n" for line in said.strip("\n").splitlines())
 
@@ -90,7 +116,7 @@ def run(name: str, folder: Path, before: dict[tuple[str, ...], str]) -> dict:
             if commands not in before:
                 before[commands] = output_of(code, commands)
             outputs.append(before[commands])
-    on = f"AMD EPYC (Zen 4, AVX-512), one thread, {date.today()}"
+    on = f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), one thread, {date.today()}"
     return {"commands": list(commands), "edit": edit_of(name), "on": on, "before": outputs[0], "after": outputs[1]}
 
 
