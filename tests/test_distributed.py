@@ -50,8 +50,8 @@ def one():
 
 
 CASES = ["full ddp", "full ddp, accumulated", "full fsdp", "lora ddp", "lora fsdp, checkpointed", "labels ddp",
-         "labels fsdp", "pairs ddp", "pairs fsdp", "int8 ddp", "attacked ddp", "attacked fsdp", "full fsdp, resumed",
-         "lora ddp, resumed"]
+         "labels fsdp", "pairs ddp", "pairs fsdp", "pissa fsdp", "int8 ddp", "attacked ddp", "attacked fsdp",
+         "full fsdp, resumed", "lora ddp, resumed"]
 shards = pytest.mark.skipif(not cpu_can_shard(), reason="this torch does not shard on CPUs (docs/compat.md)")
 
 

@@ -56,8 +56,9 @@ def fresh(kind: str) -> Llama:
     model = PretrainedLlama(shape, TOKENIZER).eval()
     if kind == "int8":
         quantize(model, bits=8, report=False)
-    if kind in ("lora", "int8"):
-        add_lora(model, LoRAConfig(rank=2), generator=torch.Generator().manual_seed(0))
+    if kind in ("lora", "int8", "pissa"):
+        start = "pissa" if kind == "pissa" else "default"
+        add_lora(model, LoRAConfig(rank=2, lora_init=start), generator=torch.Generator().manual_seed(0))
     return model
 
 
@@ -121,8 +122,8 @@ def draw_and_learn() -> dict:
 
 def alone() -> dict[str, dict]:
     return {"full": run("full", "ddp"), "lora": run("lora", "ddp"), "labels": run("labels", "ddp"),
-            "pairs": run("pairs", "ddp"), "grpo": draw_and_learn(), "int8": run("int8", "ddp"),
-            "attacked": run("attacked", "ddp"),
+            "pissa": run("pissa", "ddp", lr=1e-3, lora_plus=2.0), "pairs": run("pairs", "ddp"),
+            "grpo": draw_and_learn(), "int8": run("int8", "ddp"), "attacked": run("attacked", "ddp"),
             "bfloat16": run("full", "ddp", dtype=torch.bfloat16)}
 
 
@@ -136,6 +137,7 @@ def together(folder: Path) -> dict[str, dict]:
         "lora fsdp, checkpointed": run("lora", "fsdp", checkpoint_activations=True),
         "labels ddp": run("labels", "ddp"),
         "labels fsdp": run("labels", "fsdp"),
+        "pissa fsdp": run("pissa", "fsdp", lr=1e-3, lora_plus=2.0, output=folder / "pissa"),
         "pairs ddp": run("pairs", "ddp"),
         "grpo": draw_and_learn(),
         "pairs fsdp": run("pairs", "fsdp"),

@@ -31,7 +31,7 @@ def pissa(weight: Tensor, rank: int, scale: float) -> Factors:
     """scale · B A is the best approximation of W (out, in) of that rank; A and B share the singular values evenly."""
     U, S, Vh = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (S[:rank] / scale).sqrt()
-    return root[:, None] * Vh[:rank], U[:, :rank] * root
+    return (root[:, None] * Vh[:rank]).contiguous(), (U[:, :rank] * root).contiguous()  # as FSDP wants them
 
 
 def olora(weight: Tensor, rank: int, scale: float) -> Factors:
