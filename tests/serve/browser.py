@@ -56,7 +56,7 @@ class Visitor:
 
     def until(self, script):
         """Looked at from outside: the page's policy lets nobody evaluate a text within it."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not self.page.evaluate(script):
             assert time.monotonic() < end, script
             time.sleep(0.05)

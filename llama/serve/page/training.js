@@ -50,7 +50,7 @@ export function training(view, state, kept) {
       const recent = steps.at(-Math.min(steps.length, 20));
       const seconds = last.seconds - recent.seconds;
       const speed = seconds > 0 ? (last.tokens - recent.tokens) / seconds : last.tokens / last.seconds;
-      const left = last.done ? (last.seconds * (1 - last.done)) / last.done : null;
+      const left = last.done ? Math.max((last.seconds * (1 - last.done)) / last.done, 0) : null;
       parts.push(figures([[t("step"), last.step], [t("loss"), last.loss.toFixed(4)],
         ...(evals.length ? [[t("evalLoss"), evals.at(-1)[1].toFixed(4)]] : []), [t("speed"), Math.round(speed)],
         ...(left === null ? [] : [[t("left"), clock(left)]]), [t("rate"), last.lr.toExponential(2)],
@@ -119,6 +119,7 @@ function curve(steps, evals) {
     "aria-label": `${t("curve")}: ${low.toFixed(3)} – ${high.toFixed(3)}` },
   svg("line", { x1: EDGE, x2: WIDTH - 12, y1: HEIGHT - 28, y2: HEIGHT - 28 }),
   svg("line", { x1: EDGE, x2: EDGE, y1: 12, y2: HEIGHT - 28 }), line("train", points), line("eval", evals),
+  ...points.slice(-1).map(([step, loss]) => svg("circle", { class: "last", cx: x(step), cy: y(loss), r: 3.5 })),
   ...evals.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3 })),
   at(high.toFixed(2), "end", EDGE - 6, y(high) + 5), at(low.toFixed(2), "end", EDGE - 6, y(low) + 5),
   at(from, "start", EDGE, HEIGHT - 8), at(to, "end", WIDTH - 12, HEIGHT - 8));
