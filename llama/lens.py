@@ -25,7 +25,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama.runtime.interrupt import quiet_start
 
@@ -91,21 +91,14 @@ def residual_stream(model: PretrainedLlama, ids: Sequence[int] | Tensor) -> Tens
     """What the blocks add to: as embedded, then after each attention and each feed-forward part.
 
     ->  (2 L + 1, T, D) float32, of which [2::2] is after each block
+
+    Raises ValueError for a fused model, whose blocks hold nothing between the two.
     """
-    stream: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        stream.append(inputs[0][0].float())                         # (T, D)
-
+    check_editable(model)
     between = "mlp" if model.config.norm_after else "post_attention_layernorm"      # whose input is after attention
-    with ExitStack() as hooks:
-        for layer in model.layers:
-            for module in (layer, layer.get_submodule(between)):
-                hooks.callback(module.register_forward_pre_hook(keep).remove)
-        hooks.callback(model.norm.register_forward_pre_hook(keep).remove)
-        _run(model, ids)
-    stream[0] = stream[0] * model.config.embedding_multiplier       # Granite's first block begins with that
-    return torch.stack(stream)
+    modules = [module for layer in model.layers for module in (layer, layer.get_submodule(between))]
+    embedded, *stream = _inputs([*modules, model.norm], model, ids)
+    return torch.stack([embedded * model.config.embedding_multiplier, *stream])     # Granite's first block begins so
 
 
 @torch.no_grad()
@@ -117,7 +110,7 @@ def logit_lens(model: PretrainedLlama, ids: Sequence[int] | Tensor, top: int = 5
     require_lm_head(model)
     found = []
     with eval_mode(model):
-        for state in residual_stream(model, ids)[2::2]:
+        for state in _inputs([*model.layers[1:], model.norm], model, ids):              # after each block: (T, D)
             logits = model.head(model.norm(state.to(model.dtype)))                  # (T, V)
             best = logits.float().softmax(-1).topk(min(top, logits.shape[-1]))
             found.append([[(piece(model, token), chance) for token, chance in zip(tokens, chances, strict=True)]
@@ -174,9 +167,22 @@ def _row(model: PretrainedLlama, ids: Sequence[int] | Tensor) -> Tensor:
     return row[None]
 
 
+def _inputs(modules: Sequence[nn.Module], model: PretrainedLlama, ids: Sequence[int] | Tensor) -> list[Tensor]:
+    """What goes into each of these modules, in the order in which they run: (T, D), float32."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0][0].float())
+
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.callback(module.register_forward_pre_hook(keep).remove)
+        _run(model, ids)
+    return found
+
+
 def _run(model: PretrainedLlama, ids: Sequence[int] | Tensor) -> None:
     """The blocks as they always run; a model whose head of labels was tuned to see the whole text sees it here."""
-    check_editable(model)
     tokens = _row(model, ids)
     head, T = head_config(model), tokens.shape[1]
     full = head is not None and head.attention == "full"

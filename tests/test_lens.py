@@ -172,7 +172,22 @@ def test_refusal_of_what_is_not_there(tiny_model):
         lens.contributions(tiny_model, [1, 2, 3], token=-1)
     use_fused_blocks(tiny_model)
     with pytest.raises(ValueError, match="this model is fused, for generating alone; unfuse it first"):
-        lens.attention(tiny_model, [1, 2, 3])
+        lens.contributions(tiny_model, [1, 2, 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_ways_a_fused_model_is_looked_at_as_the_readable_one(tiny_model, dtype):
+    """As a server holds it. What lies between the two parts of a block is not there, so contributions are refused."""
+    tiny_model.to(dtype)
+    ids = _tokens(1, T)[0] % tiny_model.tokenizer.vocab_size
+    before, said = lens.attention(tiny_model, ids), lens.logit_lens(tiny_model, ids, top=1)
+    use_fused_blocks(tiny_model)
+    assert type(tiny_model.layers[0]).__name__ == "FusedBlock"
+    torch.testing.assert_close(lens.attention(tiny_model, ids), before, atol=0.02 if dtype == torch.bfloat16 else 1e-5,
+                               rtol=0)
+    chances = [torch.tensor([[best[0][1] for best in layer] for layer in each])
+               for each in (lens.logit_lens(tiny_model, ids, top=1), said)]
+    torch.testing.assert_close(*chances, atol=0.02 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
 def test_property_the_name_is_the_module():
