@@ -203,6 +203,12 @@ class LlamaConfig:
         return self.max_position_embeddings if dynamic else self.context
 
 
+def require_llama(config: Any, what: str, remedy: str) -> None:
+    """Raise ValueError for a relative's config, where something is built for Llamas and their siblings alone."""
+    if not isinstance(config, LlamaConfig):
+        raise ValueError(f"{what} built for Llamas, and this model is shaped by a {type(config).__name__}; {remedy}")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3.4e38   # as float32 has it
 

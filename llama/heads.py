@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llama.config import LlamaConfig
+from llama.config import LlamaConfig, require_llama
 from llama.config_json import config_to_dict
 from llama.model import Llama
 from tokenizer.checked_json import FLAG, TEXT, check_fields, listed, mapped, record
@@ -145,9 +145,7 @@ def add_head(model: Llama, config: HeadConfig, *, generator: torch.Generator | N
     """
     if (there := head_config(model)) is not None:
         raise ValueError(f"the model has a head for {', '.join(there.labels):.60} already; remove_head comes first")
-    if not isinstance(model.config, LlamaConfig):
-        raise ValueError("heads of labels are built for Llamas, and this model is shaped by a "
-                         f"{type(model.config).__name__}; let it write the label, as --task instruction learns to")
+    require_llama(model.config, "heads of labels are", "let it write the label, as --task instruction learns to")
     if any(hasattr(module, "adapters") for module in model.modules()):
         raise ValueError("an adapter sits on the model, and what it saves would not hold the new head; add the head "
                          "first, then LoRA")

@@ -35,6 +35,7 @@ with quiet_start(__name__):
 
     from llama.checkpoint import PretrainedLlama
     from llama.commands import flags
+    from llama.config import require_llama
     from llama.generation import encode_prompt, eval_mode
     from llama.heads import check_editable, head_config, require_lm_head
     from llama.masks import bidirectional_mask
@@ -227,6 +228,7 @@ def main() -> None:
     if arguments.plot:
         need_matplotlib(arguments.plot)
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose="measure")
+    require_llama(model.config, "these views are", "give the folder of one")
     require_lm_head(model)
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; give a model folder")

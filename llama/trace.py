@@ -40,7 +40,7 @@ with quiet_start(__name__):
 
     from llama.checkpoint import PretrainedLlama
     from llama.commands import flags
-    from llama.config import LlamaConfig
+    from llama.config import LlamaConfig, require_llama
     from llama.generation import encode_prompt, eval_mode
     from llama.heads import check_editable, require_lm_head
     from llama.lens import swapped_attend
@@ -343,6 +343,7 @@ def main() -> None:
     if arguments.all and arguments.layer:
         raise ValueError("--layer names blocks to show and --all shows every one; give one of them")
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose="measure")
+    require_llama(model.config, "these views are", "give the folder of one")
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so it reads no text; give a model folder")
     L = model.config.num_hidden_layers

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama.config import LlamaConfig
+from llama.config import require_llama
 from llama.heads import check_editable
 from llama.model import Llama
 from llama.quantization.layers import PIECE, Quantized, QuantizedEmbedding, linear_of
@@ -84,9 +84,7 @@ def check_floats(model: Llama) -> None:
 
 def check_llama(model: Llama) -> None:
     """Raise ValueError for a relative: what few bits do to its parts, nobody here has measured."""
-    if not isinstance(model.config, LlamaConfig):
-        raise ValueError("few bits are built for Llamas, and this model is shaped by a "
-                         f"{type(model.config).__name__}; leave --quantize (bits) out")
+    require_llama(model.config, "few bits are", "leave --quantize (bits) out")
 
 
 def _paths(model: nn.Module, kind: Any) -> list[str]:
