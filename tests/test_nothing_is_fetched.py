@@ -22,6 +22,7 @@ STARTS = {
     "llama.cost": "the same",
     "llama.fast.compiled_step": "the C++ compiler",
     "llama.serve.runs": "finetune.py, where the page asks for a run",
+    "llama.frontier.runs": "train.py, finetune.py and evaluate, as anybody would",
     "llama.lora.targets": "a search that may have no end",
     "weights.fetch": "pip and npm",
 }
@@ -38,6 +39,8 @@ FETCHES = {
     "train": "the corpus that is learned without --data",
     "llama.benchmark.__main__": "what is measured", "llama.benchmark.machine": "the same",
     "llama.benchmark.peers": "of what a fetched model was made",
+    "llama.frontier.grid": "corpora that are compared", "llama.methods.reptile": "poems",
+    "llama.relatives.ablation": "news",
 }
 FETCHERS = {"pip", "npm", "curl", "wget", "git"}
 

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--plot", type=file_to_write, metavar="FILE", help="draw it, as .png or .svg")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/frontier"), metavar="FOLDER",
                         help="texts, models and logs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/frontier.json"), metavar="FILE",
+    parser.add_argument("--output", type=file_to_write, default="benchmarks/frontier.json", metavar="FILE",
                         help="results so far")
     parser.add_argument("--again", action="store_true", help="make these runs anew, even if they are there or were "
                         "interrupted")
@@ -63,7 +63,7 @@ def main() -> None:
     if arguments.plot:
         need_matplotlib(arguments.plot)
     grid = cli.from_flags(Grid, arguments)
-    kept, wanted = Results(arguments.output), list(runs_of(grid))
+    kept, wanted = Results(Path(arguments.output)), list(runs_of(grid))
     failed = False
     if arguments.minutes:
         deadline = time.monotonic() + 60 * arguments.minutes

@@ -15,6 +15,7 @@ Try: keep the first features instead of the largest; tests/test_cut.py
 (test_property_what_never_mattered_can_be_cut_off) fails.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -134,7 +135,7 @@ def main() -> None:
     verify_saved(student, output)
     before, after = (sum(parameter.numel() for parameter in each.parameters()) for each in (model, student))
     print(f"{before:,} → {after:,} parameters; the student is in {output}; let it learn: python finetune.py "
-          f"--model {output} --teacher {arguments.model}", file=sys.stderr)
+          f"--model {shlex.quote(str(output))} --teacher {shlex.quote(arguments.model)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

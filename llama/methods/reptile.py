@@ -42,6 +42,7 @@ with quiet_start(__name__):
     from llama.lora.targets import LoRAConfig
     from llama.pretrained import get_model
     from llama.runtime import cli
+    from llama.runtime.destinations import file_to_write
     from llama.runtime.progress import Progress
     from llama.runtime.ranges import MANY, MOST_TOKENS, Range
     from llama.runtime.terminal import say
@@ -230,13 +231,13 @@ def main() -> None:
                       "the first N blocks as they are")
     what.add_argument("--lora", action="store_true", help="learn a LoRA adapter and the head alone")
     parser.add_argument("--seeds", type=Range(1, 1000), default=3, metavar="N", help="runs of each start")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/reptile.json"), metavar="FILE",
+    parser.add_argument("--output", type=file_to_write, default="benchmarks/reptile.json", metavar="FILE",
                         help="results so far: the same command goes on with what is missing")
     parser.add_argument("--json", action="store_true", help="print results as JSON on stdout")
     cli.add_flags(parser, ReptileConfig)
     arguments = parser.parse_args()
     config = cli.from_flags(ReptileConfig, arguments)
-    kept = Results(arguments.output)
+    kept = Results(Path(arguments.output))
     files = arguments.data or [fetch("poems") / "authors" / "train.jsonl"]
     simplified = str if arguments.data else Converter("t2s", fetch("opencc"))
     examples = [example | {"text": simplified(example["text"])} for example in RecordDataset(*files)]

@@ -47,7 +47,7 @@ def relative(request: dict[str, Any]) -> dict[str, Tensor]:
               for name, x in tensors.items() if name.startswith("weight.")}
     ours = new_model(config_from_dict(config))
     named = ((name, tensor.read().clone()) for name, tensor in to_memory(config, stored).items())
-    load_tensors(ours, named, device="cpu", dtype=None, place=Path("the question"))
+    load_tensors(ours, named, dtype=None, place=Path("the question"))
     rows, given = tensors["ids"], request["given"]
     mask = Prefix(torch.full((len(rows),), given)) if ours.takes_prefix else None
     logits = ours(rows[:, :-1], mask=mask)[:, given - 1 :]
