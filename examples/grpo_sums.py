@@ -39,7 +39,7 @@ MEAN = 10                                                           # steps that
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/grpo_sums.py", description=__doc__.splitlines()[0])
     add_steps(parser, STEPS)
-    parser.add_argument("--steps", type=int, default=500, metavar="N", help="of GRPO (default: 500)")
+    parser.add_argument("--steps", type=int, default=250, metavar="N", help="of GRPO (default: 250)")
     arguments = parser.parse_args()
     for name in chosen(parser, arguments.names, STEPS, {"report": "matplotlib"}):
         {"prepare": prepare, "learn": lambda: learn(arguments.steps), "report": report}[name]()
