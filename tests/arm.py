@@ -52,14 +52,14 @@ def build(source: Path, flags: list[str], folder: Path) -> Path:
     common = [flag for flag in FLAGS if flag != NATIVE]
     for command in ([*common, *flags, *_shape(SHAPE), f"-I{SOURCE.parent}", "-c", "-o", str(compiled), str(source)],
                     ["-static", "-o", str(program), str(compiled)]):          # without -ffast-math, as compiled_step.py
-        done = subprocess.run([COMPILER, *command], capture_output=True, text=True, check=False)
+        done = subprocess.run([COMPILER, *command], capture_output=True, text=True, encoding="utf-8", check=False)
         if done.returncode:
             raise ValueError(done.stderr.strip())
     return program
 
 
 def run(program: Path) -> str:
-    done = subprocess.run([EMULATOR, "-cpu", "max", str(program)], capture_output=True, text=True, check=False)
+    done = subprocess.run([EMULATOR, "-cpu", "max", str(program)], capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
         raise ValueError(done.stdout.strip() or done.stderr.strip())
     return done.stdout

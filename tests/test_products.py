@@ -22,9 +22,9 @@ def test_two_ways_every_processor_equals_the_portable_one(processor, tmp_path):
     compiler = shutil.which("g++") or shutil.which("clang++")
     program = tmp_path / "products"
     built = subprocess.run([compiler, "-std=c++17", "-O1", march, f"-I{PRODUCTS.parent}", "-o", program, SOURCES],
-                           capture_output=True, text=True, check=False)
+                           capture_output=True, text=True, encoding="utf-8", check=False)
     assert not built.returncode, built.stderr
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    done = subprocess.run([program], capture_output=True, text=True, encoding="utf-8", check=False)
     assert not done.returncode and "344424 equal" in done.stdout, done.stdout
 
 
