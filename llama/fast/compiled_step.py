@@ -47,7 +47,8 @@ NATIVE = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") el
 FLAGS = ("-std=c++17", "-O3", NATIVE, "-ffast-math", "-fPIC")
 WIDE = "-mprefer-vector-width=512"                                  # else gcc stays at half of what AVX-512 can do
 THREADS = "-fopenmp"
-MAX_TOKENS = 8                                                           # tokens a step; with more, torch is faster
+MAX_TOKENS = 8                                                      # tokens a step; with more, torch is faster
+MAX_TOKENS_OF_FEW_BITS = 32                                         # of a processor without AMX
 
 
 class Matrix(Structure):
@@ -85,6 +86,7 @@ class CompiledStep:
         self._model = Model(self._layers, self._vector(model.norm.weight), self.matrix_of(model.lm_head), len(layers),
                             self.config.sliding_window, self.config.rms_norm_eps)
         self._embed = model.embed_tokens
+        self.max_tokens = _max_tokens(model)
         built = ctypes.CDLL(str(library))
         self._unpack, self._decode = built.unpack, built.decode
         self._unpack.restype = None
@@ -94,7 +96,7 @@ class CompiledStep:
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:
         """Whether this step can run: few tokens, behind others, in a cache of a type that it reads."""
-        return (tokens.numel() <= MAX_TOKENS and 0 < cache.length <= cache.rope_stable_length - tokens.shape[1]
+        return (tokens.numel() <= self.max_tokens and 0 < cache.length <= cache.rope_stable_length - tokens.shape[1]
                 and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
 
     @torch.inference_mode()
@@ -152,6 +154,13 @@ def _stored(linear: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | Non
         return 4, linear.weight, linear.scale, linear.minimum
     raise ValueError(f"--compile has no kernel for {type(linear).__name__}; merge adapters first (merge_lora), "
                      "and take float32, bfloat16, int8 or int4 weights")
+
+
+def _max_tokens(model: Llama) -> int:
+    """For how many tokens at a time this step is faster than torch (docs/experiments.md)."""
+    linears = [layer.get_submodule(name) for layer in model.layers for name in PROJECTIONS]
+    few_bits = sum(isinstance(linear, QuantizedLinear) for linear in linears) > len(linears) / 2
+    return MAX_TOKENS_OF_FEW_BITS if few_bits and "amx" not in _processor() else MAX_TOKENS
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
