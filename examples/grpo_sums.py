@@ -27,7 +27,7 @@ from llama.runtime.terminal import say  # noqa: E402
 from weights.formats.atomic_write import atomic_file  # noqa: E402
 
 DATA, BEFORE, AFTER = HOME / "data" / "sums.txt", HOME / "weights" / "sums", HOME / "weights" / "sums-grpo"
-PLOT = HOME / "docs" / "grpo.svg"
+RESULT, PLOT = Path(f"{AFTER}.training", "result.json"), HOME / "docs" / "grpo.svg"
 STEPS = ("prepare", "learn", "report")
 LARGEST = 9
 LINES, RIGHT = 20_000, 0.5                                          # lines, and what part of them is a right sum
@@ -65,13 +65,13 @@ def learn(steps: int) -> None:
     found = run("-m", "llama.methods.grpo", "--model", BEFORE, "--reward", "arithmetic", "--largest", LARGEST,
                 "--steps", steps, "--prompts", 16, "--group", 16, "--new-tokens", 4, "--lr", 3e-4, "--batch-size", 256,
                 "--eval-prompts", 85, "--output", AFTER, *again)
-    with atomic_file(Path(f"{AFTER}.json")) as file:
+    with atomic_file(RESULT) as file:
         file.write(found.encode())
 
 
 def report() -> None:
     """Prints one line, and draws."""
-    result = json.loads(Path(f"{AFTER}.json").read_text(encoding="utf-8"))
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
     metrics = Path(f"{AFTER}.training", "metrics.jsonl").read_text(encoding="utf-8")
     rewards = [json.loads(line)["reward"] for line in metrics.splitlines()]
     plot(rewards)
