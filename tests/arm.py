@@ -59,7 +59,8 @@ def build(source: Path, flags: list[str], folder: Path) -> Path:
 
 
 def run(program: Path) -> str:
-    done = subprocess.run([EMULATOR, "-cpu", "max", str(program)], capture_output=True, text=True, encoding="utf-8", check=False)
+    done = subprocess.run([EMULATOR, "-cpu", "max", str(program)], capture_output=True, text=True, encoding="utf-8",
+                          check=False)
     if done.returncode:
         raise ValueError(done.stdout.strip() or done.stderr.strip())
     return done.stdout

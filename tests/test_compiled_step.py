@@ -304,7 +304,7 @@ def test_property_more_lanes_than_it_takes_go_to_the_model():
     step = compiled_step.CompiledStep.__new__(compiled_step.CompiledStep)
     step.max_tokens = MAX_TOKENS
     cache = KVCache(model.config, 1, 64, dtype=torch.float32, device="cpu")
-    assert not step.fits(torch.zeros(1, 1, dtype=torch.int64), cache)           # nothing before: a prompt
+    assert step.fits(torch.zeros(1, 1, dtype=torch.int64), cache)               # a short prompt, too
     model(torch.zeros(1, 4, dtype=torch.int64), cache=cache)
     assert step.fits(torch.zeros(1, MAX_TOKENS, dtype=torch.int64), cache)
     assert not step.fits(torch.zeros(1, MAX_TOKENS + 1, dtype=torch.int64), cache)
@@ -402,3 +402,15 @@ def test_two_ways_weights_unpacked_for_prompts_equal_their_definition(kind, dtyp
         assert torch.equal(layer.unpacked(3, 7, dtype), expected[3:7])
     compiled_step.remove_step(model)
     assert not any("unpacked" in vars(module) for module in model.modules())
+
+
+@needs_compiler
+@pytest.mark.parametrize("window", [0, 5])
+def test_two_ways_a_short_prompt_goes_through_the_step_as_through_the_model(window, place):
+    model, tokens = tiny(replace(TINY, sliding_window=window)), torch.arange(8)[None] * 7 % 118
+    expected = model(tokens)
+    compile_step(model)
+    cache = KVCache(model.config, 1, 16, dtype=torch.float32, device="cpu")
+    assert model.step.fits(tokens, cache)
+    found = model.step(tokens, padding=torch.zeros(1, dtype=torch.int64), cache=cache)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -75,7 +75,7 @@ class Lane(Structure):
 
 
 class CompiledStep:
-    """`Llama.forward` for a few tokens behind a filled cache, on the CPU. Made by `compile_step`."""
+    """`Llama.forward` for a few tokens and a cache, on the CPU. Made by `compile_step`."""
 
     def __init__(self, model: Llama, library: Path):
         self.config = model.config
@@ -95,8 +95,8 @@ class CompiledStep:
         self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), *[c_void_p] * 4]
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:
-        """Whether this step can run: few tokens, behind others, in a cache of a type that it reads."""
-        return (tokens.numel() <= self.max_tokens and 0 < cache.length <= cache.rope_stable_length - tokens.shape[1]
+        """Whether this step can run: few tokens, in a cache of a type that it reads."""
+        return (tokens.numel() <= self.max_tokens and cache.length <= cache.rope_stable_length - tokens.shape[1]
                 and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
 
     @torch.inference_mode()
