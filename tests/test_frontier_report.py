@@ -23,8 +23,8 @@ def _points(*points):
 
 
 def test_worked_example_the_front():
-    #                 cheap, bad   dear, better   dear, worse for sure   cheaper and better, but seeds overlap
-    points = _points((1, .5, .52), (10, .8, .82), (20, .6, .62), (30, .79, .815))
+    #                 cheap, bad        dear, better       worse for sure     cheaper and better, but seeds overlap
+    points = _points((1, .5, .52, .51), (10, .8, .82, .81), (20, .6, .62, .61), (30, .79, .815, .8))
     assert front(points) == ["★", "★", "", "☆"]
     assert front(_points((1, 5.0), (2, 6.0), (3, 4.0)), lower=True) == ["★", "☆", "★"]     # of one seed nobody knows
     assert front(_points((1, 0.5), (1, 0.5))) == ["★", "★"]
@@ -70,8 +70,9 @@ def test_property_advice_is_honest():
 
 
 def test_property_advice_on_tuning_names_the_cheapest_that_is_not_told_from_the_best():
-    found = [_tuned("dear", 0.80, wall=100.0), _tuned("dear", 0.84, seed=1, wall=100.0), _tuned("cheap", 0.79),
-             _tuned("cheap", 0.81, seed=1), _tuned("worse", 0.5, wall=1.0), _tuned("worse", 0.5, seed=1, wall=1.0)]
+    found = [_tuned(name, score, seed, wall=wall) for name, wall, scores in (
+        ("dear", 100.0, (0.80, 0.82, 0.84)), ("cheap", 5.0, (0.79, 0.80, 0.81)), ("worse", 1.0, (0.5, 0.5, 0.5)))
+        for seed, score in enumerate(scores)]
     text = advice([_start("tiny", 1000, 3.0), *found], 60, "accuracy", "wall")
     assert "dear has the best accuracy, 0.820" in text and "is cheap, 0.800" in text
     assert "dear" not in advice([_start("tiny", 1000, 3.0), *found], 1, "accuracy", "wall")     # not within a minute

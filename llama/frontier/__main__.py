@@ -76,7 +76,7 @@ def main() -> None:
         about = machine()
         print(f"{about['cpu']}, {about['threads']} threads, {time.strftime('%Y-%m-%d')}\n")
         print(tables(results, grid.score, arguments.clock) + "\n")
-        print("★ the Pareto set; ☆ beaten by something cheaper, though seeds overlap\n")
+        print("★ the Pareto set; ☆ beaten by the mean of something cheaper, though seeds do not tell them apart\n")
         print(advice(results, arguments.advise, grid.score, arguments.clock))
     if arguments.plot:
         write_plot(arguments.plot, results, grid.score, arguments.clock)

@@ -45,7 +45,7 @@ class Grid:
     shuffled: Annotated[tuple[str, ...], "shares of its documents whose characters are shuffled"] = ("0", "0.5")
     methods: Annotated[tuple[str, ...], "of tuning: full, freeze-N, lora-R, dora-R, and on few bits lora-R-int8, "
                        "dora-R-int4 …"] = ("full", "freeze-2", "lora-8", "dora-8", "lora-8-int8", "lora-8-int4")
-    seeds: Annotated[int, "runs of each", Range(1, 1000)] = 2
+    seeds: Annotated[int, "runs of each", Range(1, 1000)] = 3
     vocab_size: Annotated[int, "pieces of the vocabulary, learned from the first text", Range(300, 2**22)] = 2048
     block_size: Annotated[int, "tokens of a sample of text", Range(1, MOST_TOKENS)] = 128
     task: Annotated[str, "what is learned at the end, as finetune.py calls it"] = "sentiment"

@@ -1,7 +1,7 @@
 """What the runs say: tables with the Pareto set marked, a law of the loss, advice for a time, and a plot.
 
 A point is on the front where nothing that costs as little is better. ★ stands there; ☆ where something cheaper is
-better by the mean, but its seeds and those of the point overlap, so that nobody can tell.
+better by the mean, but seeds overlap or are fewer than three, so that nobody can tell.
 
 Try: let `front` forget the cost; tests/test_frontier_report.py (test_worked_example_the_front) fails.
 """
@@ -50,8 +50,7 @@ def front(points: Sequence[Cell], *, lower: bool = False) -> list[str]:
         mean = statistics.fmean(point.values)
         ahead = [other for other in points if other.cost <= point.cost and other is not point
                  and (statistics.fmean(other.values) < mean if lower else statistics.fmean(other.values) > mean)]
-        certain = any(beats(other.values, point.values, lower=lower) for other in ahead
-                      if min(len(other.values), len(point.values)) > 1)
+        certain = any(beats(other.values, point.values, lower=lower) for other in ahead)
         return "★" if not ahead else "" if certain else "☆"
 
     return [sign(point) for point in points]
@@ -157,9 +156,8 @@ def _tuning_advice(tuned: Sequence[Cell], minutes: float, score: str) -> list[st
     if not within:
         return []
     best = max(within, key=lambda cell: statistics.fmean(cell.values))
-    equals = [cell for cell in within if cell is not best and not
-              (min(len(cell.values), len(best.values)) > 1 and beats(best.values, cell.values))]
-    cheapest = min([best, *equals], key=lambda cell: cell.cost)
+    equals = [cell for cell in within if not beats(best.values, cell.values)]
+    cheapest = min(equals, key=lambda cell: cell.cost)
     line = f"tuned within that time, {best.name} has the best {score}, {shown(best.values)}, after " \
         f"{duration(best.cost)}"
     if cheapest is not best:

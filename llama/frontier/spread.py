@@ -2,7 +2,7 @@
 
     >>> shown([0.80, 0.82, 0.84])
     '0.820 ± 0.020'
-    >>> beats([0.80, 0.82], [0.70, 0.81])
+    >>> beats([0.80, 0.82, 0.84], [0.70, 0.72, 0.81])
     False
 
 Try: let `beats` compare the means; tests/test_frontier_spread.py (test_worked_example_within_the_spread) fails.
@@ -10,6 +10,8 @@ Try: let `beats` compare the means; tests/test_frontier_spread.py (test_worked_e
 
 import statistics
 from collections.abc import Sequence
+
+ENOUGH = 3                                                          # runs of each, before anything is said
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -24,9 +26,11 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
 
 
 def beats(these: Sequence[float], those: Sequence[float], *, lower: bool = False) -> bool:
-    """Whether every value of `these` is better than every one of `those`: no overlap.
+    """Whether every value of `these` is better than every one of `those`, and there are ENOUGH of both.
 
-    Of three seeds each, equals would come out so once in 20 times (Mann and Whitney 1947, U = 0), of two in 6: who
+    Of three seeds each, equals would come out so once in 20 times (Mann and Whitney 1947, U = 0), of two once in 6. Who
     compares many will see it by chance, too.
     """
+    if min(len(these), len(those)) < ENOUGH:
+        return False
     return max(these) < min(those) if lower else min(these) > max(those)

@@ -214,8 +214,7 @@ def table(kept: Mapping[str, Mapping], shots: Sequence[int], ways: int) -> str:
         cells = []
         for k, values in by_shots.items():
             plain = rows["multi-task"][k] if start != "multi-task" else []
-            told = len(values) > 1 and len(plain) > 1
-            sign = " ▲" if told and beats(values, plain) else " ▼" if told and beats(plain, values) else ""
+            sign = " ▲" if beats(values, plain) else " ▼" if beats(plain, values) else ""
             cells.append((shown(values) if values else "–") + sign)
         lines.append(f"{start:<14}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)

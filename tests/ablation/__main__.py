@@ -8,7 +8,7 @@ is scored on a clean test set and on the same texts perturbed (tests/ablation/pe
 of finetune.py. Every run is kept in --output as soon as it is there: the same command goes on with what is missing.
 
 The table shows mean ± standard deviation over seeds. ▲ stands where every seed of a method is better than every seed of
-«plain», ▼ where every one is worse, and nothing where they overlap: there nobody can tell.
+«plain», ▼ where every one is worse, and nothing where they overlap or are fewer than three: there nobody can tell.
 
 Try: let `marked` compare means; tests/test_method_ablation.py
 (test_worked_example_nothing_is_better_within_the_spread) fails.
@@ -176,9 +176,7 @@ def table(kept: Mapping[str, Mapping[str, Any]], name: str, share: float) -> str
 
 
 def marked(values: Sequence[float], plain: Sequence[float], *, lower: bool) -> str:
-    """Mean ± spread, with ▲ or ▼ where no value overlaps with those of plain, of two seeds each at least."""
-    if min(len(values), len(plain)) < 2:
-        return mean_and_spread(values)
+    """Mean ± spread, with ▲ or ▼ where no value overlaps with those of plain."""
     sign = " ▲" if beats(values, plain, lower=lower) else " ▼" if beats(plain, values, lower=lower) else ""
     return mean_and_spread(values) + sign
 
