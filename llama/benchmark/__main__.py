@@ -257,7 +257,8 @@ def alone(name: str, command: list[str], work: Work, ids: list[int]) -> dict[str
             if piece == "decode":
                 figures["memory"] = process.ask("memory")["bytes"]
         context = work.prompt_tokens + work.new_tokens // 2
-        figures["traffic"] = process.ask("traffic", context=context)["bytes"]
+        traffic = process.ask("traffic", context=context)
+        figures |= {"traffic": traffic["bytes"], "kernel": traffic.get("kernel", "")}
         if name in MODES:
             figures |= perplexity(process, work, ids)
     if file := gguf_of(command):                                    # what its rounding costs, whoever runs it

@@ -144,7 +144,8 @@ def engine_table(engines: Mapping[str, Mapping[str, Any]], *, batches: Sequence[
                      f"{found['perplexity']:.3f}" if "perplexity" in found else "",
                      f"{change:+.2f} %" if change is not None else ""])
     refused = [f"{name}: {found['refused']}" for name, found in engines.items() if "refused" in found]
-    return "\n".join([table(header, rows), *[""] * bool(refused), *refused])
+    kernels = [f"{name}: {found['kernel']}" for name, found in engines.items() if found.get("kernel")]
+    return "\n".join([table(header, rows), *[""] * bool(refused), *refused, *[""] * bool(kernels), *kernels])
 
 
 def ratio_table(turns: Sequence[Mapping[str, Any]]) -> str:

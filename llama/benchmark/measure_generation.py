@@ -35,10 +35,11 @@ with quiet_start(__name__):
     from llama.commands import flags
     from llama.decoding.speculative import PromptLookup, SpeculationConfig, draft_stats, generate_speculatively
     from llama.fast.compiled_step import MAX_TOKENS
-    from llama.fast.fused_block import weight_bytes_per_token
+    from llama.fast.fused_block import FusedBlock, weight_bytes_per_token
     from llama.fast.fused_linear import FEW_ROWS
     from llama.generation import BatchDecoder, generate
     from llama.model import Llama
+    from llama.quantization.layers import QuantizedLinear
     from llama.runtime import cli
     from llama.runtime.destinations import folder_to_write
     from llama.runtime.worker import Works, results_alone, serve
@@ -81,7 +82,7 @@ def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool 
         return {"perplexity": math.exp(loss), "tokens": len(ids) - 1}
 
     def traffic(context: int) -> dict[str, Any]:
-        return {"bytes": bytes_a_token(model, context, cache_dtype=cache_dtype)}
+        return {"bytes": bytes_a_token(model, context, cache_dtype=cache_dtype), "kernel": kernel(model)}
 
     return {"decode": decode, "prefill": prefill, "batch": batch, "answers": answers, "perplexity": perplexity,
             "traffic": traffic}
@@ -112,6 +113,15 @@ def bytes_a_token(model: Llama, context: int, **options: Any) -> int:
     cache = BatchDecoder(model, [0], context, vocab_size=model.config.vocab_size, **options).cache
     kept = sum(getattr(layer, name).nbytes for layer in cache.layers for name in layer.stored)
     return weight_bytes_per_token(model) + kept
+
+
+def kernel(model: Llama) -> str:
+    """What reads the weights for a token, and what they are."""
+    bits = sorted({module.packed.bits for module in model.modules() if isinstance(module, QuantizedLinear)})
+    weights = " and ".join(f"{each} bits" for each in bits) or str(model.dtype).removeprefix("torch.")
+    if model.step is not None:
+        return f"the compiled step, {model.step.instructions}, on {weights}"
+    return f"torch, {'fused' if isinstance(model.layers[0], FusedBlock) else 'plain'} blocks, on {weights}"
 
 
 def write_quantized(model_flags: flags.ModelFlags, folder: Path) -> None:

@@ -23,7 +23,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int64, c_void_p
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +92,8 @@ class CompiledStep:
         self._unpack.restype = None
         self._unpack.argtypes = [POINTER(Matrix), c_int64, c_int64, c_int64, c_void_p]
         self._decode.restype = None
+        built.instructions.restype = c_char_p
+        self.instructions = built.instructions().decode()           # what products.h was compiled to
         self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), *[c_void_p] * 4]
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:

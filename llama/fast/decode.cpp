@@ -368,6 +368,8 @@ extern "C" void decode(const Model* model, const Cache* caches, int64_t half, in
     }
 }
 
+extern "C" const char* instructions() { return INSTRUCTIONS; }
+
 // ---- weights for many tokens -----------------------------------------------------------------------------------------
 
 static void widen_all(const uint16_t* halves, int64_t n, float* y) {

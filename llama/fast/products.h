@@ -179,3 +179,21 @@ namespace processor = neon;
 #else
 namespace processor = portable;
 #endif
+
+// What they are, for people.
+constexpr const char* INSTRUCTIONS =
+#if defined(PORTABLE) || !(defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)) && !defined(__aarch64__)
+    "plain C++";
+#elif defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    "AVX-512 and VNNI";
+#elif defined(__AVX512F__)
+    "AVX-512";
+#elif defined(__AVXVNNI__)
+    "AVX2 and VNNI";
+#elif defined(__AVX2__)
+    "AVX2";
+#elif defined(__ARM_FEATURE_DOTPROD)
+    "NEON and dotprod";
+#else
+    "NEON";
+#endif
