@@ -5,7 +5,7 @@
 Both sides have the same weights of few bits. By torch they are multiplied as floats, by the step as they are, with
 activations rounded to 8 bits. Blocks of 512 tokens, eight at a time.
 
-Try: round activations to 4 bits, 127 → 7 in decode.cpp; the difference grows from a hundredth of a percent to several.
+Try: round activations to 4 bits, 127 → 7 in decode.cpp; the difference grows from tenths of a percent to many percent.
 """
 
 import argparse

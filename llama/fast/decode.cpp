@@ -8,7 +8,7 @@
 // A «lane» is one token of this step. Lanes may follow each other in one text or belong to different texts.
 //
 // Matrices of floats are multiplied in floats, matrices of few bits in whole numbers: then activations are rounded, too, to
-// 8 bits with a scale for 32 of them. That moves a model's loss by less than 0.1 % (docs/quantization.md).
+// 8 bits with a scale for 32 of them. What that costs is in docs/experiments.md.
 //
 // Try: leave out the barrier after `rotate`; tests/test_compiled_step.py (test_two_ways_step_equals_model) fails now and then,
 // and with more threads more often.
