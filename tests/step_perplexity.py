@@ -3,7 +3,8 @@
     python -m tests.step_perplexity --bits 4 --tokens 4096
 
 Both sides have the same weights of few bits. By torch they are multiplied as floats, by the step as they are, with
-activations rounded to 8 bits. Blocks of 512 tokens, eight at a time.
+activations rounded to 16 bits, as where no flag is given, or with --coarse to 8, as with --quantize. Blocks of 512
+tokens, eight at a time.
 
 Try: round activations to 4 bits, 127 → 7 in decode.cpp; the difference grows from tenths of a percent to many percent.
 """
@@ -32,11 +33,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--coarse", action="store_true")
     flags = parser.parse_args()
     model = llama.get_model(flags.model)
     ids = torch.tensor(model.tokenizer.encode(TEXT.read_text(encoding="utf-8"))[: flags.tokens + 1])
     quantize(model, bits=flags.bits, report=False)
-    compile_step(model)
+    compile_step(model, precise=not flags.coarse)
     step, model.step = model.step, None
     by_torch, by_step = losses(model, step, ids)
     apart = by_step - by_torch

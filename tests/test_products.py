@@ -34,7 +34,7 @@ def test_property_another_products_h_is_another_library(tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(compiled_step, "_cache_folder", lambda: tmp_path)
     monkeypatch.setattr(compiled_step, "_build", lambda command, library: built.append(library))
-    monkeypatch.setattr(compiled_step, "CompiledStep", lambda model, library: None)
+    monkeypatch.setattr(compiled_step, "CompiledStep", lambda model, library, **_: None)
     compiled_step.compile_step(tiny())
     edited = tmp_path / "products.h"
     edited.write_text(PRODUCTS.read_text(encoding="utf-8") + "// edited\n", encoding="utf-8")

@@ -279,7 +279,7 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
             quantize(model, bits=flags.bits, report=False)
     if flags.readable:
         readable(model)
-    elif compiled and _takes_step(model, flags.compile):
+    elif compiled and _takes_step(model, flags.compile, precise=not flags.bits):
         if model.step is None:                                      # somebody edited model.py, and was told
             _unpack_once(model)
     elif purpose != "measure" and device.type == "cpu":
@@ -306,7 +306,7 @@ def _is_small(model: PretrainedLlama) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) < WORTH_COMPILING
 
 
-def _takes_step(model: PretrainedLlama, wish: str) -> bool:
+def _takes_step(model: PretrainedLlama, wish: str, *, precise: bool) -> bool:
     """Whether the model was given a compiled step, or one that was found to differ from an edited model.py.
 
     Raises ValueError where it was asked for and cannot be; where it was not, that is said.
@@ -314,7 +314,7 @@ def _takes_step(model: PretrainedLlama, wish: str) -> bool:
     if wish == "auto" and (_is_small(model) or step_misfit(model.config)):
         return False
     try:
-        compile_step(model, say=say)
+        compile_step(model, precise=precise, say=say)
     except ValueError as error:
         if wish == "on":
             raise

@@ -69,11 +69,11 @@ def use_custom_gradients(model: Llama) -> None:
         use_custom_autograd(model)
 
 
-def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
+def compile_step(model: Llama, *, precise: bool = True, say: Callable[[str], None] = lambda text: None) -> None:
     """`compiled_step.compile_step` where it gives the logits that the model itself gives for the same tokens."""
     if has_twins(model) and not _use_attention(model):
         return
-    compiled_step.compile_step(model, say=say)
+    compiled_step.compile_step(model, precise=precise, say=say)
     if not _unpacks_alike(model):
         compiled_step.remove_step(model)
         return

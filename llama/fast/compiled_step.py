@@ -63,7 +63,7 @@ class Layer(Structure):
 
 class Model(Structure):
     _fields_ = [("layers", POINTER(Layer)), ("norm", c_void_p), ("lm_head", Matrix), ("num_layers", c_int64),
-                ("window", c_int64), ("eps", c_float)]
+                ("window", c_int64), ("eps", c_float), ("precise", c_int64)]
 
 
 class Cache(Structure):
@@ -77,14 +77,14 @@ class Lane(Structure):
 class CompiledStep:
     """`Llama.forward` for a few tokens and a cache, on the CPU. Made by `compile_step`."""
 
-    def __init__(self, model: Llama, library: Path):
+    def __init__(self, model: Llama, library: Path, *, precise: bool = True):
         self.config = model.config
         self._kept: list[Tensor] = []                               # what C++ points at must stay alive
         layers = [Layer(self._vector(layer.input_layernorm.weight), self._vector(layer.post_attention_layernorm.weight),
                         *[self.matrix_of(layer.get_submodule(name)) for name in PROJECTIONS]) for layer in model.layers]
         self._layers = (Layer * len(layers))(*layers)
         self._model = Model(self._layers, self._vector(model.norm.weight), self.matrix_of(model.lm_head), len(layers),
-                            self.config.sliding_window, self.config.rms_norm_eps)
+                            self.config.sliding_window, self.config.rms_norm_eps, precise)
         self._embed = model.embed_tokens
         self.max_tokens = _max_tokens(model)
         built = ctypes.CDLL(str(library))
@@ -168,8 +168,11 @@ def _max_tokens(model: Llama) -> int:
 # ---- building --------------------------------------------------------------------------------------------------------
 
 
-def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None) -> None:
+def compile_step(model: Llama, *, precise: bool = True, say: Callable[[str], None] = lambda text: None) -> None:
     """Build the step for this model, or find it built, and let generation use it: sets `model.step`.
+
+    precise  activations are rounded to 16 bits where they meet few bits, which loses nothing that shows; else to 8, as
+             llama.cpp does, which is faster and as good as weights that were rounded to 8 bits themselves
 
     Raises ValueError, saying what to do, where there is no C++ compiler, the model is not on the CPU, or its shape or
     layers are none that decode.cpp knows.
@@ -194,7 +197,7 @@ def compile_step(model: Llama, *, say: Callable[[str], None] = lambda text: None
         _build(command, library)
         say(f"compiled: {library}")
     move_to_huge_pages(model)
-    model.step = CompiledStep(model, library)
+    model.step = CompiledStep(model, library, precise=precise)
     for layer in model.modules():
         if isinstance(layer, QuantizedLinear) and layer.dtype in (torch.float32, torch.bfloat16):
             layer.unpacked = partial(model.step.unpacked, model.step.matrix_of(layer))

@@ -7,8 +7,8 @@
 //
 // A «lane» is one token of this step. Lanes may follow each other in one text or belong to different texts.
 //
-// Matrices of floats are multiplied in floats, matrices of few bits in whole numbers: then activations are rounded, too, to
-// 8 bits with a scale for 32 of them. What that costs is in docs/experiments.md.
+// Matrices of floats are multiplied in floats, matrices of few bits in whole numbers: then activations are rounded, too, with a
+// scale for 32 of them, to 8 bits, or precisely, to two times 8. What that costs is in docs/experiments.md.
 //
 // Try: leave out the barrier after `rotate`; tests/test_compiled_step.py (test_two_ways_step_equals_model) fails now and then,
 // and with more threads more often.
@@ -46,6 +46,7 @@ struct Model {
     Matrix lm_head;
     int64_t num_layers, window;                                // window: keys a query may see; 0 means all
     float eps;
+    int64_t precise;                                           // activations meet few bits in 16 bits, not in 8
 };
 
 struct Cache {                                                 // of one layer: (rows of the batch, G, slots, K)
@@ -59,13 +60,15 @@ struct Lane {
 
 // ---- products --------------------------------------------------------------------------------------------------------
 
-// What a matrix is multiplied by, a vector a lane: as it is, and rounded, x = scale · q with a scale a group.
+// What a matrix is multiplied by, a vector a lane: as it is, and rounded, with a scale a group: x = scale · q, or where it
+// is to be precise, scale · (q + rest / FINER).
 struct Input {
     int64_t columns, groups;                                   // groups: with room for whole vectors, in which zeros stand
     const float* x;                                            // (lanes, columns)
-    const int8_t* q;                                           // (lanes, columns), -127 … 127
-    const float *scale, *sum;                                  // (lanes, groups); sum: of the scale · q of a group
+    const int8_t *q, *rest;                                    // (lanes, columns), -127 … 127; rest: null where it is left
+    const float *scale, *sum;                                  // (lanes, groups); sum: of what x is in a group
 };
+constexpr int FINER = 254;                                     // what rounding leaves is half a step, which 127 stands for
 
 using processor::Floats, processor::Sums;
 constexpr int WIDTH = sizeof(Floats) / sizeof(float), STEP = sizeof(Sums) / sizeof(float);
@@ -96,7 +99,7 @@ static inline float total(Floats v) {
 }
 
 // GROUP numbers to -127 … 127: never -128, so that any product of two fits 15 bits.
-static void round(const float* x, int8_t* q, float& scale, float& sum) {
+static void round(const float* x, int8_t* q, int8_t* rest, float& scale, float& sum) {
     int32_t top = 0, total = 0;
     for (int i = 0; i < GROUP; i++) {                          // sizes compared as whole numbers, of which NaN is the largest:
         int32_t word;                                          // as floats, -ffast-math would lose it
@@ -113,6 +116,15 @@ static void round(const float* x, int8_t* q, float& scale, float& sum) {
     }
     scale = largest / 127;
     sum = scale * total;
+    if (!rest) return;
+    int32_t left = 0;
+    for (int i = 0; i < GROUP; i++) {
+        const float f = (x[i] * factor - q[i]) * FINER;
+        const int32_t n = (int32_t)(f + (f < 0 ? -0.5f : 0.5f));
+        rest[i] = std::max(-127, std::min(127, n));
+        left += rest[i];
+    }
+    sum += scale * left / FINER;
 }
 
 // ROWS rows lie in memory as one piece, of which a loop over columns takes `bytes` a turn. Memory is asked for them in the
@@ -149,8 +161,8 @@ static inline const uint16_t* rows_of(const void* scales, const Matrix& m, int64
 
 // The same in whole numbers. With weights scale · q + minimum, and x = scale' · q', a group adds
 // (q · q') · scale · scale' + minimum · (sum of x).
-template <int N, Kind KIND> static void multiply_integers(const Matrix& m, int64_t row, const Input& in, int64_t lane,
-                                                          float (*y)[ROWS]) {
+template <int N, Kind KIND, bool PRECISE> static void multiply_integers(const Matrix& m, int64_t row, const Input& in,
+                                                                        int64_t lane, float (*y)[ROWS]) {
     using Stored = std::conditional_t<KIND == INT4_GROUPS, uint8_t, int8_t>;
     constexpr int64_t BYTES = KIND == INT4_GROUPS ? GROUP / 2 : GROUP;
     const int64_t groups = m.columns / GROUP;
@@ -167,34 +179,42 @@ template <int N, Kind KIND> static void multiply_integers(const Matrix& m, int64
             #pragma GCC unroll 8
             for (int t = 0; t < N; t++) {
                 const int64_t theirs = (lane + t) * in.groups + g;
-                const Sums both = ours * load<Sums>(in.scale + theirs);
+                const Sums both = ours * load<Sums>(in.scale + theirs) * (PRECISE ? 1.f / FINER : 1.f);
                 memcpy(&factor[t][r][g], &both, sizeof both);
                 if (minimum) sums[t][r] += low * load<Sums>(in.sum + theirs);
             }
         }
 
     const Stored* weight = (const Stored*)m.weight + row * groups * BYTES;
-    const int8_t* q = in.q + lane * in.columns;
+    const int8_t *q = in.q + lane * in.columns, *rest = in.rest + lane * in.columns;
     for (int64_t g = 0; g < groups; g++) {
         ask_ahead(weight, g, ROWS * BYTES);
         #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
             #pragma GCC unroll 8
             for (int t = 0; t < N; t++) {
-                const auto dot = processor::dot(weight + (r * groups + g) * BYTES, q + t * in.columns + g * GROUP);
+                const Stored* w = weight + (r * groups + g) * BYTES;
+                auto dot = processor::dot(w, q + t * in.columns + g * GROUP);
+                if (PRECISE) dot = dot * FINER + processor::dot(w, rest + t * in.columns + g * GROUP);
                 sums[t][r] += __builtin_convertvector(dot, Sums) * factor[t][r][g];
             }
     }
     for (int t = 0; t < N; t++) processor::totals(sums[t], y[t]);
 }
 
+template <int N, Kind KIND> static void multiply_bits(const Matrix& m, int64_t row, const Input& in, int64_t lane,
+                                                      float (*y)[ROWS]) {
+    if (in.rest) multiply_integers<N, KIND, true>(m, row, in, lane, y);
+    else multiply_integers<N, KIND, false>(m, row, in, lane, y);
+}
+
 template <int N> static void multiply_lanes(const Matrix& m, int64_t row, const Input& in, int64_t lane, float (*y)[ROWS]) {
     switch (m.kind) {
         case FLOAT32: multiply_floats<N>((const float*)m.weight + row * m.columns, in, lane, y); break;
         case BFLOAT16: multiply_floats<N>((const uint16_t*)m.weight + row * m.columns, in, lane, y); break;
-        case INT8: multiply_integers<N, INT8>(m, row, in, lane, y); break;
-        case INT8_GROUPS: multiply_integers<N, INT8_GROUPS>(m, row, in, lane, y); break;
-        case INT4_GROUPS: multiply_integers<N, INT4_GROUPS>(m, row, in, lane, y); break;
+        case INT8: multiply_bits<N, INT8>(m, row, in, lane, y); break;
+        case INT8_GROUPS: multiply_bits<N, INT8_GROUPS>(m, row, in, lane, y); break;
+        case INT4_GROUPS: multiply_bits<N, INT4_GROUPS>(m, row, in, lane, y); break;
     }
     if (m.bias)
         for (int t = 0; t < N; t++)
@@ -268,10 +288,10 @@ struct Shared {
 // What a thread computes for itself, because that is faster than waiting for another to have done it.
 struct Own {
     std::vector<float> normed, scale, sum, scores, y;
-    std::vector<int8_t> q;
-    Own(int64_t lanes, int64_t slots)
+    std::vector<int8_t> q, rest;                               // rest: empty where it is left
+    Own(int64_t lanes, int64_t slots, bool precise)
         : normed(lanes * D), scale(lanes * MOST_GROUPS), sum(lanes * MOST_GROUPS), scores(slots), y(lanes * ROWS),
-          q(lanes * MOST_GROUPS * GROUP) {}
+          q(lanes * MOST_GROUPS * GROUP), rest(precise ? q.size() : 0) {}
 
     Input norm(const float* x, const float* weight, float eps, int64_t lanes) {
         for (int64_t t = 0; t < lanes; t++) rms_norm(x + t * D, weight, eps, normed.data() + t * D);
@@ -284,9 +304,10 @@ struct Own {
         for (int64_t t = 0; t < lanes; t++)
             for (int64_t i = 0; i < columns; i += GROUP) {
                 const int64_t g = t * groups + i / GROUP;
-                round(x + t * columns + i, &q[t * columns + i], scale[g], sum[g]);
+                const int64_t place = t * columns + i;
+                round(x + place, &q[place], rest.empty() ? nullptr : &rest[place], scale[g], sum[g]);
             }
-        return {columns, groups, x, q.data(), scale.data(), sum.data()};
+        return {columns, groups, x, q.data(), rest.empty() ? nullptr : rest.data(), scale.data(), sum.data()};
     }
 };
 
@@ -355,7 +376,7 @@ extern "C" void decode(const Model* model, const Cache* caches, int64_t half, in
     for (int64_t t = 0; t < lanes; t++) slots = std::max(slots, lane[t].slot + 1);
     #pragma omp parallel
     {
-        Own own(lanes, slots);
+        Own own(lanes, slots, model->precise);
         for (int64_t i = 0; i < model->num_layers; i++)
             if (half) block<uint16_t>(*model, model->layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
             else block<float>(*model, model->layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
