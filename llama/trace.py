@@ -154,7 +154,8 @@ class _Watch(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         sys.settrace(self.before)
         super().__exit__(*error)
-        self.calls.clear()
+        self.calls.clear()                                          # frames hold this, and this them: a cycle, with
+        self.known.clear()                                          # which every tensor would stay till it is found
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if function.__name__.endswith("_") and not function.__name__.endswith("__"):    # writes over what is there

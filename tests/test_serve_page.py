@@ -8,6 +8,7 @@ import torch
 
 from llama import lens
 from llama.checkpoint import load_model
+from llama.commands.flags import ModelFlags
 from llama.fast.fused_block import fuse, unfuse
 from llama.generation import encode_prompt
 from llama.relatives.gpt import GPTConfig
@@ -21,7 +22,8 @@ pytest.importorskip("uvicorn", reason=MISSING)
 
 from test_serve import client, folders, model  # noqa: E402, F401
 
-from llama.serve.page_api import FILES, KINDS  # noqa: E402
+from llama.serve.models import Models  # noqa: E402
+from llama.serve.page_api import FILES, KINDS, read_along  # noqa: E402
 
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in FILES.iterdir()}
 
@@ -106,10 +108,19 @@ def test_two_ways_a_trace_is_that_of_llama_trace_though_the_model_served_is_fuse
 
 
 def test_worked_example_a_trace_of_an_adapter_shows_its_own_tensors(client):  # noqa: F811
-    answer = client.ask("/page/trace", {"text": "The dog", "model": "loud"})
+    answer = client.ask("/page/trace", {"text": "The lazy dog", "model": "loud"})
     learned = [record for record in answer["parameters"] if record["name"].endswith("lora_B")]
     assert learned and all(record["gradient_norm"] > 0 and record["file"].startswith("llama/lora")
                            for record in learned)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_property_few_bits_are_traced_as_few_bits(folders, quantize):  # noqa: F811
+    models = Models(ModelFlags(model=str(folders / "tiny"), device="cpu", quantize=quantize), keep=1)
+    with torch.inference_mode():                                    # as in the thread that owns the models
+        found = read_along(models, "", [5, 17, 30])
+    assert any(record["file"].startswith("llama/quantization") for record in found["tensors"])
+    assert found["tensors"][-1]["gradient_norm"] == 1.0
 
 
 def test_refuses_a_trace_of_what_is_too_long_or_short_or_no_llama(client, model, monkeypatch):  # noqa: F811

@@ -58,15 +58,16 @@ function inLayer({ module }, layer) {
 
 // A group for each module, and another one when the pass comes back to it.
 function recordTable(records) {
-  const head = [t("name"), t("shape"), t("sizes"), "dtype", t("average"), t("std"), t("least"), t("most"),
-    t("gradient"), t("notFinite"), t("place"), t("code")];
+  const numbers = [t("average"), t("std"), t("least"), t("most"), t("gradient"), t("notFinite")];
+  const head = [t("name"), t("shape"), t("sizes"), "dtype", ...numbers, t("place"), t("code")];
   const groups = [];
   for (const record of records) {
     if (groups.at(-1)?.module !== record.module) groups.push({ module: record.module, rows: [] });
     groups.at(-1).rows.push(recordRow(record));
   }
   return h("table", { class: "traced" },
-    h("thead", {}, h("tr", {}, ...head.map((each) => h("th", { scope: "col" }, each)))),
+    h("thead", {}, h("tr", {}, ...head.map((each) =>
+      h("th", { scope: "col", class: numbers.includes(each) ? "number" : "" }, each)))),
     ...groups.map(({ module, rows }) => h("tbody", {},
       h("tr", {}, h("th", { scope: "rowgroup", colSpan: head.length }, h("span", {}, module || t("outside")))), ...rows)));
 }
