@@ -23,6 +23,7 @@ import ast
 import functools
 import inspect
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -153,7 +154,8 @@ class _Watch(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         sys.settrace(self.before)
         super().__exit__(*error)
-        self.calls.clear()
+        self.calls.clear()                                          # frames hold this, and this them: a cycle, with
+        self.known.clear()                                          # which every tensor would stay till it is found
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if function.__name__.endswith("_") and not function.__name__.endswith("__"):    # writes over what is there
@@ -355,8 +357,8 @@ def main() -> None:
                            for records in trace(model, ids))
     if arguments.json:
         print(json.dumps({"ids": ids, "pieces": [model.tokenizer.piece(token) for token in ids],
-                          "layers": list(layers), "tensors": [asdict(record) for record in tensors],
-                          "parameters": [asdict(record) for record in parameters]}, ensure_ascii=False))
+                          "layers": list(layers), "tensors": as_json(tensors), "parameters": as_json(parameters)},
+                         ensure_ascii=False))
         return
     print(visible(f"{len(ids)} tokens: {' '.join(model.tokenizer.piece(token) for token in ids)}\n"
                   f"what is shown of layers: {', '.join(map(str, layers))}, of 0 to {L - 1}\n"))
@@ -368,6 +370,15 @@ def main() -> None:
 def _is_shown(record: TensorRecord, layers: Sequence[int]) -> bool:
     first, _, rest = record.module.partition(".")
     return first != "layers" or int(rest.partition(".")[0]) in layers
+
+
+def as_json(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:
+    """Their fields by name. JSON has no number for a norm that is none: it is «inf» or «nan» then."""
+    fields = [asdict(record) for record in records]
+    for each in fields:
+        if each["gradient_norm"] is not None and not math.isfinite(each["gradient_norm"]):
+            each["gradient_norm"] = str(each["gradient_norm"])
+    return fields
 
 
 def table(records: Sequence[TensorRecord]) -> str:

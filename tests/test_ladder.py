@@ -45,7 +45,8 @@ LADDER = """
     llama.pretrained
     llama.commands
     llama.evaluate  llama.predict  llama.nearest  llama.merge  llama.cost  llama.quantize  llama.resize  llama.lens
-    llama.trace  llama.serve  llama.plot  llama.relatives.ablation  llama.methods.cut  llama.methods.grpo
+    llama.trace  llama.plot  llama.relatives.ablation  llama.methods.cut  llama.methods.grpo
+    llama.serve
     tokenizer.train
     tokenizer.extend
     llama.benchmark

@@ -4,11 +4,17 @@ import json
 import re
 
 import pytest
+import torch
 
 from llama import lens
+from llama.checkpoint import load_model
+from llama.commands.flags import ModelFlags
+from llama.fast.fused_block import fuse, unfuse
 from llama.generation import encode_prompt
+from llama.relatives.gpt import GPTConfig
 from llama.serve import runs as runs_module
 from llama.serve.runs import Runs
+from llama.trace import as_json, trace
 
 MISSING = "the server's tests need fastapi and uvicorn: pip install -r requirements.txt"
 pytest.importorskip("fastapi", reason=MISSING)
@@ -16,7 +22,8 @@ pytest.importorskip("uvicorn", reason=MISSING)
 
 from test_serve import client, folders, model  # noqa: E402, F401
 
-from llama.serve.page_api import FILES, KINDS  # noqa: E402
+from llama.serve.models import Models  # noqa: E402
+from llama.serve.page_api import FILES, KINDS, read_along  # noqa: E402
 
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in FILES.iterdir()}
 
@@ -77,6 +84,51 @@ def test_two_ways_attention_and_lens_are_those_of_llama_lens(client, model):  # 
     assert said == json.loads(json.dumps(lens.logit_lens(model, ids)))
     assert "layer is 2" in client.refused("/page/attention", {"text": text, "layer": 2}, 400)["message"]
     assert "at most 96" in client.refused("/page/logit-lens", {"text": "a b " * 200}, 400)["message"]
+
+
+def test_two_ways_a_trace_is_that_of_llama_trace_though_the_model_served_is_fused(client, model, folders):  # noqa: F811
+    ids = encode_prompt(model.tokenizer, "The lazy dog")
+    with torch.inference_mode():
+        fuse(model)
+    try:
+        answer = client.ask("/page/trace", {"text": "The lazy dog"})
+        assert model.layers[0].only_generates                       # it was left as it is
+    finally:
+        with torch.inference_mode():
+            unfuse(model)
+    tensors, parameters = trace(load_model(folders / "tiny").float(), ids)
+    expected = {"tensors": as_json(tensors), "parameters": as_json(parameters)}
+    assert answer.keys() == {"ids", "pieces", "layers", *expected}
+    assert answer["ids"] == ids and len(answer["pieces"]) == len(ids) and answer["layers"] == [0, 1]
+    for kind, records in json.loads(json.dumps(expected)).items():
+        for found, record in zip(answer[kind], records, strict=True):
+            assert found.keys() == record.keys()
+            assert all(found[name] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value)
+                       for name, value in record.items())
+
+
+def test_worked_example_a_trace_of_an_adapter_shows_its_own_tensors(client):  # noqa: F811
+    answer = client.ask("/page/trace", {"text": "The lazy dog", "model": "loud"})
+    learned = [record for record in answer["parameters"] if record["name"].endswith("lora_B")]
+    assert learned and all(record["gradient_norm"] > 0 and record["file"].startswith("llama/lora")
+                           for record in learned)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_property_few_bits_are_traced_as_few_bits(folders, quantize):  # noqa: F811
+    models = Models(ModelFlags(model=str(folders / "tiny"), device="cpu", quantize=quantize), keep=1)
+    with torch.inference_mode():                                    # as in the thread that owns the models
+        found = read_along(models, "", [5, 17, 30])
+    assert any(record["file"].startswith("llama/quantization") for record in found["tensors"])
+    assert found["tensors"][-1]["gradient_norm"] == 1.0
+
+
+def test_refuses_a_trace_of_what_is_too_long_or_short_or_no_llama(client, model, monkeypatch):  # noqa: F811
+    assert "and at most 32 are shown" in client.refused("/page/trace", {"text": "a b " * 40}, 400)["message"]
+    assert "a text of one token" in client.refused("/page/trace", {"text": "a"}, 400)["message"]
+    assert "'../x' is not here" in client.refused("/page/trace", {"text": "a b", "model": "../x"}, 404)["message"]
+    monkeypatch.setattr(model, "config", GPTConfig(300, 8, 16, 2, 2, 64))
+    assert "built for Llamas" in client.refused("/page/trace", {"text": "The dog"}, 400)["message"]
 
 
 def test_worked_example_models_to_choose_from(client):  # noqa: F811

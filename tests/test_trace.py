@@ -1,7 +1,9 @@
 """Every tensor beside its line: the links, the names, the numbers and the letters."""
 
+import gc
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,19 @@ def test_property_reading_along_changes_nothing(tiny_model):
     assert [name for name, parameter in tiny_model.named_parameters() if not parameter.requires_grad] == ["norm.weight"]
     assert all(parameter.grad is None for parameter in tiny_model.parameters())
     assert torch.equal(tiny_model(_tokens(1, 4) % 300), before)
+
+
+def test_property_nothing_of_the_pass_stays_in_memory():
+    """A server reads along on a copy, whose gigabytes must not wait for a collector of cycles."""
+    model = PretrainedLlama(preset("test"))
+    gone = weakref.ref(model.norm.weight)
+    gc.disable()
+    try:
+        trace(model, IDS)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_refusal_of_what_has_no_loss(tiny_model):

@@ -87,8 +87,7 @@ class Models:
         if found := self.loaded(name):
             return found
         name = name or self.default
-        folder = self.names()[name]
-        wanted = replace(self.flags, adapter=str(folder) if folder else "")
+        wanted, folder = self._flags_of(name)
         model = flags.load(wanted, purpose="generate" if _task_type(folder) == WRITES else "find")
         if model.tokenizer is None:
             raise ValueError(f"{self.flags.model} has no tokenizer, so it neither reads nor writes text; give a model "
@@ -98,6 +97,20 @@ class Models:
             oldest = self._loaded.pop(min(self._loaded, key=lambda each: self._loaded[each].used))
             self.on_forgotten(oldest.model)
         return self._loaded[name]
+
+    def unfused(self, name: str) -> PretrainedLlama:
+        """The model of this name loaded once more, as the definitions have it, and with tensors that take gradients.
+
+        It is the caller's alone, who lets it go after use: until then its weights lie in memory a second time.
+        """
+        wanted, _ = self._flags_of(name or self.default)
+        with torch.inference_mode(False):                           # under which the thread of the models runs
+            return flags.load(wanted, purpose="measure").eval()
+
+    def _flags_of(self, name: str) -> tuple[ModelFlags, Path | None]:
+        """What loads a name, and its adapter's folder."""
+        folder = self.names()[name]
+        return replace(self.flags, adapter=str(folder) if folder else ""), folder
 
 
 def _task_type(folder: Path | None) -> str:

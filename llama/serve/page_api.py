@@ -11,19 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from llama import lens, predict
 from llama.commands.flags import TaskFlags
+from llama.config import require_llama
 from llama.datasets.instructions import InstructionDataset
 from llama.generation import encode_prompt
 from llama.pretrained import get_tokenizer
 from llama.runtime.ranges import Range
-from llama.serve.models import Served
+from llama.serve.models import Models, Served
 from llama.serve.openai_form import APIError, Fields
 from llama.serve.runs import Runs
 from llama.tasks.instruction import InstructionTask
+from llama.trace import as_json, trace
 from llama.training.data_checks import examine
 from llama.training.inspect_samples import spelled
 from tokenizer.base import Tokenizer
@@ -37,6 +40,7 @@ POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'sel
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
            "Cache-Control": "no-cache"}
 LOOKED_AT = 96                                                      # tokens whose attention is drawn
+READ_ALONG = 32                                                     # tokens of a text whose every tensor is kept
 SAMPLES = 5                                                         # that are shown of a data file
 
 JSON = dict[str, Any]
@@ -112,13 +116,22 @@ def page_paths(server: Any, read_json: Callable[[Request], Any]) -> APIRouter:
         said = await server.call(lens.logit_lens, served.model, ids)
         return JSONResponse({"pieces": pieces(served.model.tokenizer, ids), "said": said})
 
-    async def text_and_model(fields: Fields) -> tuple[Served, list[int]]:
+    @router.post("/trace")
+    async def tensors(request: Request) -> Response:
+        """What `python -m llama.trace --all --json` says, from a copy of the model that is gone afterwards."""
+        served, ids = await text_and_model(await asked(request), most=READ_ALONG)
+        require_llama(served.model.config, "this view is", "choose one")
+        found = await server.call(read_along, server.models, served.name, ids)
+        return JSONResponse({"ids": ids, "pieces": pieces(served.model.tokenizer, ids),
+                             "layers": list(range(served.model.config.num_hidden_layers)), **found})
+
+    async def text_and_model(fields: Fields, *, most: int = LOOKED_AT) -> tuple[Served, list[int]]:
         name, text = fields.take("model", str, ""), fields.take("text", str, "")
         fields.close()
         served = await server.served(name)
         ids = await server.encode(encode_prompt, served.model.tokenizer, text)
-        if len(ids) > LOOKED_AT:
-            raise APIError(f"the text has {len(ids)} tokens, and at most {LOOKED_AT} are drawn; shorten it",
+        if len(ids) > most:
+            raise APIError(f"the text has {len(ids)} tokens, and at most {most} are shown here; shorten it",
                            param="text")
         return served, ids
 
@@ -193,6 +206,13 @@ def vocabularies() -> list[str]:
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     """Each token as something to look at: a space is ▁, part of a character its bytes."""
     return [spelled(tokenizer.token_bytes(id)) for id in ids]
+
+
+def read_along(models: Models, name: str, ids: list[int]) -> JSON:
+    """Every tensor of a forward and a backward pass, and every parameter; see llama/trace.py."""
+    with torch.inference_mode(False):
+        tensors, parameters = trace(models.unfused(name), ids)
+    return {"tensors": as_json(tensors), "parameters": as_json(parameters)}
 
 
 def x_ray(path: Path, tokenizer: Tokenizer) -> JSON:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-VIEWS = ("chat", "generate", "tasks", "tokens", "lens", "training", "inspect")
+VIEWS = ("chat", "generate", "tasks", "tokens", "lens", "trace", "training", "inspect")
 NAMELESS = """() => [...document.querySelectorAll("button, select, input, textarea, [role=tab]")].filter((each) =>
     !(each.labels?.length || each.textContent.trim() || each.ariaLabel)).map((each) => each.outerHTML)"""
 # Of the two colours of every text that is shown, the contrast as WCAG 2 has it; those below 4.5 : 1.
@@ -127,6 +127,8 @@ def checks(browser, url):
     yield "inside: heads are chosen", page.locator("table.heat td").nth(rows).get_attribute("title") != first
     yield "inside: a row for each layer", page.locator("table.said tbody tr").count() == 2
 
+    yield from trace_checks(visitor)
+
     visitor.view("tasks")
     visitor.model("reviews")
     page.get_by_label("Text", exact=True).fill("The quick brown fox")
@@ -206,6 +208,30 @@ def checks(browser, url):
             yield f"{name}, {scheme}, {width} wide: names, contrast, no sideways scrolling", not (
                 names or faint or wide > 0) or print(names, faint, wide)
         yield f"{scheme}: nothing went wrong", not looked.wrong or print(looked.wrong)
+
+
+def trace_checks(visitor):
+    page = visitor.view("trace")
+    page.fill("textarea", "The lazy dog <b>")
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_selector("table.traced")
+    groups = page.locator("table.traced th[scope=rowgroup]").all_text_contents()
+    yield "trace: groups of the first layer, and of what stands around", \
+        {"layers.0.self_attn", "layers.0.mlp", "around the layers"} <= set(groups) and \
+        not any(group.startswith("layers.1") for group in groups)
+    page.get_by_role("combobox", name="Layer").select_option("")
+    yield "trace: every layer", any(group.startswith("layers.1") for group in page.locator(
+        "table.traced th[scope=rowgroup]").all_text_contents())
+    page.get_by_label("Filter by name").press_sequentially("attention.SCORES")
+    visitor.until("document.querySelectorAll('table.traced tbody').length === 2")
+    row = page.locator("table.traced tbody tr").nth(1).locator("td").all_text_contents()
+    yield "trace: filtered by name, with letters, sizes, statistics, line and code", row[0] == "B H T T" and \
+        row[2] == "float32" and float(row[7]) > 0 and bool(re.fullmatch(r"llama/model\.py:\d+", row[9])) and \
+        row[10].startswith("scores = ")
+    faint, names = page.evaluate(FAINT), page.evaluate(NAMELESS)
+    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    yield "trace: names, contrast, no sideways scrolling of the page", not (faint or names or wide > 0) or print(
+        names, faint, wide)
 
 
 def main():

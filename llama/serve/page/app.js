@@ -7,10 +7,11 @@ import { generate } from "./generate.js";
 import { tasks } from "./tasks.js";
 import { tokens } from "./tokens.js";
 import { lens } from "./lens.js";
+import { trace } from "./trace.js";
 import { training } from "./training.js";
 import { inspect } from "./inspect.js";
 
-const VIEWS = { chat, generate, tasks, tokens, lens, training, inspect };
+const VIEWS = { chat, generate, tasks, tokens, lens, trace, training, inspect };
 const state = { model: "", models: [], tokenizers: [], kept: {} };    // kept: what each view remembers
 const at = (id) => document.getElementById(id);
 let leave = () => {};
