@@ -54,7 +54,7 @@ torture: $(VENV)/ready
 	$(RUN) -m tests.torture --json torture.json
 
 torture-share: $(VENV)/ready
-	$(RUN) -m tests.torture --share 5
+	$(RUN) -m tests.torture --share 3
 
 serve-check: $(VENV)/ready .venv-serve/ready
 	$(RUN) -m weights.fetch smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
