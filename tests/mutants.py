@@ -461,6 +461,10 @@ MUTANTS = [
            "return _reduced(numbers, dist.ReduceOp.SUM)",
            "return list(numbers)",
            "tests/test_distributed.py::test_two_ways_gradients_and_ten_steps_equal_one_process"),
+    Mutant("a balance of choices alone", "llama/relatives/mixture_of_experts.py",
+           "return E * (f * scores.mean(0)).sum()",
+           "return E * (f * f).sum()",
+           "tests/test_mixture_of_experts.py::test_property_balance_has_a_gradient"),
 ]
 
 

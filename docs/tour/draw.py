@@ -21,6 +21,7 @@ from torch.nn import functional
 from llama.config import preset
 from llama.model import RMSNorm, rotary_frequencies
 from llama.quantization.rounding import to_int4_nearest
+from llama.relatives.mixture_of_experts import route
 from llama.sampling import SamplingConfig, probabilities
 from llama.training.optimizer import learning_rate
 
@@ -482,6 +483,34 @@ def draw_18_distribution() -> Canvas:
     canvas.text(530, 120, "mean", size=10)
     canvas.arrow((546, 115), (572, 115))
     canvas.text(604, 120, "one step", size=13)
+    return canvas
+
+
+@drawing
+def draw_19_mixture_of_experts() -> Canvas:
+    """The page's scores, what is taken of them, and which experts compute."""
+    canvas, cell = Canvas(640, 264), 40
+    logits = torch.tensor([[2.0, -2.0, 1.0, -1.0], [-1.0, 1.0, 2.0, -2.0], [2.0, -2.0, 0.5, -0.5]])
+    scores, (weights, chosen) = logits.softmax(-1), route(logits, 2)
+    taken = torch.zeros_like(scores).scatter(-1, chosen, weights)
+    canvas.text(130, 34, "softmax(x Wᵍ)   (N, E)")
+    canvas.grid(50, 48, scores.tolist(), cell=(cell, 30), fill=lambda i, j: heat(scores[i, j].item()))
+    canvas.text(348, 34, "the 2 largest, Σ = 1")
+    canvas.grid(268, 48, [[value or "" for value in row] for row in taken.tolist()], cell=(cell, 30),
+                fill=lambda i, j: heat(taken[i, j].item()))
+    canvas.arrow((216, 93), (260, 93))
+    for t, (row, experts) in enumerate(zip(weights.tolist(), chosen.tolist(), strict=True)):
+        canvas.text(38, 68 + 30 * t, f"t {t}", size=12, color=PALE)
+        words = " + ".join(f"{weight:.2f} e{expert}" for weight, expert in zip(row, experts, strict=True))
+        canvas.text(446, 68 + 30 * t, f"y{t} = {words}", anchor="start", size=13)
+    for e, count in enumerate(torch.bincount(chosen.flatten(), minlength=4).tolist()):
+        x, works = 236 + 72 * e, count > 0
+        canvas.line((268 + cell * (e + 0.5), 138), (x + 31, 184), color=INK if works else PALE, arrow=works,
+                    dashed=not works)
+        canvas.box(x, 186, 62, 34, f"e{e}", fill="green" if works else "none", color=INK if works else PALE)
+        canvas.text(x + 31, 242, f"{count} token" + "s" * (count != 1), size=12, color=INK if works else PALE)
+    canvas.text(50, 200, "experts, each an MLP:", size=13, anchor="start")
+    canvas.text(50, 218, "only the chosen compute", size=13, anchor="start", color=PALE)
     return canvas
 
 

@@ -58,6 +58,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "masters as coarse as what they stand behind": (SCRATCH.format(40) + " --dtype bfloat16 --lr 3e-4" + TENTHS,),
     "sums that stay at home": (
         "torchrun --nproc-per-node 2 " + SCRATCH.format(5).removeprefix("python ") + " --batch-size 4" + LOSSES,),
+    "a balance of choices alone": ("python examples/experts.py",),
     "merged without α/R": (
         SCRATCH.format(5),
         "python finetune.py --lora --model weights/tour --rank 2 --alpha 32 --max-steps 3 --max-length 256 "
