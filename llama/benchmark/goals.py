@@ -46,7 +46,6 @@ class Goal:
 RATIOS = {
     "AVX2": (
         Goal("decode", "default", "transformers float32", 4.0, 6.0),
-        Goal("decode", "float32", "transformers float32", 2.0, 2.5),         # the default of models of floats
         Goal("decode", "default", "llama.cpp Q4_1 as fetched", 1.0, 1.3),
         Goal("decode", "int8", "llama.cpp Q8_0", 1.0, 1.3),
         Goal("prefill", "default", "transformers float32", 1.2, 1.5),
@@ -58,8 +57,6 @@ RATIOS = {
     ),
     "AVX512": (
         Goal("decode", "default", "transformers bfloat16", 1.8, 2.2),
-        Goal("decode", "bf16", "transformers bfloat16", 3.0, 3.8),           # the default of models of floats
-        Goal("decode", "bf16", "llama.cpp F16", 1.0, 1.15),
         Goal("decode", "int8", "transformers bfloat16", 2.5, 3.8),
         Goal("decode", "int8", "llama.cpp Q8_0", 1.35, 1.7),
         Goal("decode", "int4", "llama.cpp Q4_1", 0.9, 1.6),
