@@ -36,7 +36,7 @@ with quiet_start(__name__):
     from llama.benchmark.machine import SETTLE, machine, model_path
     from llama.benchmark.machine_limits import measure_bandwidth
     from llama.benchmark.modes import MODES, USUAL, chosen_modes, generate_command, mode_commands, starts
-    from llama.benchmark.peers import PARITY, gguf_of, peer_commands, peers_python
+    from llama.benchmark.peers import PARITY, PEERS, chosen_peers, gguf_of, peer_commands, peers_python
     from llama.benchmark.plot import write_plot
     from llama.commands import flags
     from llama.config_json import config_from_dict
@@ -87,6 +87,8 @@ def main() -> None:
                         help=f"what to measure, of {', '.join(MODES)}")
     parser.add_argument("--peers", nargs="?", const=PARITY, metavar="PYTHON",
                         help=f"measure other engines, too; PYTHON has requirements-parity.txt ({PARITY})")
+    parser.add_argument("--against", default="", metavar="A,B",
+                        help=f"with --peers: these of them (default: all): {', '.join(PEERS)}")
     parser.add_argument("--text", nargs="+", metavar="FILE", help=f"for perplexity and prompts ({', '.join(TEXTS)})")
     parser.add_argument("--output", type=file_to_write, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--plot", type=file_to_write, metavar="FILE",
@@ -115,10 +117,11 @@ def main() -> None:
     if arguments.plot:
         need_matplotlib(arguments.plot)
     python = peers_python(arguments.peers) if arguments.peers else ""
+    against = chosen_peers(arguments.against)
 
     model = model_path(arguments.model)
     ids = text_ids(model, work, arguments.text)
-    results = run(model, modes, work, ids, python=python)
+    results = run(model, modes, work, ids, python=python, against=against)
     results["work"]["text"] = list(arguments.text or TEXTS)
     write_results(arguments.output, results)
     if arguments.plot:
@@ -162,8 +165,9 @@ def text_ids(model: Path, work: Work, files: Sequence[str] | None) -> list[int]:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python: str) -> dict[str, Any]:
-    """All figures. python: the other engines' interpreter; "" leaves them out."""
+def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python: str,
+        against: Sequence[str] = tuple(PEERS)) -> dict[str, Any]:
+    """All figures. python: the interpreter of the other engines, `against`; "" leaves them out."""
     threads = torch.get_num_threads()
     os.environ["OMP_NUM_THREADS"] = str(threads)                    # every process that is started here gets as many
     engines: dict[str, Any] = {}
@@ -176,7 +180,8 @@ def run(model: Path, modes: Sequence[str], work: Work, ids: list[int], *, python
         commands = mode_commands(model, modes, Path(folder))
         if python:
             context = max(work.prompt_tokens + work.new_tokens, work.prefill) + 8
-            commands |= peer_commands(model, Path(folder), python, context=context, threads=threads)
+            peers = peer_commands(model, Path(folder), python, context=context, threads=threads)
+            commands |= {name: command for name, command in peers.items() if name in against}
         groups = turn_groups(commands, pieces, results["machine"]["instructions"])
         progress = Progress(len(commands) + len(groups), "engines and turns")
         for name, command in commands.items():

@@ -44,6 +44,14 @@ def peers_python(name: str) -> str:
     return str(path.absolute())                                     # not resolved: a venv is known by its link
 
 
+def chosen_peers(names: str) -> list[str]:
+    """Raises ValueError for a name that is none of PEERS; no name is all of them."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in chosen if name not in PEERS]:
+        raise ValueError(f"--against {names}: there is no {unknown[0]}; there are {', '.join(PEERS)}")
+    return chosen or list(PEERS)
+
+
 def peer_commands(model: Path, folder: Path, python: str, *, context: int, threads: int) -> dict[str, list[str]]:
     """What starts each of the other engines that can run this model, for texts of up to `context` tokens.
 
