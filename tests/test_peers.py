@@ -49,3 +49,10 @@ def test_property_only_folders_of_hugging_face_go_to_transformers(folder, tmp_pa
 def test_refusal_of_a_missing_interpreter(tmp_path):
     with pytest.raises(ValueError, match="--peers: there is no .*nowhere/python; make parity makes it"):
         peers.peers_python(str(tmp_path / "nowhere" / "python"))
+
+
+def test_worked_example_chosen_peers():
+    assert peers.chosen_peers("llama.cpp Q8_0, transformers float32") == ["llama.cpp Q8_0", "transformers float32"]
+    assert peers.chosen_peers("") == list(peers.PEERS)
+    with pytest.raises(ValueError, match="--against llama.cpp: there is no llama.cpp; there are transformers float32"):
+        peers.chosen_peers("llama.cpp")
