@@ -63,6 +63,7 @@ def folders(tmp_path_factory, tiny_tokenizer):
 def running(folder, *, key="", **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("llama.serve.models.home", lambda: folder)    # not the adapters that somebody made in the clone
         models = Models(ModelFlags(model=str(folder / "tiny"), dtype="float32", device="cpu", readable=True), keep=3)
         server = Server(models, Scheduler(**{"places": 4, "queue": 8} | options),
                         Wish(sampling=GREEDY, max_new_tokens=16), key)
@@ -219,6 +220,7 @@ def test_property_an_adapter_is_a_model_of_its_own_beside_its_base(client):
 
 def test_property_of_models_that_nobody_asked_for_lately_few_stay(folders, monkeypatch):
     monkeypatch.chdir(folders)
+    monkeypatch.setattr("llama.serve.models.home", lambda: folders)
     models, forgotten = Models(ModelFlags(model=str(folders / "tiny"), dtype="float32", readable=True), keep=1), []
     models.on_forgotten = forgotten.append
     tiny = models.get("")
