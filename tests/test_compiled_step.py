@@ -18,6 +18,7 @@ from llama.fast import compiled_step
 from llama.fast.compiled_step import MAX_TOKENS, MAX_TOKENS_OF_FEW_BITS, CompiledStep, compile_step
 from llama.generation import generate
 from llama.lora import LoRAConfig, add_lora
+from llama.masks import causal_mask
 from llama.quantization import swap
 from llama.quantization.layers import QuantizedLinear
 from llama.quantize import quantize
@@ -419,3 +420,28 @@ def test_two_ways_a_short_prompt_goes_through_the_step_as_through_the_model(wind
     assert model.step.fits(tokens, cache)
     found = model.step(tokens, padding=torch.zeros(1, dtype=torch.int64), cache=cache)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def forgetful(self, places, k, v):
+    self.keys[:, :, places] = k
+    self.keys[:, :, 0] = 0
+    self.values[:, :, places] = v
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [0, 8, 4])
+@pytest.mark.parametrize("edited", ["a cache that forgets its first key", "padding that is looked at"])
+def test_refusal_of_a_step_that_would_hide_an_edit_of_what_it_goes_around(edited, bits, place, monkeypatch, capsys):
+    """A short prompt never meets the cache's own writing, nor the mask of padding."""
+    model = tiny()
+    if bits:
+        quantize(model, bits=bits)
+    llama.compile_step(model)
+    assert model.step is not None and not capsys.readouterr().err
+    if "cache" in edited:
+        monkeypatch.setattr("llama.cache.LayerCache._write", forgetful)
+    else:
+        monkeypatch.setattr("llama.generation.padding_mask",
+                            lambda padding, T, S: causal_mask(T, S).expand(len(padding), 1, T, S))
+    llama.compile_step(model)
+    assert model.step is None and "what stands in the file runs, slower" in capsys.readouterr().err

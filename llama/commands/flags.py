@@ -256,8 +256,8 @@ def load(flags: ModelFlags, *, purpose: Literal["generate", "find", "measure"]) 
 
     Where it writes on a CPU, its decoding step is compiled: what 4 or 8 bits hold without any loss is then read so, and
     an adapter is folded into the weights first. Where that cannot be, its blocks are swapped for faster ones, and few
-    bits that this processor cannot multiply by as they are become floats at once, and not for every token. Either
-    computes what the definitions compute (see fast/agreement.py).
+    bits become floats at once, and not for every token. Either computes what the definitions compute (see
+    fast/agreement.py).
     """
     if flags.readable and flags.compile == "on":
         raise ValueError("--readable runs the definitions and --compile a fast version of them; give one of the two")
