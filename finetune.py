@@ -134,7 +134,8 @@ def main() -> None:
     if not arguments.data and not Path(files[0]).exists():
         raise ValueError("the bundled examples come with the clone, not with the installed package; give --data FILE")
     data = dataset(files)
-    recipes.choose_base(arguments, data, usual=flags.ModelFlags.model)
+    if recipes.choose_base(arguments, data, usual=flags.ModelFlags.model):
+        print("the texts are Chinese, and so is the base: zh-small; --model names another", file=sys.stderr)
     recipes.complete(arguments)
     config = cli.from_flags(TrainConfig, arguments)
     model_flags = cli.from_flags(flags.ModelFlags, arguments)
@@ -215,8 +216,6 @@ def main() -> None:
     elif arguments.freeze:
         freeze(model, pattern=arguments.freeze)
     print(trainable_parameters(model), file=sys.stderr)
-    if model_flags.model == recipes.CHINESE_BASE:
-        print("the texts are Chinese, and so is the base: zh-small; --model names another", file=sys.stderr)
 
     masters = None if adapts else dtype
     plain, settings = Plain, method_flags.settings()

@@ -11,16 +11,13 @@ on.
 import argparse
 import json
 import random
-import shlex
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
-from examples.steps import add_steps, chosen  # noqa: E402
+from examples.steps import add_steps, chosen, run  # noqa: E402
 from llama.methods.grpo import draw_questions  # noqa: E402
 from llama.runtime import cli  # noqa: E402
 from llama.runtime.terminal import say  # noqa: E402
@@ -96,16 +93,6 @@ def plot(rewards: list[float]) -> None:
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(PLOT, metadata={"Date": None})
-
-
-def run(*command: Any) -> str:
-    words = [str(word) for word in command]
-    say("$ python " + shlex.join(words).replace(f"{HOME}/", ""))
-    done = subprocess.run([sys.executable, *words], cwd=HOME, check=False, stdout=subprocess.PIPE, text=True,
-                          encoding="utf-8")
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -11,17 +11,14 @@ Each command is one of docs/chinese.md, and is printed. What is done is not done
 import argparse
 import json
 import math
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
-from examples.steps import add_steps, chosen  # noqa: E402
+from examples.steps import add_steps, chosen, run  # noqa: E402
 from llama.runtime import cli  # noqa: E402
 from llama.runtime.terminal import say  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
@@ -135,16 +132,6 @@ def plot() -> None:
         axes.legend()
     figure.axes[0].set(ylabel="bits per byte of held-out Chinese news")
     figure.savefig(PLOT, metadata={"Date": None})
-
-
-def run(*command: Any) -> str:
-    words = [str(word) for word in command]
-    say("$ python " + shlex.join(words).replace(f"{HOME}/", ""))
-    done = subprocess.run([sys.executable, *words], cwd=HOME, check=False, stdout=subprocess.PIPE, text=True,
-                          encoding="utf-8")
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return done.stdout
 
 
 def _write(path: Path, text: str) -> None:

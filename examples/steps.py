@@ -1,8 +1,15 @@
 """What the long examples share: steps by name, in their order, and what they need asked for before the first begins."""
 
 import argparse
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
+
+from llama.runtime.terminal import say
+from weights.formats.paths import home
 
 
 def add_steps(parser: argparse.ArgumentParser, steps: Sequence[str]) -> None:
@@ -21,3 +28,14 @@ def chosen(parser: argparse.ArgumentParser, names: Sequence[str], steps: Sequenc
             parser.error(f"{step} needs {package}, and it is not here; pip install {package}, or leave {step} out"
                          + (f": {others}" if others else ""))
     return found
+
+
+def run(*command: Any) -> str:
+    """What a command of ours prints; it is shown first. Ends with its exit code where that is not 0."""
+    words = [str(word) for word in command]
+    say("$ python " + shlex.join(words).replace(f"{home()}/", ""))
+    done = subprocess.run([sys.executable, *words], cwd=home(), check=False, stdout=subprocess.PIPE, text=True,
+                          encoding="utf-8")
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout

@@ -42,7 +42,7 @@ ENGLISH = [{"text": "The room was dirty.", "label": "bad"}]
     ({"task": "sentiment", "adapter": "a"}, CHINESE, "usual")])
 def test_worked_example_chinese_labels_begin_with_the_chinese_model(given, data, base):
     arguments = _flags(**given)
-    recipes.choose_base(arguments, data, usual="usual")
+    assert recipes.choose_base(arguments, data, usual="usual") == (base == "zh-small")
     recipes.complete(arguments)
     whole = base == "zh-small" and not arguments.lora
     assert (arguments.model, arguments.attention) == (base, "full" if whole else "auto")

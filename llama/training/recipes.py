@@ -67,17 +67,19 @@ FOR_CHINESE = {"attention": "full", "pooling": "mean"}              # where a he
 SMALLER = 5                                                         # times the rate of models ten times as large
 
 
-def choose_base(arguments: argparse.Namespace, data: Sequence[dict[str, Any]], *, usual: str) -> None:
-    """Let a task that is about Chinese texts begin with the small Chinese model, unless a model is named."""
+def choose_base(arguments: argparse.Namespace, data: Sequence[dict[str, Any]], *, usual: str) -> bool:
+    """Let a task about Chinese texts begin with the small Chinese model, unless a model is named. Whether it does."""
     texts = (text for example in itertools.islice(data, 200) for value in example.values()
              for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
     named = arguments.model != usual or arguments.adapter
-    if not named and arguments.task in ABOUT_TEXTS and is_chinese(texts):
+    chosen = not named and arguments.task in ABOUT_TEXTS and is_chinese(texts)
+    if chosen:
         arguments.model = CHINESE_BASE
     if arguments.model == CHINESE_BASE and way_of(arguments) == "all" and arguments.task in ABOUT_TEXTS[2:]:
         for name, value in FOR_CHINESE.items():
             if getattr(arguments, name) == "auto":
                 setattr(arguments, name, value)
+    return chosen
 
 
 def check(task: str) -> None:
