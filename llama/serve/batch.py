@@ -269,8 +269,8 @@ class Batch:
         self.tally.read += prefill.chunks[0].numel()
         prefill.read_chunk()
         if not prefill.chunks:
-            self.prefill = None
             self._join(*prefill.rows())
+            self.prefill = None                                     # not before: who joins is told of a failure, too
 
     def _read_common(self, requests: Sequence[Request]) -> int:
         """How many ids all these prompts, and the one before them, begin with: a system message, say, or the turns of
