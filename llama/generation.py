@@ -133,7 +133,7 @@ class BatchDecoder:
         """As `step`, but the logits (B, count, V) that follow each of the last `count` tokens."""
         step = getattr(self.model, "step", None)                    # of a PretrainedLlama that was compiled
         if step is not None and step.fits(tokens, self.cache):
-            logits = step(tokens, padding=self.padding, cache=self.cache)[:, -count:]
+            logits = step(tokens, padding=self.padding, cache=self.cache, count=count)
         else:
             T, S = tokens.shape[1], self.cache.length + tokens.shape[1]
             positions = mask = None                                 # a batch without padding is the default case

@@ -21,6 +21,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int64, c_void_p
@@ -39,7 +40,7 @@ from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear,
 from weights.formats.paths import user_cache
 
 SOURCE = Path(__file__).with_name("decode.cpp")
-PRODUCTS = Path(__file__).with_name("products.h")                   # which it includes
+PARTS = ("attention.h", "matrices.h", "products.h")                 # which it includes
 # Sums in any order and eight or sixteen exponentials at once. Compiled with -ffast-math, but not linked with it: gcc
 # would make the whole process, torch too, take the smallest numbers for 0 from the moment the library is loaded.
 # Of ARM's processors clang knows this one's features by -mcpu alone.
@@ -47,8 +48,7 @@ NATIVE = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") el
 FLAGS = ("-std=c++17", "-O3", NATIVE, "-ffast-math", "-fPIC")
 WIDE = "-mprefer-vector-width=512"                                  # else gcc stays at half of what AVX-512 can do
 THREADS = "-fopenmp"
-MAX_TOKENS = 8                                                      # tokens a step; with more, torch is faster
-MAX_TOKENS_OF_FEW_BITS = 32                                         # of a processor without AMX
+MAX_TOKENS = 8                                                      # of floats, or with AMX: of more, torch is faster
 
 
 class Matrix(Structure):
@@ -71,7 +71,7 @@ class Cache(Structure):
 
 
 class Lane(Structure):
-    _fields_ = [("row", c_int64), ("slot", c_int64), ("first", c_int64)]
+    _fields_ = [("row", c_int64), ("slot", c_int64), ("first", c_int64), ("wanted", c_int64)]
 
 
 class CompiledStep:
@@ -102,22 +102,24 @@ class CompiledStep:
                 and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, *, padding: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, T, V) in float32 for the next T tokens of every row; `cache` grows by T slots.
+    def __call__(self, tokens: Tensor, *, padding: Tensor, cache: KVCache, count: int | None = None) -> Tensor:
+        """Logits (B, count, V) in float32 behind the last `count` of the next T tokens of every row.
 
-        tokens   (B, T) int64
+        tokens   (B, T) int64; `cache` grows by T slots
         padding  (B,) slots at the start of each row that hold no text
+        count    None for all T
         """
         B, T = tokens.shape
+        count = T if count is None else count
         start, blank = cache.length, padding.tolist()
         cache.advance(tokens)
         gone = cache.layers[0].evicted                              # behind a sliding window, places begin later
-        lanes = (Lane * (B * T))(*[Lane(row, start - gone + t, max(blank[row] - gone, 0))
+        lanes = (Lane * (B * T))(*[Lane(row, start - gone + t, max(blank[row] - gone, 0), t >= T - count)
                                    for row in range(B) for t in range(T)])
         positions = (torch.arange(start, start + T) - padding[:, None]).flatten()
         cos, sin = rotary_tables(positions, self.config)
         x = self._embed(tokens).float().contiguous()
-        logits = torch.empty(B, T, self.config.vocab_size)
+        logits = torch.empty(B, count, self.config.vocab_size)
         layers = [Cache(layer.keys.data_ptr(), layer.values.data_ptr(), layer.keys.stride(0), layer.keys.stride(1))
                   for layer in cache.layers]
         half = cache.layers[0].keys.dtype == torch.bfloat16
@@ -162,7 +164,7 @@ def _max_tokens(model: Llama) -> int:
     """For how many tokens at a time this step is faster than torch (docs/experiments.md)."""
     linears = [layer.get_submodule(name) for layer in model.layers for name in PROJECTIONS]
     few_bits = sum(isinstance(linear, QuantizedLinear) for linear in linears) > len(linears) / 2
-    return MAX_TOKENS_OF_FEW_BITS if few_bits and "amx" not in _processor() else MAX_TOKENS
+    return sys.maxsize if few_bits and "amx" not in _processor() else MAX_TOKENS
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def compile_step(model: Llama, *, precise: bool = True, say: Callable[[str], Non
     version = _run([compiler, "--version"]).stdout
     command = [compiler, *FLAGS, *([WIDE] if "avx512f" in _processor() else []),
                *([] if platform.system() == "Darwin" else [THREADS]), *_shape(model.config)]
-    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, PRODUCTS)]
+    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, *map(SOURCE.with_name, PARTS))]
     key = hashlib.sha256("\n".join([*sources, version, _processor(), *command]).encode())
     library = _cache_folder() / f"decode-{key.hexdigest()[:16]}.so"
     if not _is_whole(library):

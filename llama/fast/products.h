@@ -1,4 +1,4 @@
-// Products of whole numbers: the four functions in which processors differ, each written for a few kinds of them.
+// Products of whole numbers: the five functions in which processors differ, each written for a few kinds of them.
 //
 // A matrix of few bits is read 32 weights at a time, a group. Activations are rounded to 8 bits, too (decode.cpp), and 32
 // small whole numbers are multiplied by one or two instructions where 32 floats need twelve. That is why few bits are fast
@@ -7,6 +7,7 @@
 //                     portable                AVX2                       AVX2 and VNNI   NEON               and dotprod
 //     dot, 8 bits     a loop                  abs, sign, maddubs, madd   xor, dpbusd     vmull, vpadal      vdotq
 //     dot, 4 bits     a loop                  maddubs, madd              dpbusd          as with 8 bits     vdotq
+//     pairs           two products            madd                       dpwssd          as portable        as portable
 //     widen           bits put where a        cvtph                      cvtph           vcvt               vcvt
 //                     float32 has them
 //     totals          a loop                  hadd                       hadd            vpadd              vpadd
@@ -36,6 +37,7 @@ namespace portable {
 typedef int32_t Ints __attribute__((vector_size(16)));         // their total is the product of a group
 typedef float Sums __attribute__((vector_size(16)));           // the same, scaled and summed over groups
 typedef Sums Floats;                                           // as many floats as are computed with at a time
+typedef int32_t Pairs __attribute__((vector_size(sizeof(Floats))));    // two numbers of 16 bits in each, or their sum
 
 // 32 weights of -128 … 127 times 32 activations of -127 … 127
 static inline Ints dot(const int8_t* weight, const int8_t* x) {
@@ -49,6 +51,11 @@ static inline Ints dot(const uint8_t* weight, const int8_t* x) {
     Ints sums = {};
     for (int i = 0; i < 16; i++) sums[i / 4] += (weight[i] & 15) * x[i] + (weight[i] >> 4) * x[i + 16];
     return sums;
+}
+
+// In each place, of both numbers of 16 bits there: sums + (lower · lower of x) + (upper · upper of x)
+static inline Pairs pairs(Pairs sums, Pairs weight, int32_t x) {
+    return sums + (weight << 16 >> 16) * (int32_t)(int16_t)x + (weight >> 16) * (x >> 16);
 }
 
 // float16 to float32: exponent and fraction move to their places; without an exponent it is so many times 2^-24
@@ -81,6 +88,7 @@ typedef float Floats __attribute__((vector_size(64)));
 #else
 typedef Sums Floats;
 #endif
+typedef int32_t Pairs __attribute__((vector_size(sizeof(Floats))));
 
 static inline __m256i load(const void* bytes) { return _mm256_loadu_si256((const __m256i*)bytes); }
 
@@ -111,6 +119,20 @@ static inline Ints dot(const uint8_t* weight, const int8_t* x) {
     return (Ints)multiply(_mm256_and_si256(both, _mm256_set1_epi8(15)), load(x), _mm256_setzero_si256());
 }
 
+static inline Pairs pairs(Pairs sums, Pairs weight, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (Pairs)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)weight, _mm512_set1_epi32(x));
+#elif defined(__AVX512BW__)
+    return sums + (Pairs)_mm512_madd_epi16((__m512i)weight, _mm512_set1_epi32(x));
+#elif defined(__AVX512F__)
+    return sums + (weight << 16 >> 16) * (int32_t)(int16_t)x + (weight >> 16) * (x >> 16);
+#elif defined(__AVXVNNI__)
+    return (Pairs)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)weight, _mm256_set1_epi32(x));
+#else
+    return sums + (Pairs)_mm256_madd_epi16((__m256i)weight, _mm256_set1_epi32(x));
+#endif
+}
+
 static inline Sums widen(const uint16_t* half) { return (Sums)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)half)); }
 
 static inline void totals(const Sums* sums, float* y) {
@@ -139,6 +161,7 @@ namespace neon {
 typedef int32_t Ints __attribute__((vector_size(16)));
 typedef float Sums __attribute__((vector_size(16)));
 typedef Sums Floats;
+using portable::Pairs, portable::pairs;
 
 static inline int32x4_t multiply(int8x16_t w, int8x16_t x, int32x4_t sums) {
 #ifdef __ARM_FEATURE_DOTPROD
