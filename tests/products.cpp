@@ -63,6 +63,19 @@ int main() {
             check("portable, 4 bits", total(portable::dot(w, v)), expected);
             check("4 bits", total(processor::dot(w, v)), expected);
         }
+    constexpr int16_t ENDS[] = {-32768, -32767, -255, -1, 0, 1, 127, 32767};
+    for (int16_t w0 : ENDS)
+        for (int16_t w1 : ENDS)
+            for (int16_t x0 : ENDS)
+                for (int16_t x1 : ENDS) {
+                    const int64_t product = (int64_t)w0 * x0 + (int64_t)w1 * x1;
+                    if (product != (int32_t)product) continue;
+                    const int32_t weight = (uint16_t)w0 | w1 << 16, x = (uint16_t)x0 | x1 << 16, before = product > 0 ? -7 : 7;
+                    check("portable pairs", portable::pairs(portable::Pairs{} + before, portable::Pairs{} + weight, x)[3],
+                          before + product);
+                    const auto found = processor::pairs(processor::Pairs{} + before, processor::Pairs{} + weight, x);
+                    check("pairs", found[sizeof found / 4 - 1], before + product);
+                }
     constexpr int STEP = sizeof(processor::Sums) / sizeof(float);
     for (int first = 0; first < 1 << 16; first += STEP) {      // every float16 but infinities and NaN
         uint16_t halves[STEP];

@@ -1,5 +1,5 @@
 // Logits of a small model with scattered weights, in every kind of them, by the step as it is compiled: three tokens behind
-// each other, then two at once, of two texts. arm.py compares what different builds print.
+// each other, then two at once, of two texts, then a prompt of many. arm.py compares what different builds print.
 
 #include <cstdio>
 
@@ -48,32 +48,35 @@ struct Memory {                                                // what matrices 
 };
 
 int main() {
-    constexpr int64_t LAYERS = 2, SLOTS = 8, TEXTS = 2;
+    constexpr int64_t LAYERS = 2, PLACES = 60, TEXTS = 2;
     for (Kind kind : {FLOAT32, BFLOAT16, INT8, INT8_GROUPS, INT4_GROUPS})
         for (int64_t half : {0, 1}) {
             state = 1;
             Memory memory;
             Layer layers[LAYERS];
             Cache caches[LAYERS];
-            std::vector<float> room(LAYERS * 2 * TEXTS * G * SLOTS * K);
+            std::vector<float> room(LAYERS * 2 * TEXTS * G * PLACES * K);
             for (int64_t i = 0; i < LAYERS; i++) {
                 layers[i] = {memory.vector(D, 1), memory.vector(D, 1), memory.matrix(H * K, D, kind),
                              memory.matrix(G * K, D, kind), memory.matrix(G * K, D, kind), memory.matrix(D, H * K, kind),
                              memory.matrix(F, D, kind), memory.matrix(F, D, kind), memory.matrix(D, F, kind)};
-                float* keys = &room[i * 2 * TEXTS * G * SLOTS * K];
-                caches[i] = {keys, keys + TEXTS * G * SLOTS * K, G * SLOTS * K, SLOTS * K};
+                float* keys = &room[i * 2 * TEXTS * G * PLACES * K];
+                caches[i] = {keys, keys + TEXTS * G * PLACES * K, G * PLACES * K, PLACES * K};
             }
             const Model model = {layers, memory.vector(D, 1), memory.matrix(V, D, kind), LAYERS, 0, 1e-5f};
-            for (int64_t slot = 0; slot < 4; slot++) {
-                const int64_t lanes = slot < 3 ? 1 : TEXTS;
-                const Lane lane[TEXTS] = {{0, slot, 0}, {1, 0, 0}};
+            for (int64_t turn = 0; turn < 5; turn++) {
+                std::vector<Lane> lane;
+                if (turn < 4) lane.push_back({0, turn, 0, 1});
+                if (turn == 3) lane.push_back({1, 0, 0, 1});
+                for (int64_t slot = 4; slot < 54 && turn == 4; slot++) lane.push_back({0, slot, 2, slot > 50});
+                const int64_t lanes = lane.size();
                 std::vector<float> cos(lanes * K), sin(lanes * K), x(lanes * D), logits(lanes * V);
                 for (int64_t i = 0; i < lanes * K; i++) {
                     cos[i] = std::cos(lane[i / K].slot * 0.1f * (i % (K / 2)));
                     sin[i] = std::sin(lane[i / K].slot * 0.1f * (i % (K / 2)));
                 }
                 for (float& n : x) n = number();
-                decode(&model, caches, half, lanes, lane, cos.data(), sin.data(), x.data(), logits.data());
+                decode(&model, caches, half, lanes, lane.data(), cos.data(), sin.data(), x.data(), logits.data());
                 for (float n : logits) printf("%.9g\n", n);
             }
         }

@@ -57,7 +57,7 @@ struct Seen {
 };
 
 static void see(Query& query, float* scores, int64_t start, const Seen& seen) {
-    if (query.last < start || query.first >= start + SLOTS) return;
+    if (std::max(query.first, start) > std::min(query.last, start + SLOTS - 1)) return;
     float top = query.top, sum = 0;
     for (int s = 0; s < SLOTS; s++) {
         const bool hidden = start + s < query.first || start + s > query.last;
