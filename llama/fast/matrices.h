@@ -261,7 +261,7 @@ static void multiply_rows(const Matrix& m, int64_t row, const Input& in, int64_t
 using processor::Pairs;
 typedef int16_t Shorts __attribute__((vector_size(4 * WIDTH)));
 constexpr int ABREAST = 2, BLOCK = ABREAST * WIDTH;            // rows of a block, one in each place of so many vectors
-constexpr int TILE = WIDTH == 16 ? 6 : 4;                      // vectors that meet a block at a time: as registers allow
+constexpr int TILE = 4;                                        // vectors that meet a block at a time
 constexpr int64_t PANEL = 32;                                  // groups that are laid out at a time: they stay in the cache
 
 // A block of rows, or PANEL groups of them, laid out to be multiplied by many vectors, and what came of it.
@@ -364,7 +364,7 @@ template <Kind KIND> static void multiply_block(const Matrix& m, int64_t row, co
 
 // ---- either ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t FEW = 8;                                     // lanes up to which reading takes longer than laying out
+constexpr int64_t FEW = 6;                                     // lanes up to which reading takes longer than laying out
 
 static inline int64_t rows_at_once(int64_t lanes) { return lanes > FEW ? BLOCK : ROWS; }
 static inline int64_t room_for(int64_t lanes) { return lanes > FEW ? (lanes + TILE - 1) / TILE * TILE : lanes; }

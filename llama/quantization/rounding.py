@@ -28,6 +28,7 @@ from weights.formats.quantized_matrix import GROUP, QuantizedMatrix, pack_nibble
 
 PIECE = 1 << 18                                                     # weights at a time, so that little memory is needed
 LARGEST = 65504.0                                                   # that a float16 minimum can be
+Grid = tuple[Tensor, Tensor]                                        # of each group: a scale, and what 0 stands for
 SHRUNK = (1.0, 0.9, 0.8)                                            # parts of a group's range to begin with
 ROUNDS = 8
 
@@ -63,11 +64,11 @@ def exact_int4(weight: Tensor) -> QuantizedMatrix | None:
 
     weight  (R, C), any float dtype
     """
-    def on_grid(number: int, rows: Tensor) -> QuantizedMatrix | None:
-        fit = nearest(groups := rows.reshape(-1, GROUP), *_initial_grids(groups)[number])
+    def on(grid: Callable[[Tensor], Grid], rows: Tensor) -> QuantizedMatrix | None:
+        fit = nearest(groups := rows.reshape(-1, GROUP), *grid(groups))
         return _packed(fit, len(rows)) if not fit.error.any() else None
 
-    return _exact(weight, partial(on_grid, 0)) or _exact(weight, partial(on_grid, -1))
+    return _exact(weight, partial(on, _range_grid)) or _exact(weight, partial(on, _outermost_grid))
 
 
 def exact_int8(weight: Tensor) -> QuantizedMatrix | None:
@@ -91,7 +92,7 @@ def _exact(weight: Tensor, on_grid: Callable[[Tensor], QuantizedMatrix | None]) 
 def to_int4_nearest(weight: Tensor) -> QuantizedMatrix:
     """What `to_int4` is better than: the range of each group in 15 steps, and the nearest of them."""
     check_range(weight)
-    return _by_rows(weight, lambda rows: _packed(nearest(groups := rows.reshape(-1, GROUP), *_initial_grids(groups)[0]),
+    return _by_rows(weight, lambda rows: _packed(nearest(groups := rows.reshape(-1, GROUP), *_range_grid(groups)),
                                                  len(rows)))
 
 
@@ -183,11 +184,19 @@ def _best(groups: Tensor, rounds: int) -> Fit:
     return best
 
 
-def _initial_grids(groups: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _initial_grids(groups: Tensor) -> list[Grid]:
+    return [*(_range_grid(groups, part) for part in SHRUNK), _outermost_grid(groups)]
+
+
+def _range_grid(groups: Tensor, part: float = 1.0) -> Grid:
+    low, width = groups.amin(-1), groups.amax(-1) - groups.amin(-1)
+    return width * part / 15, low + width * (1 - part) / 2
+
+
+def _outermost_grid(groups: Tensor) -> Grid:
     low, high = groups.amin(-1), groups.amax(-1)
-    width, outermost = high - low, torch.where(high > -low, high, low)
-    ranges = [(width * part / 15, low + width * (1 - part) / 2) for part in SHRUNK]
-    return [*ranges, (outermost / -8, outermost)]
+    outermost = torch.where(high > -low, high, low)
+    return outermost / -8, outermost
 
 
 def nearest(groups: Tensor, scale: Tensor, minimum: Tensor) -> Fit:

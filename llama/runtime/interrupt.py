@@ -9,6 +9,7 @@ Try: raise in `_Leave.__call__` instead of leaving; tests/test_interrupt.py fail
 """
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -32,11 +33,19 @@ def quiet_start(name: str) -> Iterator[None]:
 
     Nothing has been done yet that could be left half done, so nothing is unwound: an exception here could come out of
     the middle of a C library's start as a failure of its own. What ignores Ctrl-C, as a shell's background jobs do,
-    goes on ignoring it.
+    goes on ignoring it. What a program imports is never garbage, so it is not searched for any, now or later.
     """
-    if name == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    if name != "__main__":
+        yield
+        return
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _Leave(128 + signal.SIGINT))
-    yield
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def quiet_until_now() -> bool:
