@@ -126,7 +126,7 @@ class BatchDecoder:
         self._pad(torch.tensor(padding, device=model.device))
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Run the next tokens (B, T) of every row and return the logits (B, V), float32, that follow the last of them."""
+        """Run the next tokens (B, T) of every row: the logits (B, V) behind the last of them, in float32."""
         return self.read(tokens, 1)[:, 0]
 
     def read(self, tokens: Tensor, count: int) -> Tensor:
@@ -142,7 +142,7 @@ class BatchDecoder:
                 positions = (slots - self.padding[:, None]).clamp(min=0)                # (B, T)
                 mask = padding_mask(self.padding, T, S)
             hidden = self.model.hidden(tokens, positions=positions, mask=mask, cache=self.cache)
-            logits = self.model.lm_head(hidden[:, -count:]).float()         # as the step gives them: rows of both mix
+            logits = self.model.lm_head(hidden[:, -count:]).float()         # as a step gives them: their rows may mix
         return logits[..., : self.vocab_size]
 
     def prefill(self, tokens: Tensor, chunk: int) -> Tensor:

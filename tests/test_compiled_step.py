@@ -202,8 +202,8 @@ def test_two_ways_step_of_every_processor_equals_model(processor, kind, place, m
 @pytest.mark.parametrize("cache_dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ways_many_tokens_equal_few(name, cache_dtype, place):
-    """A prompt in one go, in more lanes than go through a block together, beside its tokens a few at a time; then what is
-    written behind it. Rows that are padding for long, and windows, leave out most of what a block of queries meets."""
+    """A prompt in one go, in more lanes than go through a block together, beside its tokens a few at a time; then what
+    is written behind it. Rows that are padding for long, and windows, hide most of what a block of queries meets."""
     model = tiny(replace(VARIANTS[name], max_position_embeddings=512))
     quantize(model, bits=8 if "tied" in name else 4)
     compile_step(model)

@@ -1,9 +1,9 @@
-"""The decoding step as one compiled function: decode.cpp built for one shape of model and one processor.
+"""The step from tokens to logits as one compiled function: decode.cpp built for one shape of model and one processor.
 
 Python and torch need some 15 calls a layer for one token; with small models they take longer than the arithmetic. The
 same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored in;
-the model is first moved to where that is fastest (huge_pages.py). It works on the model's own cache, so long prompts
-still go through torch, which multiplies matrices faster. Building takes some seconds; the result lies in the user's own
+the model is first moved to where that is fastest (huge_pages.py). On few bits it takes prompts as well; of floats, and
+where a processor has AMX, torch multiplies many tokens faster, and both work on the model's own cache. Building takes some seconds; the result lies in the user's own
 cache, closed to others, under a name made of all that it depends on. Never beside a model: what is loaded there is run,
 and a model's folder may come from anybody.
 
@@ -75,7 +75,7 @@ class Lane(Structure):
 
 
 class CompiledStep:
-    """`Llama.forward` for a few tokens and a cache, on the CPU. Made by `compile_step`."""
+    """`Llama.forward` for tokens and a cache, on the CPU. Made by `compile_step`."""
 
     def __init__(self, model: Llama, library: Path, *, precise: bool = True):
         self.config = model.config
@@ -93,11 +93,11 @@ class CompiledStep:
         self._unpack.argtypes = [POINTER(Matrix), c_int64, c_int64, c_int64, c_void_p]
         self._decode.restype = None
         built.instructions.restype = c_char_p
-        self.instructions = built.instructions().decode()           # what products.h was compiled to
+        self.instructions = built.instructions().decode()           # what products.h became
         self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), *[c_void_p] * 4]
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:
-        """Whether this step can run: few tokens, in a cache of a type that it reads."""
+        """Whether this step can run: not too many tokens, in a cache of a type that it reads."""
         return (tokens.numel() <= self.max_tokens and cache.length <= cache.rope_stable_length - tokens.shape[1]
                 and cache.layers[0].keys.dtype in (torch.float32, torch.bfloat16))
 

@@ -271,7 +271,7 @@ struct Block {
     std::vector<float> y;                                      // (lanes, BLOCK)
 };
 
-// n scales of each row of a block from group `first` on, in float16, turned around: to[g][row]
+// n scales of each row of a block, from group `first` on, in float16, turned around: to[g][row]
 static void lay_out_scales(const void* scales, const Matrix& m, int64_t row, int64_t first, int64_t n, float factor,
                            Floats (*to)[ABREAST]) {
     const int64_t groups = m.columns / GROUP, end = m.rows * groups;
