@@ -100,7 +100,7 @@ struct Own {
     std::unique_ptr<Seen> seen;
     std::unique_ptr<Block> block;
     Own(int64_t lanes, int64_t slots, bool precise)
-        : normed(FEW * D), scores(slots), y(lanes * std::max(BLOCK, ROWS) * 2), rounded(FEW, precise, false), seen(new Seen),
+        : normed(FEW * D), scores(slots), y(lanes * std::max(BLOCK, ROWS)), rounded(FEW, precise, false), seen(new Seen),
           block(new Block) {
         block->y.resize(room_for(lanes) * BLOCK);
     }
@@ -183,13 +183,15 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     add(layer.o_proj, input(shared.mixed.data(), H * K, nullptr, 0, lanes, shared, own));
 
     in = input(x, D, layer.post_attention_layernorm, model.eps, lanes, shared, own);
-    #pragma omp for schedule(static)
+    project(layer.gate_proj, in, shared.gated);
+    #pragma omp for schedule(static)                           // and so each thread gets the rows that it got above
     for (int64_t row = 0; row < F; row += rows) {
-        float *gate = own.y.data(), *up = gate + lanes * rows;
-        multiply(layer.gate_proj, row, in, lanes, gate, rows, *own.block);
-        multiply(layer.up_proj, row, in, lanes, up, rows, *own.block);
+        multiply(layer.up_proj, row, in, lanes, own.y.data(), rows, *own.block);
         for (int64_t t = 0; t < lanes; t++)
-            for (int64_t r = 0; r < rows; r++, gate++) shared.gated[t * F + row + r] = *gate / (1 + std::exp(-*gate)) * *up++;
+            for (int64_t r = 0; r < rows; r++) {
+                float& gate = shared.gated[t * F + row + r];
+                gate = gate / (1 + std::exp(-gate)) * own.y[t * rows + r];
+            }
     }
     add(layer.down_proj, input(shared.gated.data(), F, nullptr, 0, lanes, shared, own));
 }
