@@ -3,7 +3,8 @@
     python -m tests.learners [--only NAME …]
 
 What one reads is what runs: after each edit of a definition, the text of generate.py or the losses of finetune.py, with
-no flag that asks for it, must be others than before. One that changes nothing is hidden by a fast version.
+no flag that asks for it, must be others than before. One that changes nothing is hidden by a fast version. What the test
+model is too small to get by itself, the compiled step, is asked for: on floats, and on few bits with a longer prompt.
 """
 
 import argparse
@@ -26,6 +27,8 @@ TEXT = ["The quick brown fox jumps over the lazy dog.",
         "你好，世界！今天天气很好。", "def add(a, b):\n    return a + b\n"]
 GENERATE = ("generate.py", "--prompt", "The quick brown fox", "--max-new-tokens", "12", "--temperature", "0",
             "--ignore-eos", "--json")
+COMPILED = (*GENERATE, "--compile", "on")
+FEW_BITS = ("generate.py", "--prompt", " ".join(TEXT), *GENERATE[3:], "--compile", "on", "--quantize", "int8")
 DRAW = ("generate.py", "--prompt", "The quick", "--max-new-tokens", "24", "--temperature", "1", "--top-p", "0.5",
         "--top-k", "0", "--ignore-eos", "--json")
 FINETUNE = ("finetune.py", "--lora", "--data", "data.jsonl", "--max-steps", "3", "--max-length", "256",
@@ -72,7 +75,7 @@ def write_material(folder: Path) -> None:
     """A random model that is far from any definition's neighbourhood, its tokenizer, and data to tune it on."""
     torch.manual_seed(0)
     tokenizer = bpe.train(TEXT * 4, 400, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    model = PretrainedLlama(preset("test", vocab_size=tokenizer.vocab_size))
+    model = PretrainedLlama(preset("test", vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=96))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.3)
@@ -120,6 +123,10 @@ def shows(place: Place, door: tuple[str, ...], code: Path, folder: Path, before:
     return after != before
 
 
+def named(door: tuple[str, ...]) -> str:
+    return " ".join([door[0], *door[door.index("--compile"):]]) if "--compile" in door else door[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="the edits of these names")
@@ -130,13 +137,14 @@ def main() -> None:
         code = copy_of_the_code(folder)
         write_material(folder)
         before: dict[tuple[str, ...], str] = {}
-        chosen = [(place, door) for place, door in EDITS if not only or place.name in only]
+        chosen = [(place, each) for place, door in EDITS if not only or place.name in only
+                  for each in ((GENERATE, COMPILED, FEW_BITS) if door is GENERATE else (door,))]
         for place, door in chosen:
             if door not in before:
                 before[door] = what_comes_out(code, folder, door)[0]
             seen = shows(place, door, code, folder, before[door])
             hidden += [place.name] * (not seen)
-            print(f"{'seen  ' if seen else 'HIDDEN'}  {place.name} ({door[0]})", flush=True)
+            print(f"{'seen  ' if seen else 'HIDDEN'}  {place.name} ({named(door)})", flush=True)
     print(f"{len(chosen) - len(hidden)} edits seen, {len(hidden)} hidden")
     sys.exit(bool(hidden))
 

@@ -1,11 +1,11 @@
 """The step from tokens to logits as one compiled function: decode.cpp built for one shape of model and one processor.
 
 Python and torch need some 15 calls a layer for one token; with small models they take longer than the arithmetic. The
-same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored in;
-the model is first moved to where that is fastest (huge_pages.py). On few bits it takes prompts as well; of floats, and
-where a processor has AMX, torch multiplies many tokens faster, and both work on the model's own cache. Building takes some seconds; the result lies in the user's own
-cache, closed to others, under a name made of all that it depends on. Never beside a model: what is loaded there is run,
-and a model's folder may come from anybody.
+same step in C++ is a single call that reads each weight once, from where the model has it, in the type it is stored
+in; the model is first moved to where that is fastest (huge_pages.py). On few bits it takes prompts as well; of
+floats, and where a processor has AMX, torch multiplies many tokens faster, and both work on the model's own cache.
+Building takes some seconds; the result lies in the user's own cache, closed to others, under a name made of all that
+it depends on. Never beside a model: what is loaded there is run, and a model's folder may come from anybody.
 
     compile_step(model)                  # from now on generation uses it, where it can
     remove_step(model)                   # and no longer
