@@ -237,13 +237,12 @@ async def unless_gone(request: Request, work: Awaitable[Response]) -> Response:
             pass
 
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-    watching.cancel()
-    if working.done():
-        return working.result()
-    working.cancel()
-    await asyncio.wait((working,))
-    return Response(status_code=499)                                # nobody reads it
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else Response(status_code=499)                # which nobody reads
+    finally:                                                        # also where the server itself ends
+        watching.cancel()
+        working.cancel()
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -316,9 +315,8 @@ def openai_paths(server: Server) -> APIRouter:
                for each in asked.prompts]
 
         def choice(index: int, prompt: int) -> TextChoice:
-            given = asked.prompts[prompt]
-            text = given if isinstance(given, str) else tokenizer.decode(given)
-            return TextChoice(index, tokenizer, echo=text if asked.echo else "",
+            given = asked.prompts[prompt] if asked.echo else ""
+            return TextChoice(index, tokenizer, echo=given if isinstance(given, str) else tokenizer.decode(given),
                               logprobs=asked.wish.top_logprobs is not None)
         return await _answer(server, request, served, asked.wish, ids, choice, kind="text")
 
@@ -326,15 +324,19 @@ def openai_paths(server: Server) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         asked = form.read_embedding(await read_json(request))
         served = await server.served(asked.model)
-        rows, tokens = [], 0
-        for i, text in enumerate(asked.inputs):                     # one at a time: others write between them
-            ids = await server.encode(encode_prompt, served.model.tokenizer, text) if isinstance(text, str) else text
-            vector = await server.call(text_embedding, served.model, ids)
-            rows.append({"object": "embedding", "index": i,
-                         "embedding": form.embedding(vector, as_base64=asked.base64)})
-            tokens += len(ids)
-        return JSONResponse({"object": "list", "data": rows, "model": served.name,
-                             "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+
+        async def all_texts() -> Response:
+            rows, tokens = [], 0
+            for i, text in enumerate(asked.inputs):                 # one at a time: others write between them
+                ids = text if isinstance(text, list) else await server.encode(
+                    encode_prompt, served.model.tokenizer, text)
+                vector = await server.call(text_embedding, served.model, ids)
+                rows.append({"object": "embedding", "index": i,
+                             "embedding": form.embedding(vector, as_base64=asked.base64)})
+                tokens += len(ids)
+            return JSONResponse({"object": "list", "data": rows, "model": served.name,
+                                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+        return await unless_gone(request, all_texts())
 
     @router.get("/metrics")
     async def metrics() -> Response:
@@ -367,18 +369,15 @@ def chat_prompt(served: Served, messages: list[form.JSON], tools: list[form.JSON
 async def _answer(server: Server, request: Request, served: Served, wish: Wish, prompts: list[list[int]],
                   choice: Callable[[int, int], ChatChoice | TextChoice], *, kind: str) -> Response:
     """Run the prompts, and answer with all texts at their end, or with a stream."""
-    pieces = Pieces(server, served, wish, prompts, chat=kind == "chat")
     choices = [choice(i, i // wish.n) for i in range(len(prompts) * wish.n)]
+    pieces = Pieces(server, served, wish, prompts, chat=kind == "chat")     # under way from here on
     whole, part, prefix = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl"),
                            "text": ("text_completion", "text_completion", "cmpl")}[kind]
     id, read = form.new_id(prefix), sum(map(len, prompts))
 
     async def at_the_end() -> Response:
-        try:
-            async for prompt, piece in pieces:
-                choices[prompt * wish.n + piece.index].push(piece)
-        finally:
-            pieces.cancel()
+        async for prompt, piece in pieces:
+            choices[prompt * wish.n + piece.index].push(piece)
         return JSONResponse(form.envelope(id, whole, served.name, [each.whole() for each in choices],
                                           usage=form.usage(read, sum(each.tokens for each in choices))))
 
@@ -399,7 +398,12 @@ async def _answer(server: Server, request: Request, served: Served, wish: Wish, 
         except Exception as error:                                  # the status is sent already
             yield _event(_as_api_error(error).body)
 
-    return Stream(events(), pieces) if wish.stream else await unless_gone(request, at_the_end())
+    if wish.stream:
+        return Stream(events(), pieces)
+    try:
+        return await unless_gone(request, at_the_end())
+    finally:
+        pieces.cancel()
 
 
 def _event(body: Any) -> str:
