@@ -346,6 +346,23 @@ def test_property_who_hangs_up_while_it_is_answered_leaves_the_batch(folders, mo
             steps.release(1000)
 
 
+def test_property_who_hangs_up_while_its_texts_are_embedded_leaves_the_rest_undone(folders, monkeypatch):
+    done, gate = [], threading.Semaphore(0)
+    monkeypatch.setattr("llama.serve.api.text_embedding", lambda model, ids: (gate.acquire(), done.append(ids), [1.0])[2])
+    with running(folders) as client:
+        try:
+            connection = client.opened("/v1/embeddings", {"input": [[5], [6], [7], [8], [9]]})
+            gate.release()
+            client.until(lambda: len(done) == 1)
+            connection.close()
+            client.until(lambda: client.server.metrics.requests["/v1/embeddings", 499])
+            gate.release(9)
+            assert client.ask("/v1/embeddings", {"input": [40]})["data"][0]["embedding"] == [1.0]
+        finally:
+            gate.release(9)
+    assert done in ([[5], [40]], [[5], [6], [40]])                  # one may have been under way
+
+
 def test_two_ways_many_clients_at_once_get_what_each_gets_alone(client, model):
     prompts = [f"The {word} fox" for word in ("quick", "brown", "lazy", "old", "new", "red", "big", "wet")]
     found = {}

@@ -283,6 +283,15 @@ def test_refuses_more_than_may_wait_and_more_texts_than_places(tiny_model, sched
     assert late.texts() and waiting[1].texts() and not waiting[0].pieces and server.refused == 2
 
 
+def test_refuses_ids_that_no_token_has_before_they_meet_others(tiny_tokenizer):
+    """Many models have a few more rows than their tokenizer has tokens; what no text can be made of ended a batch."""
+    known = tiny_tokenizer.vocab_size
+    model = PretrainedLlama(preset("test", vocab_size=known + 8), tiny_tokenizer).eval()
+    with pytest.raises(ValueError, match=f"holds the token {known}, and the vocabulary ends before {known}"):
+        Asked(model, [5, known])
+    assert Asked(model, [5, known - 1]).request.limit
+
+
 @torch.inference_mode()
 def test_property_who_is_cancelled_frees_its_place(tiny_model):
     batch = Batch(tiny_model, places=2)
@@ -369,13 +378,15 @@ def test_property_whatever_ends_the_thread_nobody_waits_for_it(tiny_model, sched
 
 
 @torch.inference_mode()
-def test_property_who_hangs_up_while_a_turn_is_given_takes_nobody_elses(tiny_model, scheduler):
+def test_property_who_hangs_up_while_a_turn_is_given_moves_nobody(tiny_model, monkeypatch):
     """`cancel` comes from another thread: here at the worst moment, between a look at the queue and a move in it."""
     server = Scheduler(places=2)                                    # driven by hand
-    gone, stays = Asked(tiny_model, [5] * 9, max_new_tokens=3), Asked(tiny_model, [6], max_new_tokens=3)
-    for asked in (gone, stays):
-        server.submit(asked.request)
+    first, gone, big = (Asked(tiny_model, [5 + n], n=n, max_new_tokens=9) for n in (1, 1, 2))
+    server.submit(first.request)
     (batch,) = server._batches.values()
+    batch.advance()
+    for asked in (gone, big):
+        server.submit(asked.request)
     outgrows, cancelling = batch._outgrows, threading.Thread(target=server.cancel, args=(gone.request,))
 
     def look(request):
@@ -383,11 +394,9 @@ def test_property_who_hangs_up_while_a_turn_is_given_takes_nobody_elses(tiny_mod
             cancelling.start()
             cancelling.join(0.05)                                   # it has to wait, or is done before the move
         return outgrows(request)
-    batch._outgrows = look
-    batch.rows = [module.RequestRow(Asked(tiny_model, [8], max_new_tokens=3).request, 0)]   # so that it is asked
-    taken = batch._next()
+    monkeypatch.setattr(batch, "_outgrows", look)
+    assert batch._next() == [gone.request] and list(batch.waiting) == [big.request]     # there is no place for two more
     cancelling.join(20)
-    assert [request.prompt for request in (*taken, *batch.waiting) if not request.cancelled] == [[6]]
     assert gone.request.cancelled and not cancelling.is_alive()
 
 
