@@ -126,7 +126,7 @@ class BatchDecoder:
         self._pad(torch.tensor(padding, device=model.device))
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Run the next tokens (B, T) of every row and return the logits (B, V), float32, that follow the last of them."""
+        """Run the next tokens (B, T) of every row and return the float32 logits (B, V) that follow the last."""
         return self.read(tokens, 1)[:, 0]
 
     def read(self, tokens: Tensor, count: int) -> Tensor:

@@ -348,7 +348,12 @@ def test_property_who_hangs_up_while_it_is_answered_leaves_the_batch(folders, mo
 
 def test_property_who_hangs_up_while_its_texts_are_embedded_leaves_the_rest_undone(folders, monkeypatch):
     done, gate = [], threading.Semaphore(0)
-    monkeypatch.setattr("llama.serve.api.text_embedding", lambda model, ids: (gate.acquire(), done.append(ids), [1.0])[2])
+
+    def embed(model, ids):
+        gate.acquire()
+        done.append(ids)
+        return [1.0]
+    monkeypatch.setattr("llama.serve.api.text_embedding", embed)
     with running(folders) as client:
         try:
             connection = client.opened("/v1/embeddings", {"input": [[5], [6], [7], [8], [9]]})

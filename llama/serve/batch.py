@@ -88,10 +88,10 @@ class Request:
 
     def __post_init__(self) -> None:
         check_options([self.prompt], max_new_tokens=self.max_new_tokens, num_samples=self.n, stop=self.stop)
+        self.limit = clamp_max_new_tokens(self.model, self.prompt, self.max_new_tokens)
         if (largest := max(self.prompt)) >= (known := self.model.tokenizer.vocab_size):
             raise ValueError(f"the prompt holds the token {largest}, and the vocabulary ends before {known}; give ids "
                              "of this model's own tokenizer")
-        self.limit = clamp_max_new_tokens(self.model, self.prompt, self.max_new_tokens)
         self.slots = len(self.prompt) + self.limit
 
     def fail(self, error: Exception) -> None:
