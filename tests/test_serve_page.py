@@ -200,7 +200,7 @@ def test_worked_example_a_run_is_started_seen_and_stopped(home, monkeypatch):
         while "--max-length" not in runs.said(name):
             assert runs.is_running(name)
         expected = ["--lora", "--model", "tiny", "--data", "data.jsonl", "--output", str(home / "adapters" / "mine"),
-                    "--minutes", "2", "--max-length", "256"]
+                    "--minutes", "2", "--max-length", "256", "--sample-texts", "3"]
         assert str(expected) in runs.said(name)
     finally:
         runs.stop_all()

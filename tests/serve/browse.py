@@ -80,6 +80,8 @@ def go_on(metrics: Path, end: threading.Event) -> None:
             file.write(json.dumps(line) + "\n")
             if step % 5 == 0:
                 file.write(json.dumps({"step": step, "eval": {"loss": 1.2 + 2 / step}}) + "\n")
+                written = [{"prompt": "Who are you?\n", "text": f"{MARKUP} {step}", "gold": "The quick brown fox."}]
+                file.write(json.dumps({"step": step, "samples": written}) + "\n")
 
 
 def act(draw=RequestRow.draw):
