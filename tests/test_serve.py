@@ -267,6 +267,10 @@ def test_refuses_what_is_no_request(client):
     assert "rows for" in client.refused("/v1/completions", {"prompt": [10**6]}, 400)["message"]
     assert "rows for" in client.refused("/v1/embeddings", {"input": [10**6]}, 400)["message"]
     assert client.refused("/v1/completions", None, 405, method="DELETE")
+    error = client.refused("/v1/completions", {"prompt": ["a"] * 9}, 400)           # of which 8 may wait
+    assert error["message"].startswith("these are 9 prompts, and at most 8 may wait")
+    assert r"\ud800" in client.refused("/v1/completions", None, 400, raw=r'{"prompt": "a", "\ud800": 1}')["message"]
+    assert client.ask("/v1/completions", {"prompt": "a", "max_tokens": 1}, Content_Type="Application/JSON")
 
 
 def test_refuses_tools_that_the_chat_format_leaves_out(client):
@@ -277,7 +281,8 @@ def test_refuses_tools_that_the_chat_format_leaves_out(client):
 
 
 def test_refuses_what_other_sites_send(client):
-    assert client.refused("/v1/models", None, 403, Origin="https://evil.example")["code"] == "wrong_origin"
+    for origin in ("https://evil.example", "null", "http://[::1", f"http://127.0.0.1:{client.port}.evil.example"):
+        assert client.refused("/v1/models", None, 403, Origin=origin)["code"] == "wrong_origin"
     assert client.refused("/v1/models", None, 403, Host="evil.example:80")["code"] == "wrong_host"
     assert client.ask("/v1/models", Origin=f"http://127.0.0.1:{client.port}")
 

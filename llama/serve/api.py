@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.datastructures import URL
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -106,6 +106,9 @@ class Pieces:
             return put
 
         require_lm_head(served.model)
+        if len(prompts) > (most := server.scheduler.queue):         # 429 would make clients try again for ever
+            raise APIError(f"these are {len(prompts)} prompts, and at most {most} may wait; send fewer at once",
+                           param="prompt")
         chat_format = served.chat_format if chat else None
         self.requests = [batch.Request(
             served.model, prompt, send(i), sampling=wish.sampling, max_new_tokens=wish.max_new_tokens, n=wish.n,
@@ -160,7 +163,7 @@ def build_app(server: Server) -> FastAPI:
         return JSONResponse({"status": "ok" if alive else "the scheduler has ended"}, 200 if alive else 503)
 
     for kind, answer in ((APIError, _api_error), (QueueFull, _queue_full), (HTTPException, _http_error),
-                         (ValueError, _value_error), (Exception, _fault)):
+                         (RequestValidationError, _query_error), (ValueError, _value_error), (Exception, _fault)):
         app.add_exception_handler(kind, answer)
     return app
 
@@ -207,7 +210,7 @@ def guard(request: Request) -> None:
         raise APIError(f"the server answers at {', '.join(LOOPBACK)} alone, not at {request.url.hostname!r:.80}",
                        status=403, code="wrong_host")
     origin = request.headers.get("origin")
-    if origin and URL(origin).netloc != request.url.netloc:
+    if origin and origin.rpartition("://")[2] != request.url.netloc:
         raise APIError(f"pages of {origin!r:.80} may not use this server", status=403, code="wrong_origin")
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if server.key and not hmac.compare_digest(given.encode(), server.key.encode()):
@@ -217,7 +220,7 @@ def guard(request: Request) -> None:
 
 async def read_json(request: Request) -> Any:
     """The body, which must be JSON, and called so: a form of another site could send any other kind."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise APIError("the body must be JSON, with the header «Content-Type: application/json»", status=415)
     body = bytearray()
     async for chunk in request.stream():
@@ -259,6 +262,12 @@ def _queue_full(request: Request, error: QueueFull) -> Response:
 def _http_error(request: Request, error: HTTPException) -> Response:
     what = "there is no such path" if error.status_code == 404 else str(error.detail)
     return _api_error(request, APIError(f"{request.method} {request.url.path}: {what}", status=error.status_code))
+
+
+def _query_error(request: Request, error: RequestValidationError) -> Response:
+    name = str(error.errors()[0]["loc"][-1])
+    return _api_error(request, APIError(f"{name} in {request.url.query!r:.80} is not of the kind that it must be",
+                                        param=name))
 
 
 def _value_error(request: Request, error: ValueError) -> Response:
