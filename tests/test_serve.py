@@ -289,10 +289,12 @@ def test_refuses_what_other_sites_send(client):
 
 def test_refuses_who_has_no_key(folders):
     with running(folders, key="a-long-secret") as client:
-        for headers in ({}, {"Authorization": "Bearer a-long-secre"}, {"Authorization": "Bearer é"}):
-            assert client.refused("/v1/models", None, 401, **headers)["code"] == "invalid_api_key"
-        assert client.ask("/v1/models", Authorization="Bearer a-long-secret")
-        assert client.ask("/health")
+        for given in ("", "Bearer a-long-secre", "Bearer é", "Bearer ", "a-long-secret", "Basic a-long-secret"):
+            assert client.refused("/v1/models", None, 401, Authorization=given)["code"] == "invalid_api_key"
+        assert client.refused("/page/models", None, 401)
+        for scheme in ("Bearer", "bearer"):                         # of any case, says RFC 9110
+            assert client.ask("/v1/models", Authorization=f"{scheme} a-long-secret")
+        assert client.ask("/health") and client.ask("/")
 
 
 def test_refuses_to_be_open_without_a_key(tmp_path):

@@ -157,7 +157,7 @@ def build_app(server: Server) -> FastAPI:
     app.include_router(page_paths(server, read_json), dependencies=[Depends(guard)])
     app.include_router(page_files())
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])              # monitors ask by either
     async def health() -> Response:
         alive = server.scheduler.is_alive()
         return JSONResponse({"status": "ok" if alive else "the scheduler has ended"}, 200 if alive else 503)
@@ -212,8 +212,8 @@ def guard(request: Request) -> None:
     origin = request.headers.get("origin")
     if origin and origin.rpartition("://")[2] != request.url.netloc:
         raise APIError(f"pages of {origin!r:.80} may not use this server", status=403, code="wrong_origin")
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if server.key and not hmac.compare_digest(given.encode(), server.key.encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if server.key and not (scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), server.key.encode())):
         raise APIError("the key is missing or wrong; give it as the header «Authorization: Bearer KEY»", status=401,
                        code="invalid_api_key")
 
