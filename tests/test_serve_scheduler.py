@@ -401,14 +401,15 @@ def test_property_who_hangs_up_while_a_turn_is_given_moves_nobody(tiny_model, mo
 
 
 def test_property_logits_that_are_not_finite_end_one_row_alone(tiny_model):
-    batch = Batch(tiny_model, places=2)
-    sick, well = Asked(tiny_model, [5], max_new_tokens=5), Asked(tiny_model, [6], max_new_tokens=5)
+    batch = Batch(tiny_model, places=3)
+    sick, well = Asked(tiny_model, [5], n=2, max_new_tokens=5), Asked(tiny_model, [6], max_new_tokens=5)
     batch.waiting.extend([sick.request, well.request])
     with torch.inference_mode():
         batch.advance()
         batch.logits[0] = float("nan")
+        before = len(sick.pieces)
         drive(batch, {})
-    assert "not finite" in str(sick.error)
+    assert "not finite" in str(sick.error) and len(sick.pieces) == before       # no text of a request that has failed
     assert well.texts() == well.alone()
 
 

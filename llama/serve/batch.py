@@ -329,6 +329,8 @@ class Batch:
 
     def _draw(self, i: int) -> None:
         row = self.rows[i]
+        if row.ended:                                               # since another text of its request has failed
+            return
         try:
             row.draw(self.logits[i : i + 1])
         except RuntimeError as error:                               # this row's logits are not finite
