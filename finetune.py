@@ -116,7 +116,8 @@ def main() -> None:
     if arguments.task != "preference" and pairs != PreferenceConfig():
         raise ValueError("--preference-loss, --beta and --margin are about pairs; add --task preference, or leave them "
                          "out")
-    if not arguments.eval_data and (given := [name for name in ("patience", "eval-every", "watch", "guard")
+    of_eval_data = ("patience", "watch", "guard", *(() if arguments.sample_texts else ("eval-every",)))
+    if not arguments.eval_data and (given := [name for name in of_eval_data
                                               if getattr(arguments, name.replace("-", "_"))]):
         raise ValueError(f"--{given[0]} needs --eval-data to evaluate on")
     if arguments.resume and not arguments.output:

@@ -63,7 +63,7 @@ def read_run(path: str | Path) -> Run:
                 run.steps.append({name: float(record[name]) for name in ("step", "tokens", "seconds", *PANELS)})
             elif "skipped" in record:
                 run.skipped = int(record["skipped"])
-            elif "loss" in record["eval"]:
+            elif "samples" not in record and "loss" in record["eval"]:
                 run.evaluations.append((int(record["step"]), float(record["eval"]["loss"])))
         except (ValueError, KeyError, TypeError):
             broken += 1

@@ -59,24 +59,25 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """The fewest likeliest tokens whose mass reaches p, but one at least (nucleus sampling, arXiv:1904.09751, eq. 2).
+    """The fewest likeliest tokens whose mass reaches p, but one at least (nucleus, arXiv:1904.09751, eq. 2)."""
+    return _among_all(*nucleus(logits, p), logits)
+
+
+def nucleus(logits: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """`top_p` among few: ids (C,) in ascending order, all that any row keeps among them, and their logits (..., C).
 
     All tokens of a mass below (1 - p) / V weigh less than 1 - p together, so p is reached without them: they are left
     out before the rest, some hundreds of a hundred thousand, is sorted.
     """
     mass = logits.softmax(-1)
-    V = mass.shape[-1]
-    few = (mass >= (1 - p) / V).reshape(-1, V).any(0).nonzero().squeeze(-1)     # (C,): what any row may need
-    few_logits = logits[..., few]
-    order = few_logits.argsort(dim=-1, descending=True, stable=True)
-    mass = mass[..., few].gather(-1, order)
+    few = _reaching(mass.reshape(-1, mass.shape[-1]), (1 - p) / mass.shape[-1])
+    logits, mass = logits[..., few], mass[..., few]                 # (..., C)
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    mass = mass.gather(-1, order)
     before = mass.cumsum(-1) - mass
     behind = before >= p
     behind[..., 0] = False                                          # the first always stays, for p = 0 as well
-    drop = behind.scatter(-1, order, behind)                        # back into the order of the ids
-    kept = torch.full_like(logits, -math.inf)
-    kept[..., few] = few_logits.masked_fill(drop, -math.inf)
-    return kept
+    return few, logits.masked_fill(behind.scatter(-1, order, behind), -math.inf)    # back in the order of the ids
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -94,14 +95,25 @@ def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = 
     logits = _penalised(logits, config, seen)
     if config.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, likeliest(logits).unsqueeze(-1), 1.0)
+    return _among_all(*_filtered(logits, config), logits).softmax(-1)
+
+
+def _filtered(logits: Tensor, config: SamplingConfig) -> tuple[Tensor | None, Tensor]:
+    """Ids (C,) that any row may draw, None for all, and their logits (..., C) by temperature and filters."""
+    few = None
     logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature      # at most 0: nothing overflows
     if config.top_k:
         logits = top_k(logits, config.top_k)
     if config.top_p < 1:
-        logits = top_p(logits, config.top_p)
+        few, logits = nucleus(logits, config.top_p)
     if config.min_p:
-        logits = min_p(logits, config.min_p)
-    return logits.softmax(-1)
+        logits = min_p(logits, config.min_p)                        # the likeliest are among the few
+    return few, logits
+
+
+def _among_all(few: Tensor | None, logits: Tensor, like: Tensor) -> Tensor:
+    """Logits (..., C) of few ids as (..., V), -inf for all others."""
+    return logits if few is None else torch.full_like(like, -math.inf).index_copy(-1, few, logits)
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -109,6 +121,13 @@ def likeliest(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu":
         return logits.argmax(-1)
     return torch.from_numpy(np.asarray(logits.float().numpy().argmax(-1)))
+
+
+def _reaching(mass: Tensor, least: float) -> Tensor:
+    """(C,) int64, the ids whose mass (B, V) is at least so much in any row. On CPUs, again, numpy is faster."""
+    if mass.device.type != "cpu":
+        return (mass >= least).any(0).nonzero().squeeze(-1)
+    return torch.from_numpy(np.flatnonzero((mass.numpy() >= least).any(0)))
 
 
 def _penalised(logits: Tensor, config: SamplingConfig, seen: Tensor | None) -> Tensor:
@@ -146,6 +165,8 @@ def sample(logits: Tensor, config: SamplingConfig, seen: Tensor | None,
         check_finite(scores.gather(-1, tokens[:, None]))
         return tokens.cpu()
     check_finite(logits)
-    mass = probabilities(logits, config, seen).cpu().double().cumsum(-1)
+    few, logits = _filtered(_penalised(logits, config, seen), config)
+    mass = logits.softmax(-1).cpu().double().cumsum(-1)             # (B, C): those left out would add nothing
     uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
-    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)
+    drawn = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)
+    return drawn if few is None else few.cpu()[drawn]

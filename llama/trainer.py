@@ -46,6 +46,7 @@ from llama.training.mixed_samples import MixedSamples
 from llama.training.objective import Plain
 from llama.training.optimizer import MasterWeights, TrainConfig, learning_rate, make_optimizer, set_rate
 from llama.training.packing import micro_batches, pack_or_pad, should_pack
+from llama.training.sample_texts import SampleTexts
 from llama.training.verify_saved import verify_saved
 from llama.training.watched_texts import WatchedText, WatchedTexts
 from llama.training.word_dropout import word_dropout
@@ -101,6 +102,8 @@ class Trainer:
         if watch and self.eval_samples is None:
             raise ValueError("texts are watched when the evaluation data are scored; give evaluation data, too")
         self.watched = WatchedTexts(watch, model)
+        self.sample_texts = SampleTexts(self.samples if self.eval_samples is None else self.eval_samples, task,
+                                        count=self.config.sample_texts)
         self.report = examine(task, train_dataset, self.samples, model.tokenizer, vocab_size=model.config.vocab_size)
         self.report.refuse(allow)
         self.output = Path(output) if output else None
@@ -113,6 +116,8 @@ class Trainer:
                                               optimizer=optimizer, dtype=dtype, more=more) if self.output else {}
         self.outline = None                                         # of a model that is sharded
         if self.config.parallel == "fsdp":
+            if self.config.sample_texts:
+                raise ValueError("--sample-texts with --parallel fsdp: a model in shards writes nothing; leave one out")
             self.outline = meta_copy(model)
             shard(self.objective, dtype=dtype)
         self.masters = MasterWeights(model, None if self.outline else dtype)
@@ -158,8 +163,8 @@ class Trainer:
         memory_of_step = what_fits.watch_memory(self)
         self.optimizer.zero_grad()                                  # what a run that failed has left
         progress = Progress(self.total_steps, "step")
-        if self.eval_samples is not None and self.step == 0:
-            self._evaluate(progress)                                # to be held against, not of the run's minutes
+        if self.step == 0:                                          # to be held against, not of the run's minutes
+            self._evaluate(progress)
         before = self.seconds
         started = time.monotonic()
         model.train()
@@ -182,7 +187,7 @@ class Trainer:
                     self._skip(progress, indices, loss / targets, norm)
 
                 at_epoch = self.step % self.steps_per_epoch == 0
-                if self.eval_samples is not None and self._due(config.eval_every, at_epoch):
+                if self._due(config.eval_every, at_epoch):
                     self._evaluate(progress)
                 if config.save_epochs and at_epoch:                 # before the state: it would not come again
                     self._save_result(Path(f"{self._named()}_epoch{self.step // self.steps_per_epoch}"))
@@ -296,7 +301,15 @@ class Trainer:
         return last or (self.step % every == 0 if every else at_epoch)
 
     def _evaluate(self, progress: Progress) -> None:
+        """Score the evaluation data, if there are any, and write the texts that are looked at."""
         progress.clear()
+        if self.eval_samples is not None:
+            self._score()
+        if self.config.sample_texts and distributed.is_rank0():
+            with self._saying_what_is_kept():
+                self.folder.log({"step": self.step, "samples": self.sample_texts.write(self.model, self.step)})
+
+    def _score(self) -> None:
         scores = evaluate(self.objective, self.eval_samples, self.model.tokenizer, batch_size=self.config.batch_size)
         print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()), file=sys.stderr)
         with self._saying_what_is_kept():

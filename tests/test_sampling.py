@@ -114,6 +114,20 @@ def test_two_ways_drawn_frequencies_equal_the_distribution():
     assert_close(frequencies, expected, atol=4 * math.sqrt(0.25 / count), rtol=0)   # four standard deviations
 
 
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(1.3, 40, 0.95, 0.02, 1.2),
+                                    SamplingConfig(1.0, top_p=1.0), SamplingConfig(2.0, top_p=0.3, min_p=0.01)])
+def test_two_ways_drawn_among_few_or_all(config):
+    generator = torch.Generator().manual_seed(3)
+    raw = torch.randn(50, 2000, generator=generator) * torch.linspace(0.5, 4, 50)[:, None]
+    seen = torch.rand(50, 2000, generator=generator) < 0.1
+    drawn = sample(raw, config, seen, [torch.Generator().manual_seed(i) for i in range(50)])
+    mass = probabilities(raw, config, seen).double().cumsum(-1)
+    uniform = torch.stack([torch.rand((), generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+                           for i in range(50)])
+    expected = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
+    assert torch.equal(drawn, expected) and len(set(drawn.tolist())) > 30
+
+
 def test_property_a_row_draws_the_same_in_any_company():
     raw = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     together = sample(raw, SamplingConfig(), None, [torch.Generator().manual_seed(i) for i in (5, 6, 7)])

@@ -267,6 +267,10 @@ def test_refuses_what_is_no_request(client):
     assert "rows for" in client.refused("/v1/completions", {"prompt": [10**6]}, 400)["message"]
     assert "rows for" in client.refused("/v1/embeddings", {"input": [10**6]}, 400)["message"]
     assert client.refused("/v1/completions", None, 405, method="DELETE")
+    error = client.refused("/v1/completions", {"prompt": ["a"] * 9}, 400)           # of which 8 may wait
+    assert error["message"].startswith("these are 9 prompts, and at most 8 may wait")
+    assert r"\ud800" in client.refused("/v1/completions", None, 400, raw=r'{"prompt": "a", "\ud800": 1}')["message"]
+    assert client.ask("/v1/completions", {"prompt": "a", "max_tokens": 1}, Content_Type="Application/JSON")
 
 
 def test_refuses_tools_that_the_chat_format_leaves_out(client):
@@ -277,17 +281,20 @@ def test_refuses_tools_that_the_chat_format_leaves_out(client):
 
 
 def test_refuses_what_other_sites_send(client):
-    assert client.refused("/v1/models", None, 403, Origin="https://evil.example")["code"] == "wrong_origin"
+    for origin in ("https://evil.example", "null", "http://[::1", f"http://127.0.0.1:{client.port}.evil.example"):
+        assert client.refused("/v1/models", None, 403, Origin=origin)["code"] == "wrong_origin"
     assert client.refused("/v1/models", None, 403, Host="evil.example:80")["code"] == "wrong_host"
     assert client.ask("/v1/models", Origin=f"http://127.0.0.1:{client.port}")
 
 
 def test_refuses_who_has_no_key(folders):
     with running(folders, key="a-long-secret") as client:
-        for headers in ({}, {"Authorization": "Bearer a-long-secre"}, {"Authorization": "Bearer é"}):
-            assert client.refused("/v1/models", None, 401, **headers)["code"] == "invalid_api_key"
-        assert client.ask("/v1/models", Authorization="Bearer a-long-secret")
-        assert client.ask("/health")
+        for given in ("", "Bearer a-long-secre", "Bearer é", "Bearer ", "a-long-secret", "Basic a-long-secret"):
+            assert client.refused("/v1/models", None, 401, Authorization=given)["code"] == "invalid_api_key"
+        assert client.refused("/page/models", None, 401)
+        for scheme in ("Bearer", "bearer"):                         # of any case, says RFC 9110
+            assert client.ask("/v1/models", Authorization=f"{scheme} a-long-secret")
+        assert client.ask("/health") and client.ask("/")
 
 
 def test_refuses_to_be_open_without_a_key(tmp_path):
@@ -344,6 +351,28 @@ def test_property_who_hangs_up_while_it_is_answered_leaves_the_batch(folders, mo
             assert scheduler.tally.generated == 3
         finally:
             steps.release(1000)
+
+
+def test_property_who_hangs_up_while_its_texts_are_embedded_leaves_the_rest_undone(folders, monkeypatch):
+    done, gate = [], threading.Semaphore(0)
+
+    def embed(model, ids):
+        gate.acquire()
+        done.append(ids)
+        return [1.0]
+    monkeypatch.setattr("llama.serve.api.text_embedding", embed)
+    with running(folders) as client:
+        try:
+            connection = client.opened("/v1/embeddings", {"input": [[5], [6], [7], [8], [9]]})
+            gate.release()
+            client.until(lambda: len(done) == 1)
+            connection.close()
+            client.until(lambda: client.server.metrics.requests["/v1/embeddings", 499])
+            gate.release(9)
+            assert client.ask("/v1/embeddings", {"input": [40]})["data"][0]["embedding"] == [1.0]
+        finally:
+            gate.release(9)
+    assert done in ([[5], [40]], [[5], [6], [40]])                  # one may have been under way
 
 
 def test_two_ways_many_clients_at_once_get_what_each_gets_alone(client, model):

@@ -64,7 +64,8 @@ def test_worked_example_messages_as_templates_read_them():
     ({"stop": 7}, "stop is 7; it must be of type str or list", "stop"),
     ({"stream": 1}, "stream is 1; it must be of type bool", "stream"),
     ({"stream_options": {"include_usage": True}}, "add \"stream\": true", "stream_options"),
-    ({"top_logprobs": 3}, 'the field "top_logprobs" is not known', "top_logprobs"),
+    ({"stream": True, "stream_options": {"usage": True}}, 'the field "usage" is not known', "usage"),
+    ({"top_logprobs": 3}, 'add "logprobs": true', "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21", "top_logprobs"),
     ({"tools": [{"name": "f"}]}, "each of the tools", "tools"),
     ({"tools": [TOOL], "tool_choice": "required"}, "this server forces no call", "tool_choice"),
@@ -92,9 +93,11 @@ def test_refuses_prompts_that_are_neither(prompt):
         form.read_completion({"prompt": prompt}, Wish())
 
 
-def test_refuses_a_body_that_is_no_object():
+def test_refuses_a_body_that_is_no_object_and_more_texts_than_are_embedded():
     with pytest.raises(APIError, match="JSON object"):
         form.read_embedding([1])
+    with pytest.raises(APIError, match="2,049 texts, and at most 2,048 are embedded"):
+        form.read_embedding({"input": ["a"] * 2049})
 
 
 def test_worked_example_embeddings_as_base64():

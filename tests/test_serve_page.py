@@ -143,8 +143,13 @@ def test_worked_example_a_model_that_was_not_tuned_is_asked(client):  # noqa: F8
     answer = client.ask("/page/task", body)
     assert answer["task"] == "sentiment" and answer["predicted"] in ("good", "bad")
     assert 0 <= answer["confidence"] <= 1
+    assert "must be texts" in client.refused("/page/task", body | {"labels": ["good", None]}, 400)["message"]
     assert "give --adapter" in client.refused("/page/task", {"text": "a"}, 400)["message"]
     assert "a task that" in client.refused("/page/task", {"text": "a", "task": "cooking"}, 400)["message"]
+
+
+def test_refuses_a_query_that_is_no_number_in_openais_form(client):  # noqa: F811
+    assert client.refused("/page/runs/adapters/x?start=abc", None, 400)["param"] == "start"
 
 
 # Runs
@@ -200,7 +205,7 @@ def test_worked_example_a_run_is_started_seen_and_stopped(home, monkeypatch):
         while "--max-length" not in runs.said(name):
             assert runs.is_running(name)
         expected = ["--lora", "--model", "tiny", "--data", "data.jsonl", "--output", str(home / "adapters" / "mine"),
-                    "--minutes", "2", "--max-length", "256"]
+                    "--minutes", "2", "--max-length", "256", "--sample-texts", "3"]
         assert str(expected) in runs.said(name)
     finally:
         runs.stop_all()

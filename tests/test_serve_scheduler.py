@@ -1,8 +1,10 @@
 """Continuous batching: whoever comes when, every request gets the text that it would get alone."""
 
+import gc
 import random
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from llama.checkpoint import PretrainedLlama
 from llama.config import RopeScaling, preset
 from llama.generation import generate
+from llama.masks import padding_mask
 from llama.sampling import SamplingConfig
 from llama.serve import batch as module
 from llama.serve.batch import Batch, Piece, Request
@@ -124,6 +127,34 @@ def test_two_ways_texts_that_outgrow_the_cache_run_alone(tiny_tokenizer, monkeyp
         assert asked.texts() == asked.alone()
 
 
+class Step:
+    """What a compiled one is to a batch: it takes few tokens, and its logits are float32 whatever the model's are."""
+
+    def __init__(self, model):
+        self.model, self.taken = model, 0
+
+    def fits(self, tokens, cache):
+        return tokens.shape[1] == 1
+
+    def __call__(self, tokens, *, padding, cache):
+        self.taken += 1
+        hidden = self.model.hidden(tokens, positions=(cache.length - padding)[:, None], cache=cache,
+                                   mask=padding_mask(padding, 1, cache.length + 1))
+        return torch.nn.functional.linear(hidden.float(), self.model.lm_head.weight.float())
+
+
+@torch.inference_mode()
+def test_two_ways_rows_of_a_step_in_float32_and_prompts_in_bfloat16_mix(tiny_model):
+    """Both ways to join: over rows that have ended, and beside those that go on."""
+    tiny_model.lm_head.register_forward_hook(lambda layer, given, logits: logits.bfloat16())
+    tiny_model.step = Step(tiny_model)
+    plan = plan_of(tiny_model, count=14)
+    every = [asked for many in plan.values() for asked in many]
+    drive(Batch(tiny_model, places=4), plan)
+    assert tiny_model.step.taken > 20
+    assert [asked.texts() for asked in every] == [asked.alone() for asked in every]
+
+
 @torch.inference_mode()
 def test_property_a_place_is_taken_by_writing_over_it(tiny_model, monkeypatch):
     """Nothing is stacked while somebody waits, and the cache does not grow with the requests that went through it."""
@@ -195,6 +226,22 @@ def test_property_nothing_is_kept_of_a_model_that_is_forgotten(tiny_model, sched
     assert not server._batches
 
 
+def test_property_who_still_asks_for_a_forgotten_model_is_answered_and_it_goes(tiny_tokenizer, scheduler):
+    """A request that was made before the model went out of use, and comes to the scheduler after it."""
+    torch.manual_seed(0)
+    model = PretrainedLlama(preset("test", vocab_size=tiny_tokenizer.vocab_size), tiny_tokenizer).eval()
+    server, here = scheduler(), weakref.ref(model)
+    late = Asked(model, [5], max_new_tokens=2)
+    server.forget(model)
+    server.submit(late.request)
+    assert late.texts()
+    del model, late
+    for _ in range(2):
+        server.call(int).result(20)
+    gc.collect()
+    assert not server._batches and here() is None
+
+
 def test_two_ways_a_running_scheduler_gives_the_texts_of_generate(tiny_model, scheduler):
     server = scheduler(places=3)
     many = [asked for some in plan_of(tiny_model, count=10, seed=1).values() for asked in some]
@@ -236,6 +283,15 @@ def test_refuses_more_than_may_wait_and_more_texts_than_places(tiny_model, sched
     assert late.texts() and waiting[1].texts() and not waiting[0].pieces and server.refused == 2
 
 
+def test_refuses_ids_that_no_token_has_before_they_meet_others(tiny_tokenizer):
+    """Many models have a few more rows than their tokenizer has tokens; what no text can be made of ended a batch."""
+    known = tiny_tokenizer.vocab_size
+    model = PretrainedLlama(preset("test", vocab_size=known + 8), tiny_tokenizer).eval()
+    with pytest.raises(ValueError, match=f"holds the token {known}, and the vocabulary ends before {known}"):
+        Asked(model, [5, known])
+    assert Asked(model, [5, known - 1]).request.limit
+
+
 @torch.inference_mode()
 def test_property_who_is_cancelled_frees_its_place(tiny_model):
     batch = Batch(tiny_model, places=2)
@@ -267,15 +323,93 @@ def test_property_a_fault_ends_its_batch_and_not_the_server(tiny_model, schedule
     assert server.call(lambda: 7).result(20) == 7
 
 
-def test_property_logits_that_are_not_finite_end_one_row_alone(tiny_model):
+@pytest.mark.parametrize("where", ["_next", "_read_common", "_join", "_keep", "_step"])
+def test_property_wherever_a_batch_fails_everybody_in_it_is_told(tiny_model, scheduler, monkeypatch, where):
+    """Who writes, who joins, and who waits; what comes afterwards is answered as ever."""
+    server, gate, ended = scheduler(places=2), threading.Event(), threading.Event()
+    first = Asked(tiny_model, [5], max_new_tokens=60)
+    others = [Asked(tiny_model, [6], max_new_tokens=1), *(Asked(tiny_model, [7, 8], max_new_tokens=9) for _ in "abc")]
+    server.submit(first.request)
+    while len(first.pieces) < 2:
+        time.sleep(0.001)
+    server.call(lambda: (ended.set(), gate.wait(20)))
+    ended.wait(20)
+
+    def fail(batch, *given):
+        monkeypatch.undo()
+        raise ZeroDivisionError(where)
+    monkeypatch.setattr(Batch, where, fail)
+    for asked in others:
+        server.submit(asked.request)
+    gate.set()
+    told = [asked for asked in (first, *others) if asked.done.wait(20)]
+    assert told == [first, *others] and isinstance(first.error, ZeroDivisionError)
+    assert all(asked.error or asked.pieces[-1].finish_reason for asked in others)
+    server.submit((late := Asked(tiny_model, [5], max_new_tokens=5)).request)
+    assert late.texts() == late.alone()
+
+
+@torch.inference_mode()
+def test_property_who_cannot_be_told_keeps_nobody_from_being_told(tiny_model):
     batch = Batch(tiny_model, places=2)
-    sick, well = Asked(tiny_model, [5], max_new_tokens=5), Asked(tiny_model, [6], max_new_tokens=5)
+    deaf, other = Asked(tiny_model, [5], max_new_tokens=50), Asked(tiny_model, [6], max_new_tokens=50)
+    deaf.request.send = lambda piece: 1 / 0
+    batch.waiting.extend([deaf.request, other.request])
+    batch.fail(RuntimeError("over"))
+    assert str(other.error) == "over" and not batch.busy
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_property_whatever_ends_the_thread_nobody_waits_for_it(tiny_model, scheduler, monkeypatch):
+    server, gate = scheduler(places=1), threading.Event()
+    server.call(lambda: gate.wait(20))
+    many, called = [Asked(tiny_model, [5], max_new_tokens=9) for _ in range(3)], server.call(int)
+    for asked in many:
+        server.submit(asked.request)
+
+    def end(batch):
+        raise SystemExit                                            # no Exception, so that `_advance` passes it on
+    monkeypatch.setattr(Batch, "advance", end)
+    gate.set()
+    assert all(asked.done.wait(20) and "about to end" in str(asked.error) for asked in many)
+    assert called.exception(20) is None or "about to end" in str(called.exception())
+    with pytest.raises(RuntimeError, match="about to end"):
+        server.submit(Asked(tiny_model, [5]).request)
+
+
+@torch.inference_mode()
+def test_property_who_hangs_up_while_a_turn_is_given_moves_nobody(tiny_model, monkeypatch):
+    """`cancel` comes from another thread: here at the worst moment, between a look at the queue and a move in it."""
+    server = Scheduler(places=2)                                    # driven by hand
+    first, gone, big = (Asked(tiny_model, [5 + n], n=n, max_new_tokens=9) for n in (1, 1, 2))
+    server.submit(first.request)
+    (batch,) = server._batches.values()
+    batch.advance()
+    for asked in (gone, big):
+        server.submit(asked.request)
+    outgrows, cancelling = batch._outgrows, threading.Thread(target=server.cancel, args=(gone.request,))
+
+    def look(request):
+        if request is gone.request and not cancelling.ident:
+            cancelling.start()
+            cancelling.join(0.05)                                   # it has to wait, or is done before the move
+        return outgrows(request)
+    monkeypatch.setattr(batch, "_outgrows", look)
+    assert batch._next() == [gone.request] and list(batch.waiting) == [big.request]     # there is no place for two more
+    cancelling.join(20)
+    assert gone.request.cancelled and not cancelling.is_alive()
+
+
+def test_property_logits_that_are_not_finite_end_one_row_alone(tiny_model):
+    batch = Batch(tiny_model, places=3)
+    sick, well = Asked(tiny_model, [5], n=2, max_new_tokens=5), Asked(tiny_model, [6], max_new_tokens=5)
     batch.waiting.extend([sick.request, well.request])
     with torch.inference_mode():
         batch.advance()
         batch.logits[0] = float("nan")
+        before = len(sick.pieces)
         drive(batch, {})
-    assert "not finite" in str(sick.error)
+    assert "not finite" in str(sick.error) and len(sick.pieces) == before       # no text of a request that has failed
     assert well.texts() == well.alone()
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.datastructures import URL
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -106,6 +106,9 @@ class Pieces:
             return put
 
         require_lm_head(served.model)
+        if len(prompts) > (most := server.scheduler.queue):         # 429 would make clients try again for ever
+            raise APIError(f"these are {len(prompts)} prompts, and at most {most} may wait; send fewer at once",
+                           param="prompt")
         chat_format = served.chat_format if chat else None
         self.requests = [batch.Request(
             served.model, prompt, send(i), sampling=wish.sampling, max_new_tokens=wish.max_new_tokens, n=wish.n,
@@ -154,13 +157,13 @@ def build_app(server: Server) -> FastAPI:
     app.include_router(page_paths(server, read_json), dependencies=[Depends(guard)])
     app.include_router(page_files())
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])              # monitors ask by either
     async def health() -> Response:
         alive = server.scheduler.is_alive()
         return JSONResponse({"status": "ok" if alive else "the scheduler has ended"}, 200 if alive else 503)
 
     for kind, answer in ((APIError, _api_error), (QueueFull, _queue_full), (HTTPException, _http_error),
-                         (ValueError, _value_error), (Exception, _fault)):
+                         (RequestValidationError, _query_error), (ValueError, _value_error), (Exception, _fault)):
         app.add_exception_handler(kind, answer)
     return app
 
@@ -207,17 +210,17 @@ def guard(request: Request) -> None:
         raise APIError(f"the server answers at {', '.join(LOOPBACK)} alone, not at {request.url.hostname!r:.80}",
                        status=403, code="wrong_host")
     origin = request.headers.get("origin")
-    if origin and URL(origin).netloc != request.url.netloc:
+    if origin and origin.rpartition("://")[2] != request.url.netloc:
         raise APIError(f"pages of {origin!r:.80} may not use this server", status=403, code="wrong_origin")
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if server.key and not hmac.compare_digest(given.encode(), server.key.encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if server.key and not (scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), server.key.encode())):
         raise APIError("the key is missing or wrong; give it as the header «Authorization: Bearer KEY»", status=401,
                        code="invalid_api_key")
 
 
 async def read_json(request: Request) -> Any:
     """The body, which must be JSON, and called so: a form of another site could send any other kind."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise APIError("the body must be JSON, with the header «Content-Type: application/json»", status=415)
     body = bytearray()
     async for chunk in request.stream():
@@ -237,13 +240,12 @@ async def unless_gone(request: Request, work: Awaitable[Response]) -> Response:
             pass
 
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-    watching.cancel()
-    if working.done():
-        return working.result()
-    working.cancel()
-    await asyncio.wait((working,))
-    return Response(status_code=499)                                # nobody reads it
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else Response(status_code=499)                # which nobody reads
+    finally:                                                        # also where the server itself ends
+        watching.cancel()
+        working.cancel()
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -260,6 +262,12 @@ def _queue_full(request: Request, error: QueueFull) -> Response:
 def _http_error(request: Request, error: HTTPException) -> Response:
     what = "there is no such path" if error.status_code == 404 else str(error.detail)
     return _api_error(request, APIError(f"{request.method} {request.url.path}: {what}", status=error.status_code))
+
+
+def _query_error(request: Request, error: RequestValidationError) -> Response:
+    name = str(error.errors()[0]["loc"][-1])
+    return _api_error(request, APIError(f"{name} in {request.url.query!r:.80} is not of the kind that it must be",
+                                        param=name))
 
 
 def _value_error(request: Request, error: ValueError) -> Response:
@@ -316,9 +324,8 @@ def openai_paths(server: Server) -> APIRouter:
                for each in asked.prompts]
 
         def choice(index: int, prompt: int) -> TextChoice:
-            given = asked.prompts[prompt]
-            text = given if isinstance(given, str) else tokenizer.decode(given)
-            return TextChoice(index, tokenizer, echo=text if asked.echo else "",
+            given = asked.prompts[prompt] if asked.echo else ""
+            return TextChoice(index, tokenizer, echo=given if isinstance(given, str) else tokenizer.decode(given),
                               logprobs=asked.wish.top_logprobs is not None)
         return await _answer(server, request, served, asked.wish, ids, choice, kind="text")
 
@@ -326,15 +333,19 @@ def openai_paths(server: Server) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         asked = form.read_embedding(await read_json(request))
         served = await server.served(asked.model)
-        rows, tokens = [], 0
-        for i, text in enumerate(asked.inputs):                     # one at a time: others write between them
-            ids = await server.encode(encode_prompt, served.model.tokenizer, text) if isinstance(text, str) else text
-            vector = await server.call(text_embedding, served.model, ids)
-            rows.append({"object": "embedding", "index": i,
-                         "embedding": form.embedding(vector, as_base64=asked.base64)})
-            tokens += len(ids)
-        return JSONResponse({"object": "list", "data": rows, "model": served.name,
-                             "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+
+        async def all_texts() -> Response:
+            rows, tokens = [], 0
+            for i, text in enumerate(asked.inputs):                 # one at a time: others write between them
+                ids = text if isinstance(text, list) else await server.encode(
+                    encode_prompt, served.model.tokenizer, text)
+                vector = await server.call(text_embedding, served.model, ids)
+                rows.append({"object": "embedding", "index": i,
+                             "embedding": form.embedding(vector, as_base64=asked.base64)})
+                tokens += len(ids)
+            return JSONResponse({"object": "list", "data": rows, "model": served.name,
+                                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+        return await unless_gone(request, all_texts())
 
     @router.get("/metrics")
     async def metrics() -> Response:
@@ -367,18 +378,15 @@ def chat_prompt(served: Served, messages: list[form.JSON], tools: list[form.JSON
 async def _answer(server: Server, request: Request, served: Served, wish: Wish, prompts: list[list[int]],
                   choice: Callable[[int, int], ChatChoice | TextChoice], *, kind: str) -> Response:
     """Run the prompts, and answer with all texts at their end, or with a stream."""
-    pieces = Pieces(server, served, wish, prompts, chat=kind == "chat")
     choices = [choice(i, i // wish.n) for i in range(len(prompts) * wish.n)]
+    pieces = Pieces(server, served, wish, prompts, chat=kind == "chat")     # under way from here on
     whole, part, prefix = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl"),
                            "text": ("text_completion", "text_completion", "cmpl")}[kind]
     id, read = form.new_id(prefix), sum(map(len, prompts))
 
     async def at_the_end() -> Response:
-        try:
-            async for prompt, piece in pieces:
-                choices[prompt * wish.n + piece.index].push(piece)
-        finally:
-            pieces.cancel()
+        async for prompt, piece in pieces:
+            choices[prompt * wish.n + piece.index].push(piece)
         return JSONResponse(form.envelope(id, whole, served.name, [each.whole() for each in choices],
                                           usage=form.usage(read, sum(each.tokens for each in choices))))
 
@@ -399,7 +407,12 @@ async def _answer(server: Server, request: Request, served: Served, wish: Wish, 
         except Exception as error:                                  # the status is sent already
             yield _event(_as_api_error(error).body)
 
-    return Stream(events(), pieces) if wish.stream else await unless_gone(request, at_the_end())
+    if wish.stream:
+        return Stream(events(), pieces)
+    try:
+        return await unless_gone(request, at_the_end())
+    finally:
+        pieces.cancel()
 
 
 def _event(body: Any) -> str:

@@ -14,8 +14,11 @@ Try: leave out the padding in `BatchDecoder.replace` (generation.py); tests/test
 (test_two_ways_requests_that_join_and_leave_get_the_texts_of_generate) fails.
 """
 
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +36,8 @@ from llama.generation import (
 )
 from llama.sampling import SamplingConfig, sample
 from tokenizer.chat import ChatFormat
+
+log = logging.getLogger(__name__)
 
 SLACK = 128  # slots that a cache has more than it needs: so many steps until it is copied to a larger one
 
@@ -65,7 +70,7 @@ class Request:
     top_logprobs  so many alternatives come with each token; None for no logprobs at all
     cancelled     set by whoever does not want it any more: its rows end without a word
 
-    Raises ValueError for a prompt that leaves no room in the context, and for bad options.
+    Raises ValueError for a prompt that leaves no room in the context or holds what is no token, and for bad options.
     """
 
     model: PretrainedLlama
@@ -84,12 +89,19 @@ class Request:
     def __post_init__(self) -> None:
         check_options([self.prompt], max_new_tokens=self.max_new_tokens, num_samples=self.n, stop=self.stop)
         self.limit = clamp_max_new_tokens(self.model, self.prompt, self.max_new_tokens)
+        if (largest := max(self.prompt)) >= (known := self.model.tokenizer.vocab_size):
+            raise ValueError(f"the prompt holds the token {largest}, and the vocabulary ends before {known}; give ids "
+                             "of this model's own tokenizer")
         self.slots = len(self.prompt) + self.limit
 
     def fail(self, error: Exception) -> None:
-        if not self.cancelled:
-            self.cancelled = True
+        if self.cancelled:
+            return
+        self.cancelled = True
+        try:
             self.send(error)
+        except Exception:                                           # the others are to be told all the same
+            log.exception("a request could not be told that it failed")
 
 
 class RequestRow(TextRow):
@@ -184,13 +196,15 @@ class Batch:
     """The rows of one model that run together, and the requests that wait for a place among them.
 
     places  how many rows there may be;  chunk  tokens of prompts that are read between two steps
+    lock    that whoever puts requests into `waiting`, or takes them out, holds meanwhile
     """
 
     def __init__(self, model: PretrainedLlama, *, places: int = 32, chunk: int = 512,
-                 cache_dtype: torch.dtype | None = None, tally: Tally | None = None):
+                 cache_dtype: torch.dtype | None = None, tally: Tally | None = None,
+                 lock: AbstractContextManager | None = None):
         self.model, self.places, self.chunk, self.cache_dtype = model, places, chunk, cache_dtype
         self.tally = Tally() if tally is None else tally
-        self.forgotten = False                                      # once it is idle, nothing is left of it
+        self.lock = threading.Lock() if lock is None else lock
         self.waiting: deque[Request] = deque()
         self.prefill: Prefill | None = None
         self.rows: list[RequestRow] = []                            # those that ended too, until their place is taken
@@ -225,12 +239,14 @@ class Batch:
             self._step()
 
     def fail(self, error: Exception) -> None:
-        """Give up everything that is under way, and what waits."""
+        """Give up everything that is under way, and what waits, and tell all of them."""
+        with self.lock:
+            waiting = list(self.waiting)
+            self.waiting.clear()
         reading = self.prefill.requests if self.prefill else []
-        for request in (*(row.request for row in self.rows), *reading, *self.waiting):
+        for request in (*(row.request for row in self.rows), *reading, *waiting):
             request.fail(error)
         self.rows, self.decoder, self.prefill = [], None, None
-        self.waiting.clear()
 
     def _next(self) -> list[Request]:
         """Who is to join: the first that wait, as far as there are places, and prompts fit into a chunk with padding.
@@ -243,17 +259,18 @@ class Batch:
         free, longest = self.places - len(running), 0
         if any(self._outgrows(self.rows[i].request) for i in running):
             return []
-        while self.waiting:
-            request = self.waiting[0]
-            longest = max(longest, len(request.prompt))
-            crowded = bool(running or taken)
-            if request.n > free or (crowded and self._outgrows(request)) or \
-                    (taken and (len(taken) + 1) * longest > self.chunk):
-                break
-            taken.append(self.waiting.popleft())
-            free -= request.n
-            if self._outgrows(request):
-                break
+        with self.lock:                                             # a client may hang up between a look and a move
+            while self.waiting:
+                request = self.waiting[0]
+                longest = max(longest, len(request.prompt))
+                crowded = bool(running or taken)
+                if request.n > free or (crowded and self._outgrows(request)) or \
+                        (taken and (len(taken) + 1) * longest > self.chunk):
+                    break
+                taken.append(self.waiting.popleft())
+                free -= request.n
+                if self._outgrows(request):
+                    break
         return taken
 
     def _outgrows(self, request: Request) -> bool:
@@ -312,6 +329,8 @@ class Batch:
 
     def _draw(self, i: int) -> None:
         row = self.rows[i]
+        if row.ended:                                               # since another text of its request has failed
+            return
         try:
             row.draw(self.logits[i : i + 1])
         except RuntimeError as error:                               # this row's logits are not finite

@@ -28,11 +28,12 @@ from tokenizer.base import Tokenizer
 JSON = dict[str, Any]
 
 WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-                  "parallel_tool_calls", "reasoning_effort", "verbosity")
+                  "parallel_tool_calls", "reasoning_effort", "verbosity", "include_obfuscation")
 OFF = {"presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "suffix": ("",),
        "response_format": ({"type": "text"},), "modalities": (["text"],)}           # the values that ask for nothing
 MOST_LOGPROBS = 20
 MOST_SAMPLES = 128
+MOST_INPUTS = 2048                                                  # texts that are embedded
 
 
 class APIError(Exception):
@@ -79,7 +80,7 @@ class Fields:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
@@ -115,13 +116,15 @@ def _wish(fields: Fields, defaults: Wish) -> Wish:
     stop = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(each, str) and each for each in stop):
         raise APIError("stop must be a text, or a list of texts, of at least one character each", param="stop")
-    stream, options = fields.take("stream", bool, False), fields.take("stream_options", dict, {})
-    if options and not stream:
+    stream, options = fields.take("stream", bool, False), Fields(fields.take("stream_options", dict, {}))
+    if options.left and not stream:
         raise APIError("stream_options says how to stream; add \"stream\": true", param="stream_options")
+    include_usage = options.take("include_usage", bool, False)
+    options.close()
     tokens = Range(1, MOST_TOKENS)
     return replace(
         defaults, model=fields.take("model", str, ""), sampling=sampling, stop=tuple(stop), stream=stream,
-        include_usage=bool(options.get("include_usage")), n=fields.number("n", Range(1, MOST_SAMPLES), 1),
+        include_usage=include_usage, n=fields.number("n", Range(1, MOST_SAMPLES), 1),
         max_new_tokens=fields.number("max_completion_tokens", tokens,
                                      fields.number("max_tokens", tokens, defaults.max_new_tokens)),
         seed=fields.number("seed", Range(-2**63, 2**63 - 1), secrets.randbelow(2**32)) % 2**32,
@@ -139,8 +142,10 @@ def read_chat(body: Any, defaults: Wish) -> ChatWish:
     """The body of /v1/chat/completions."""
     fields = Fields(body)
     wish = _wish(fields, defaults)
-    if fields.take("logprobs", bool, False):
-        wish = replace(wish, top_logprobs=fields.number("top_logprobs", Range(0, MOST_LOGPROBS), 0))
+    logprobs, top = fields.take("logprobs", bool, False), fields.number("top_logprobs", Range(0, MOST_LOGPROBS))
+    if top is not None and not logprobs:
+        raise APIError("top_logprobs says how many logprobs to show; add \"logprobs\": true", param="top_logprobs")
+    wish = replace(wish, top_logprobs=(top or 0) if logprobs else None)
     messages = fields.take("messages", list, [])
     if not messages:
         raise APIError("messages is missing or empty; give at least one, such as "
@@ -220,6 +225,9 @@ def read_embedding(body: Any) -> EmbeddingWish:
         raise APIError(f"encoding_format is {_shown(form)}; it must be \"float\" or \"base64\"",
                        param="encoding_format")
     inputs = texts_or_ids(fields.take("input", (str, list), ""), "input")
+    if len(inputs) > MOST_INPUTS:
+        raise APIError(f"input holds {len(inputs):,} texts, and at most {MOST_INPUTS:,} are embedded at once",
+                       param="input")
     fields.close()
     return EmbeddingWish(model, inputs, form == "base64")
 

@@ -145,6 +145,8 @@ def page_paths(server: Any, read_json: Callable[[Request], Any]) -> APIRouter:
         fields.close()
         if not text.strip() or wanted not in ("", *predict.FINDING, *predict.WRITING):
             raise APIError("give a text, and a task that llama.predict knows, or none")
+        if not all(isinstance(each, str) for each in labels):
+            raise APIError("labels must be texts", param="labels")
         served = await server.served(name)
 
         def found() -> JSON:
@@ -152,7 +154,7 @@ def page_paths(server: Any, read_json: Callable[[Request], Any]) -> APIRouter:
             if task_name == "qa" and not context.strip():
                 raise APIError("a question needs the text that it is about", param="context")
             given = (text, context) if task_name == "qa" else text
-            task_flags = TaskFlags(task=task_name, labels=tuple(map(str, labels)))
+            task_flags = TaskFlags(task=task_name, labels=tuple(labels))
             [(_, _, result)] = predict.answers(served.model, task_flags, [[("page", given)]], max_new_tokens=64)
             return {"task": task_name, **result}
         return JSONResponse(await server.call(found))

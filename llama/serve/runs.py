@@ -22,6 +22,7 @@ from weights.formats.paths import home
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MOST = 4 * 2**20                                                    # bytes of metrics a look
+SAMPLE_TEXTS = 3                                                    # that a run which is started here writes
 SAID = 4000                                                         # characters of a run's own words, the last
 
 
@@ -99,7 +100,8 @@ class Runs:
         output.parent.mkdir(parents=True, exist_ok=True)
         log, finetune = Path(self._logs.name) / f"{name}.log", cli.PROJECT_ROOT / "finetune.py"
         command = [sys.executable, str(finetune), "--lora", "--model", model, "--data", str(self.data_files()[data]),
-                   "--output", str(output), "--minutes", f"{minutes:g}", "--max-length", str(max_length)]
+                   "--output", str(output), "--minutes", f"{minutes:g}", "--max-length", str(max_length),
+                   "--sample-texts", str(SAMPLE_TEXTS)]
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         self.started[run] = Started(process, log)

@@ -3,7 +3,8 @@
     submit(request)  ->  a place in the queue  ->  Batch.advance (batch.py), again and again  ->  request.send(piece)
     call(f)          ->  f() between two steps, for whatever else needs a model
 
-The queue is bounded: whoever comes when it is full is told so at once. What fails ends its own batch, and no other.
+The queue is bounded: whoever comes when it is full is told so at once. What fails ends its own batch, and no other; and
+whatever ends the thread, nobody is left waiting.
 
 Try: let `cancel` leave a request in the queue; tests/test_serve_scheduler.py
 (test_refuses_more_than_may_wait_and_more_texts_than_places) fails: clients that have gone take up its places.
@@ -12,6 +13,7 @@ Try: let `cancel` leave a request in the queue; tests/test_serve_scheduler.py
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -46,7 +48,8 @@ class Scheduler(threading.Thread):
         self.seconds = 0.0                                          # that it has worked
         self._batches: dict[int, Batch] = {}                        # by the identity of their model
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
-        self._changed = threading.Condition()
+        self._forgotten: weakref.WeakSet[PretrainedLlama] = weakref.WeakSet()
+        self._changed = threading.Condition()                       # its lock is re-entrant, and the batches' own, too
         self._closing = False
 
     def submit(self, request: Request) -> None:
@@ -58,8 +61,11 @@ class Scheduler(threading.Thread):
             raise ValueError(f"n is {request.n}, and this server writes {self.places} texts at once; ask for fewer")
         with self._changed:
             self._check_room()
-            batch = self._batches.setdefault(id(request.model), Batch(
-                request.model, places=self.places, chunk=self.chunk, cache_dtype=self.cache_dtype, tally=self.tally))
+            batch = self._batches.get(id(request.model))
+            if batch is None:
+                batch = self._batches[id(request.model)] = Batch(
+                    request.model, places=self.places, chunk=self.chunk, cache_dtype=self.cache_dtype,
+                    tally=self.tally, lock=self._changed)
             batch.waiting.append(request)
             self._changed.notify()
 
@@ -80,9 +86,9 @@ class Scheduler(threading.Thread):
         return future
 
     def forget(self, model: PretrainedLlama) -> None:
-        """Keep nothing of a model that is out of use, once its last row has ended."""
-        if batch := self._batches.get(id(model)):
-            batch.forgotten = True
+        """Keep nothing of a model that is out of use, once its last row has ended, whoever still asks for it."""
+        with self._changed:
+            self._forgotten.add(model)
 
     @property
     def waiting(self) -> int:
@@ -102,26 +108,40 @@ class Scheduler(threading.Thread):
 
     @torch.inference_mode()
     def run(self) -> None:
-        while self._work():
-            start = time.perf_counter()
-            if self._calls:
-                _answer(*self._calls.popleft())
-            for batch in list(self._batches.values()):
-                if batch.busy:
-                    self._advance(batch)
-            self.seconds += time.perf_counter() - start
-            self.steps += 1
+        try:
+            while self._work():
+                start = time.perf_counter()
+                self._turn()
+                self.seconds += time.perf_counter() - start
+                self.steps += 1
+        finally:
+            self._end()
+
+    def _turn(self) -> None:
+        """One call, and a step of each batch: in a frame that ends, so that none of their models is held by a name."""
+        if self._calls:
+            _answer(*self._calls.popleft())
+        for batch in list(self._batches.values()):
+            if batch.busy:
+                self._advance(batch)
+
+    def _end(self) -> None:
+        """Tell everybody that nothing comes any more, and let nobody else in."""
         error = RuntimeError("the server is about to end")
-        for batch in self._batches.values():
-            batch.fail(error)
-        for _, future in self._calls:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+        with self._changed:
+            self._closing = True
+            for batch in self._batches.values():
+                batch.fail(error)
+            for _, future in self._calls:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+            self._calls.clear()
 
     def _work(self) -> bool:
         """Wait until there is something to do; False if that is to end."""
         with self._changed:
-            self._batches = {key: batch for key, batch in self._batches.items() if batch.busy or not batch.forgotten}
+            self._batches = {key: batch for key, batch in self._batches.items()
+                             if batch.busy or batch.model not in self._forgotten}
             while not (self._calls or self._closing or any(batch.busy for batch in self._batches.values())):
                 self._changed.wait()
             return not self._closing
@@ -131,8 +151,7 @@ class Scheduler(threading.Thread):
             batch.advance()
         except Exception as error:              # a fault of ours, or of memory: the others, and the server, go on
             log.exception("a batch of %d texts is given up", len(batch.rows))
-            with self._changed:
-                batch.fail(error)
+            batch.fail(error)
 
     def _check_room(self) -> None:
         if self._closing:

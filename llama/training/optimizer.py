@@ -35,6 +35,8 @@ class TrainConfig:
     word_dropout: Annotated[float, "part of the tokens that are hidden from the model while it learns",
                             Range(0.0, 0.5)] = 0.0
     eval_every: Annotated[int, "evaluate every so many updates; 0 for the end of each epoch", Range(0, MANY)] = 0
+    sample_texts: Annotated[int, "let the model write so many texts whenever it is evaluated, or would be: to look at",
+                            Range(0, 64)] = 0
     patience: Annotated[int, "stop after so many evaluations without a better loss; 0 for never", Range(0, MANY)] = 0
     save_every: Annotated[int, "save what --resume needs every so many updates; 0 for the end of each epoch",
                           Range(0, MANY)] = 0

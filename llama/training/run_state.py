@@ -44,8 +44,8 @@ State = dict[str, Any]
 KEPT = 2                                                            # states
 
 # What may be another when a run goes on: how long it lasts, what it writes, and how it computes the same.
-RESUMABLE_SETTINGS = ("epochs", "max_steps", "minutes", "eval_every", "patience", "save_every", "save_epochs",
-                      "skip_nonfinite", "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
+RESUMABLE_SETTINGS = ("epochs", "max_steps", "minutes", "eval_every", "sample_texts", "patience", "save_every",
+                      "save_epochs", "skip_nonfinite", "checkpoint_activations", "checkpoint_mlps", "pack", "compile")
 
 
 class Damaged(ValueError):

@@ -80,6 +80,8 @@ def go_on(metrics: Path, end: threading.Event) -> None:
             file.write(json.dumps(line) + "\n")
             if step % 5 == 0:
                 file.write(json.dumps({"step": step, "eval": {"loss": 1.2 + 2 / step}}) + "\n")
+                written = [{"prompt": "Who are you?\n", "text": f"{MARKUP} {step}", "gold": "The quick brown fox."}]
+                file.write(json.dumps({"step": step, "samples": written}) + "\n")
 
 
 def act(draw=RequestRow.draw):
@@ -98,10 +100,11 @@ def act(draw=RequestRow.draw):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.serve.browse", description=__doc__.splitlines()[0])
-    parser.add_argument("--browser", required=True, metavar="PYTHON", help="one that has playwright")
+    parser.add_argument("--browser", required=True, metavar="PYTHON", type=Path, help="one that has playwright")
     parser.add_argument("--screenshots", metavar="FOLDER", type=Path)
     arguments = parser.parse_args()
     screenshots = [str(arguments.screenshots.absolute())] if arguments.screenshots else []
+    browser = str(arguments.browser.absolute())                     # the server's folder becomes another
     RequestRow.draw = act()
     with tempfile.TemporaryDirectory() as temporary:
         folder, end = Path(temporary), threading.Event()
@@ -119,7 +122,7 @@ def main() -> int:
             while not front.started:
                 time.sleep(0.01)
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            return subprocess.run([arguments.browser, "-I", str(HOME / "tests/serve/browser.py"), address,
+            return subprocess.run([browser, "-I", str(HOME / "tests/serve/browser.py"), address,
                                    *screenshots]).returncode
         finally:
             end.set()

@@ -158,6 +158,11 @@ def checks(browser, url):
     figures = page.locator(".figures").text_content()
     yield "training: a curve that grows while one looks", all(
         word in figures for word in ("loss", "held-out loss", "tokens/s", "time left"))
+    page.wait_for_selector(".samples li")
+    written = visitor.text(".samples li")
+    yield "training: what the model writes, and what the data say, as text", written.startswith("Who are you?") and \
+        "<img src=x" in written and written.endswith("The quick brown fox.") and page.locator(
+            ".samples img, .samples script").count() == 0 and page.title() != "hit"
     page.get_by_role("textbox", name="Name").fill("from-the-page")
     page.get_by_role("spinbutton", name="Minutes").fill("0.1")
     page.get_by_role("combobox", name="Data").select_option("mine.jsonl")
@@ -165,6 +170,8 @@ def checks(browser, url):
     visitor.until("document.querySelector('#panel select').value === 'adapters/from-the-page'")
     visitor.until("document.querySelector('.figures dd') && document.querySelector('pre')")
     yield "training: a run started from the page shows its steps and what it prints", True
+    visitor.until("document.querySelectorAll('.samples li').length === 3")
+    yield "training: and what its model writes", True
     visitor.until("[...document.querySelectorAll('#model option')].some((each) => each.value === 'from-the-page')")
     visitor.model("from-the-page")
     yield "training: its adapter can be chosen as soon as it is there", True

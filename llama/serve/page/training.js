@@ -22,7 +22,7 @@ export function training(view, state, kept) {
     run = kept.run = name;
     clearTimeout(timer);
     const steps = [], evals = [];
-    let start = 0, watched = null, ran = false;
+    let start = 0, watched = null, written = null, ran = false;
     const look = async () => {
       try {
         const path = name.split("/").map(encodeURIComponent).join("/");
@@ -32,10 +32,11 @@ export function training(view, state, kept) {
           if (line.loss !== undefined) steps.push(line);
           if (line.eval?.loss !== undefined) evals.push([line.step, line.eval.loss]);
           watched = line.watched ?? watched;
+          if (line.samples?.length) written = line;
         }
         if (ran && !found.running) refresh();                         // its adapter can be asked for now
         ran = found.running;
-        if (run === name) draw(steps, evals, watched, found);
+        if (run === name) draw(steps, evals, watched, written, found);
       } catch (error) {
         complain(error);
       }
@@ -44,7 +45,7 @@ export function training(view, state, kept) {
     look();
   }
 
-  function draw(steps, evals, watched, { running, said }) {
+  function draw(steps, evals, watched, written, { running, said }) {
     const last = steps.at(-1), parts = [];
     if (last) {
       const recent = steps.at(-Math.min(steps.length, 20));
@@ -56,6 +57,7 @@ export function training(view, state, kept) {
         ...(left === null ? [] : [[t("left"), clock(left)]]), [t("rate"), last.lr.toExponential(2)],
         [t("norm"), last.gradient_norm.toFixed(2)]]), curve(steps, evals));
     }
+    if (written) parts.push(h("h2", {}, t("writes", written.step)), samples(written.samples));
     if (watched) parts.push(h("h2", {}, t("watched")), h("pre", {}, JSON.stringify(watched, null, 1)));
     if (running) parts.push(h("button", { type: "button", onclick: () => ask(`/page/runs/${run}`, undefined,
       { method: "DELETE" }).catch(complain) }, t("stop")));
@@ -93,6 +95,12 @@ export function training(view, state, kept) {
 
 function figures(pairs) {
   return h("dl", { class: "figures" }, ...pairs.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+// What the model writes after a text of the data, and what stands there.
+function samples(texts) {
+  return h("ol", { class: "samples" }, ...texts.map(({ prompt, text, gold }) => h("li", { class: "out" },
+    h("span", { class: "given" }, prompt), text, h("small", {}, t("gold", gold.trim())))));
 }
 
 function clock(seconds) {
