@@ -106,6 +106,8 @@ def resize_embeddings(model: PretrainedLlama, tokenizer: Tokenizer, *, init: Ini
     model.embed_tokens.num_embeddings = model.lm_head.out_features = rows
     model.config = replace(model.config, vocab_size=rows)
     model.tie_weights()
+    if new and tokenizer.first_new_id != new.start:                 # it has grown more than once
+        tokenizer = tokenizer.with_new_from(new.start)
     model.tokenizer, model.source = tokenizer, None                 # the files there are no longer this model
     if counted and new:
         match_frequencies(model, torch.tensor(counted), new)
