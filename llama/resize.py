@@ -109,7 +109,8 @@ def resize_embeddings(model: PretrainedLlama, tokenizer: Tokenizer, *, init: Ini
     if new and tokenizer.first_new_id != new.start:                 # it has grown more than once
         tokenizer = tokenizer.with_new_from(new.start)
     model.tokenizer, model.source = tokenizer, None                 # the files there are no longer this model
-    if counted and new:
+    counted = counted if new else []
+    if counted:
         match_frequencies(model, torch.tensor(counted), new)
     return ResizeReport((before, rows), len(new), sum(map(len, spelled)) / max(1, len(spelled)), init, len(counted))
 
