@@ -1,6 +1,7 @@
 """SmolLM2, which knows no Chinese, reads some, grown or not, as much each: python examples/smollm2_zh.py
 
-    prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, and as noise
+    prepare   news, English that the model itself writes, 8,000 more pieces, and rows for them: as means, these as
+              likely as they are frequent in the news or not, and as noise
     train     adapters/smollm2-zh/: grown, with the rows alone at first or not, and not grown, each for --max-steps of
               1,024 tokens; and rows alone that start as noise
     report    bits per byte of held-out news over the steps, as a table and as docs/smollm2-zh.svg (needs matplotlib)
@@ -40,7 +41,7 @@ GUARDED, WATCHED = ("--guard", f"{NEUTRAL}={GUARD}"), ("--watch", NEUTRAL)
 ROWS = ("--train-new-rows", "--lr", 3e-4)
 LORA = ("--lora", "--targets", "all-linear", "--rank", 16, "--lr", 5e-4, "--mix", f"{ENGLISH}=0.1")
 WAYS = {"grown, its rows alone at first": ("mean-1", "mean-2"), "grown, all at once": ("at-once",),
-        "not grown": ("as-it-was",)}
+        "grown, rows as likely as frequent": ("frequent",), "not grown": ("as-it-was",)}
 STARTS = {"rows start as means": ("mean-1",), "rows start as noise": ("random-1",)}
 
 
@@ -67,9 +68,9 @@ def prepare() -> None:
                                     for line in written.splitlines()))
     if not VOCABULARY.exists():
         run("-m", "tokenizer.extend", MODEL, NEWS, "--add", 8000, "--corpus", DEV, NEUTRAL, "--output", VOCABULARY)
-    for start in ("mean", "random"):
-        if not (DATA / start).exists():
-            run("-m", "llama.resize", MODEL, VOCABULARY, "--init", start, "--output", DATA / start)
+    for name, start in (("mean", ("mean",)), ("random", ("random",)), ("frequent", ("mean", "--texts", NEWS))):
+        if not (DATA / name).exists():
+            run("-m", "llama.resize", MODEL, VOCABULARY, "--init", *start, "--output", DATA / name)
 
 
 def train(steps: int) -> None:
@@ -79,7 +80,8 @@ def train(steps: int) -> None:
     learn("mean-2", "--model", RUNS / "mean-1-merged", *GUARDED, *LORA, "--train-new-rows",
           "--max-steps", steps - alone)
     learn("as-it-was", "--model", MODEL, *WATCHED, *LORA, "--max-steps", steps)
-    learn("at-once", "--model", DATA / "mean", *GUARDED, *LORA, "--train-new-rows", "--max-steps", steps)
+    for name, start in (("at-once", "mean"), ("frequent", "frequent")):
+        learn(name, "--model", DATA / start, *GUARDED, *LORA, "--train-new-rows", "--max-steps", steps)
     learn("random-1", "--model", DATA / "random", *WATCHED, *ROWS, "--max-steps", alone)
 
 

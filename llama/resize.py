@@ -8,14 +8,15 @@ Hewitt, «Initializing New Word Embeddings», 2021, with the mean of all rows; t
     model = llama.get_model("smollm2-135m-instruct")
     llama.resize_embeddings(model, get_tokenizer("smollm2-zh-tokenizer"))
 
-Old rows stay as they are to the bit, so old text gets the logits that it got, with more of them behind.
+Old rows stay as they are to the bit, so old text gets the logits that it got, with more of them behind. With --texts
+each new piece is as likely from the start, in the mean, as it is frequent there (token_prior.py).
 
 Try: let `_mean_rows` take the first of the pieces alone; tests/test_resize.py (test_worked_example_of_a_mean) fails.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ with quiet_start(__name__):
     from torch import Tensor, nn
 
     from llama.checkpoint import PretrainedLlama, save_model
+    from llama.datasets.language_modeling import LanguageModelingDataset
     from llama.heads import check_editable, require_lm_head
     from llama.lora.swap import has_lora
     from llama.pretrained import get_model, get_tokenizer, stored_bytes
@@ -35,8 +37,10 @@ with quiet_start(__name__):
     from llama.runtime.destinations import folder_to_write
     from llama.runtime.ranges import SEEDS, Range
     from llama.runtime.room import ELSEWHERE, check_disk
+    from llama.token_prior import match_frequencies
     from llama.training.verify_saved import verify_saved
     from tokenizer.base import Tokenizer
+    from weights.formats.paths import data_files
 
 Init = Literal["mean", "mean-of-all", "random"]
 INITS: tuple[Init, ...] = ("mean", "mean-of-all", "random")
@@ -45,35 +49,41 @@ INITS: tuple[Init, ...] = ("mean", "mean-of-all", "random")
 @dataclass(frozen=True)
 class ResizeReport:
     """rows: of embedding and head, before and after. pieces: new ones, each spelled by `spelled_by` old ones before, in
-    the mean."""
+    the mean. counted: tokens of the texts whose frequencies they were given."""
 
     rows: tuple[int, int]
     pieces: int
     spelled_by: float
     init: str
+    counted: int = 0
 
     def __str__(self) -> str:
+        frequent = f", and as likely as they are frequent in {self.counted:,} tokens" if self.counted else ""
         return (f"{self.rows[0]:,} → {self.rows[1]:,} rows: {self.pieces:,} new pieces, spelled by "
-                f"{self.spelled_by:.2f} old ones each, start as {self.init}")
+                f"{self.spelled_by:.2f} old ones each, start as {self.init}{frequent}")
 
 
 @torch.no_grad()
-def resize_embeddings(model: PretrainedLlama, tokenizer: Tokenizer, *, init: Init = "mean", pad_to: int = 0,
-                      seed: int = 0) -> ResizeReport:
+def resize_embeddings(model: PretrainedLlama, tokenizer: Tokenizer, *, init: Init = "mean", texts: Sequence[str] = (),
+                      pad_to: int = 0, seed: int = 0) -> ResizeReport:
     """Give the model a grown vocabulary: new rows in embedding and head, tied or not, and `tokenizer` as its own.
 
     init    how new rows start: "mean" of the rows of the pieces that spelled each before, "mean-of-all" rows, or
             "random", as a new model's
+    texts   move the head's new rows so that each piece is foretold as often as it occurs in these; none: leave them
     pad_to  round the number of rows up to a multiple of this; rows of no piece start as the mean of all
     seed    of random rows
 
     Rows that the model had beyond its old vocabulary (Qwen's have some) are new pieces' first.
 
-    Raises ValueError, with nothing changed, where the tokenizer does not begin with the model's own, and for models
-    with adapters, in few bits, or with a head of labels.
+    Raises ValueError, with nothing changed, where the tokenizer does not begin with the model's own, for texts that
+    hold nothing, and for models with adapters, in few bits, or with a head of labels.
     """
     old = model.tokenizer
     _check(model, tokenizer, init)
+    counted = [id for text in texts for id in tokenizer.encode(text)]
+    if texts and not counted:
+        raise ValueError("the texts for the frequencies of new pieces hold nothing to count; give more, or none")
     new = range(old.vocab_size, tokenizer.vocab_size)
     rows = max(model.embed_tokens.num_embeddings, tokenizer.vocab_size)
     rows = -(-rows // pad_to) * pad_to if pad_to else rows
@@ -96,8 +106,13 @@ def resize_embeddings(model: PretrainedLlama, tokenizer: Tokenizer, *, init: Ini
     model.embed_tokens.num_embeddings = model.lm_head.out_features = rows
     model.config = replace(model.config, vocab_size=rows)
     model.tie_weights()
+    if new and tokenizer.first_new_id != new.start:                 # it has grown more than once
+        tokenizer = tokenizer.with_new_from(new.start)
     model.tokenizer, model.source = tokenizer, None                 # the files there are no longer this model
-    return ResizeReport((before, rows), len(new), sum(map(len, spelled)) / max(1, len(spelled)), init)
+    counted = counted if new else []
+    if counted:
+        match_frequencies(model, torch.tensor(counted), new)
+    return ResizeReport((before, rows), len(new), sum(map(len, spelled)) / max(1, len(spelled)), init, len(counted))
 
 
 def _mean_rows(weight: Tensor, spelled: list[list[int]], count: int) -> Tensor:
@@ -138,6 +153,9 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument("--init", choices=INITS, default="mean",
                         help="new rows start as the mean of those that spelled the piece before, or of all, or random")
+    parser.add_argument("--texts", nargs="+", default=[], metavar="FILE",
+                        help="text, .txt or .jsonl: each new piece is foretold as often from the start as it occurs "
+                        "there, however its row starts")
     parser.add_argument("--pad-to", type=Range(1, 65_536, off=True), default=0, metavar="N",
                         help="round the rows up to a multiple of N; 0 for none more than pieces")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
@@ -147,10 +165,13 @@ def main() -> None:
     arguments = parser.parse_args()
     cli.check_output(Path(arguments.output), marker="config.json", overwrite=arguments.overwrite, resume=False)
     tokenizer = get_tokenizer(arguments.tokenizer)
+    texts = [example["text"] for example in LanguageModelingDataset(*data_files(arguments.texts))] \
+        if arguments.texts else []
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     check_disk(arguments.output, stored_bytes(arguments.model, dtype=dtype), "the model with new rows", ELSEWHERE)
     model = get_model(arguments.model, dtype=dtype)
-    report = resize_embeddings(model, tokenizer, init=arguments.init, pad_to=arguments.pad_to, seed=arguments.seed)
+    report = resize_embeddings(model, tokenizer, init=arguments.init, texts=texts, pad_to=arguments.pad_to,
+                               seed=arguments.seed)
     save_model(model, arguments.output)
     verify_saved(model, arguments.output)
     print(f"{report}; the model is in {arguments.output}", file=sys.stderr)

@@ -25,6 +25,7 @@ LADDER = """
     llama.decoding
     llama.quantization
     llama.checkpoint
+    llama.token_prior
     llama.lora
     llama.freeze
     llama.fast

@@ -11,6 +11,7 @@ from llama import resize
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
 from llama.lora import LoRAConfig, add_lora
+from llama.lora.swap import new_rows
 from llama.quantization.swap import quantize
 from llama.resize import resize_embeddings
 from tokenizer import bpe
@@ -73,6 +74,20 @@ def test_property_rows_without_a_piece_are_taken_first(tiny_tokenizer, grown):
     resize_embeddings(model, grown, init="mean-of-all")
     assert torch.equal(model.embed_tokens.weight[grown.vocab_size :], before[grown.vocab_size :])
     torch.testing.assert_close(model.embed_tokens.weight[V], before[:V].mean(0))
+
+
+def test_property_all_rows_are_new_of_a_vocabulary_that_grew_twice(tiny_tokenizer, grown, tmp_path):
+    """--train-new-rows learns them all, and not those of the last time alone."""
+    twice = extend_bpe(grown, ["春天来了，春天来了。"] * 4, 5)
+    model = build(tiny_tokenizer)
+    resize_embeddings(model, twice)
+    save_model(model, tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert twice.first_new_id == grown.vocab_size
+    assert new_rows(again)["embed_tokens"] == tuple(range(tiny_tokenizer.vocab_size, twice.vocab_size))
+    assert again.tokenizer.encode("春天的北京") == twice.encode("春天的北京")
+    resize_embeddings(again, again.tokenizer, pad_to=64)            # without a new piece
+    assert again.tokenizer.first_new_id == tiny_tokenizer.vocab_size
 
 
 def test_worked_example_of_random_rows(tiny_tokenizer, grown):

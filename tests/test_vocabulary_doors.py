@@ -61,6 +61,9 @@ def test_refusal_of_what_does_not_go_together(text, monkeypatch, capsys):
                              ("--like-chinese-llama joins SentencePiece", ["t", "zh.txt", "--like-chinese-llama"]),
                              ("--add is for byte-level BPE", ["s", "s", "--add", "9"]),
                              ("t is byte-level BPE, whose merges mean nothing", ["s", "t"]),
+                             ("--like-chinese-llama keeps nothing", ["s", "s", "--like-chinese-llama", "--keep",
+                                                                     "zh.txt"]),
+                             ("nothing is added: the vocabulary has all pieces", ["s", "s", "--like-chinese-llama"]),
                              ("--keep nothing stands alone", ["t", "zh.txt", "--add", "9", "--keep", "nothing",
                                                               "ascii"])):
         with pytest.raises(ValueError, match=words):

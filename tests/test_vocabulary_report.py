@@ -4,6 +4,7 @@ import pytest
 from test_bpe import gguf
 
 from tokenizer import bpe
+from tokenizer.bpe_extend import extend_bpe
 from tokenizer.vocabulary_report import Rate, gb2312, growth_report, is_han, rate
 
 BASE = bpe.from_vocabulary(gguf(["q u"]))
@@ -24,6 +25,12 @@ def test_worked_example_of_a_report():
     assert str(report).splitlines()[-1].split() == ["text", "2.000", "→", "1.000", "1.00", "→", "2.00", "0.0%", "→",
                                                     "100.0%"]
     assert report.as_dict()["corpora"]["text"][1]["tokens"] == 2
+
+
+def test_property_a_piece_as_long_as_a_page_does_not_fill_the_report():
+    report = growth_report(GROWN, extend_bpe(GROWN, ["人" * 4000], 12), {}, dead=0)
+    assert len(report.longest[0]) > 1000 > max(map(len, str(report).splitlines()))
+    assert f"人…({len(report.longest[0]):,} characters) 人" in str(report)
 
 
 def test_property_the_standard_has_as_many_characters_as_it_says():

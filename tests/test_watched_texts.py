@@ -99,6 +99,8 @@ def test_two_ways_text_is_watched_while_answers_are_learned(tiny_model):
 def test_refusal_of_texts_that_cannot_be_watched(tiny_model):
     with pytest.raises(ValueError, match="two watched texts are called 'a'"):
         WatchedTexts([WatchedText("a", ENGLISH), WatchedText("a", CHINESE)], tiny_model)
+    with pytest.raises(ValueError, match="'short' holds no token to predict; give more of it"):
+        WatchedTexts([WatchedText("short", LanguageModelingDataset(["a"]))], tiny_model)    # and an end: of no byte
     with pytest.raises(ValueError, match="give evaluation data, too"):
         Trainer(tiny_model, TextGenerationTask(), CHINESE, watch=[WatchedText("a", ENGLISH)])
     labels = [{"text": "a", "label": "+", "place": "1"}, {"text": "b", "label": "-", "place": "2"}]

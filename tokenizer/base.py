@@ -17,6 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,13 @@ class Tokenizer:
     def first_new_id(self) -> int:
         """From which id on pieces were added to an older vocabulary (tokenizer/extend.py); vocab_size for none."""
         return self._settings.tokenizer_config.get(FIRST_NEW_ID, self.vocab_size)
+
+    def with_new_from(self, id: int) -> "Tokenizer":
+        """This vocabulary, with the pieces from this id on as those that were added: it may have grown several times
+        since a model had it."""
+        grown = copy(self)
+        grown._settings = replace(self._settings, tokenizer_config=self._settings.tokenizer_config | {FIRST_NEW_ID: id})
+        return grown
 
     def settings_of_larger(self) -> Settings:
         """The settings of this vocabulary with more pieces behind it: roles and templates stay."""

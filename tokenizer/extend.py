@@ -47,6 +47,8 @@ def main() -> None:
     keep_ascii = "nothing" not in arguments.keep
     if not keep_ascii and len(arguments.keep) > 1:
         raise ValueError("--keep nothing stands alone; leave it out, or the others")
+    if arguments.like_chinese_llama and arguments.keep != parser.get_default("keep"):
+        raise ValueError("--like-chinese-llama keeps nothing; leave --keep out, or grow without it")
 
     overlap = steps = 0
     if isinstance(base, BPETokenizer):

@@ -27,9 +27,13 @@ _LAST = -1e8            # Llama's runs of spaces are at -1e9, where float32 tell
 
 
 def append_pieces(base: PieceTokenizer, added: Sequence[PieceModel]) -> SentencePieceTokenizer:
-    """`base` with every piece that it lacks behind its own, as normal pieces of score 0."""
+    """`base` with every piece that it lacks behind its own, as normal pieces of score 0.
+
+    Raises ValueError where it lacks none.
+    """
     model = _model_of(base)
-    new = _missing(model, added, normal=False)
+    if not (new := _missing(model, added, normal=False)):
+        raise ValueError("nothing is added: the vocabulary has all pieces of the others")
     return _tokenizer(base, _with(model, new, [0.0] * len(new)))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizer.base import Tokenizer
 
 LONGEST = 10
+SHOWN = 40                                                          # characters of a piece, for people
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class GrowthReport:
                  f"kept: {self.kept}",
                  f"Han characters of GB 2312 that are one piece: {self.han[0]:,} → {self.han[1]:,} of "
                  f"{len(gb2312()):,}",
-                 f"longest: {' '.join(self.longest)}"]
+                 f"longest: {' '.join(map(_shown, self.longest))}"]
         rows = [("corpus", "tokens/character", "bytes/token", "Han in one piece")]
         rows += [(name, f"{old.tokens_per_character:.3f} → {new.tokens_per_character:.3f}",
                   f"{old.bytes_per_token:.2f} → {new.bytes_per_token:.2f}", f"{old.han:.1%} → {new.han:.1%}")
@@ -99,6 +100,11 @@ class GrowthReport:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines + (table if self.corpora else []))
+
+
+def _shown(piece: str) -> str:
+    """A piece may be a page: who learns on one line that comes again a thousand times gets it whole."""
+    return piece if len(piece) <= SHOWN else f"{piece[:SHOWN]}…({len(piece):,} characters)"
 
 
 def growth_report(base: Tokenizer, grown: Tokenizer, corpora: Mapping[str, list[str]], *, dead: int, overlap: int = 0,

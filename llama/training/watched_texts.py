@@ -48,7 +48,9 @@ class WatchedTexts:
             name = next(text.name for i, text in enumerate(texts) if text.name in {other.name for other in texts[:i]})
             raise ValueError(f"two watched texts are called '{name}'; give one of them another name")
         self.samples = {text.name: self.task.samples(text.dataset, self.tokenizer) for text in texts}
-        if empty := [name for name, samples in self.samples.items() if not len(samples)]:
+        special = set(self.tokenizer.special_ids.values()) if texts else set()          # they stand for no byte
+        if empty := [name for name, samples in self.samples.items() if not any(
+                set(sample.ids[1:]) - special for sample in samples)]:
             raise ValueError(f"the watched text '{empty[0]}' holds no token to predict; give more of it")
         self.found: dict[int, dict[str, Scores]] = {}
 
