@@ -190,8 +190,8 @@ def judge_quatrains(model: Llama) -> None:
         bodies = [completion.text.split("\n\n")[0] for completion in written]
         rows.append((f"`--temperature {temperature} --top-p {sampling.top_p}`", bodies))
         shown = shown or list(zip(titles, bodies, strict=True))[:3]
-    print(f"\n| quatrains of seven characters, {len(titles)} held-out titles | have the form | rhyme, by today's pinyin "
-          "|\n|---|---|---|")
+    print(f"\n| quatrains of seven characters, {len(titles)} held-out titles | have the form | rhyme, by today's "
+          "pinyin |\n|---|---|---|")
     for what, bodies in rows:
         print(f"| {what} | {share(has_form, bodies):.1%} | {share(rhymes, bodies):.1%} |")
     for title, body in shown:
