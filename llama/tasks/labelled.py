@@ -207,7 +207,7 @@ class LabelledTask(Task):
             log.warning("%d of %d samples were longer than %d tokens and lost their end; --max-length sets this", cut,
                         len(samples), self.max_length)
         if (share := in_parts(samples, tokenizer)) > MANY_PARTS:
-            log.warning("%.0f %% of the tokens are parts of characters that this vocabulary lacks, and say little; take "
+            log.warning("%.0f %% of the tokens are parts of characters that this vocabulary lacks, saying little; take "
                         "a model that knows them (traditional characters become simplified by python -m llama.clean "
                         "--characters t2s)", 100 * share)
         return samples
