@@ -79,6 +79,8 @@ def test_property_every_task_has_one_and_help_shows_it():
     assert set(recipes.RECIPES) == set(tasks) - {"multiple-choice"}
     with pytest.raises(ValueError, match="it is never trained on them"):
         recipes.check("multiple-choice")
+    assert "\n  classification, sentiment, opinion:\n    --attention full --pooling mean --word-dropout 0.2\n" in \
+        recipes.table()
     lines = {words[0]: words[1:] for line in recipes.table().splitlines() if (words := line.split())}
     for task, recipe in recipes.RECIPES.items():
         assert [float(each) for each in lines[task]] == [recipe.epochs, recipe.batch_size, *recipe.lr]

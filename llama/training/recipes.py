@@ -110,6 +110,11 @@ def table() -> str:
     lines = ["Unless given, by --task; and --minutes 30, unless --epochs or --max-steps say how long it shall be:", "",
              f"  {'task':<16}{'--epochs':>9}{'--batch-size':>14}{'--lr with --lora':>19}{'--freeze-layers':>17}"
              f"{'all weights':>13}"]
-    return "\n".join(lines + [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}" + "".join(
+    lines += [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}" + "".join(
         f"{rate:>{width}.0e}" for rate, width in zip(each.lr, (19, 17, 13), strict=True))
-        for task, each in RECIPES.items()])
+        for task, each in RECIPES.items()]
+    lines += ["", f"All weights of {CHINESE_BASE} learn {SMALLER} times as fast, or as it says here:", ""]
+    for flags, tasks in itertools.groupby(WITH_ZH_SMALL, WITH_ZH_SMALL.get):
+        lines += [f"  {', '.join(tasks)}:",
+                  "    " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())]
+    return "\n".join(lines)
