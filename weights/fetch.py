@@ -83,6 +83,8 @@ def fetch(name: str, *, kind: str = "", force: bool = False, given: Path | None 
         _take_out(entry, wanted)
     if entry.own and not given:
         raise ValueError(f"{name} is made of what you have, {entry.own}; give it with --from FILE")
+    if entry.needs:
+        fetch(entry.needs)
     if given:
         _from_copy(entry, folder, given)
     elif entry.repository:

@@ -98,7 +98,7 @@ class TaskFlags:
     documents: Annotated[Literal["blank-line", "line"], "what separates the documents of a .txt file"] = "blank-line"
     overlap: Annotated[int, "generation: tokens of a block that the one before has learned, given again",
                        Range(0, MOST_TOKENS)] = 0
-    chat_format: Annotated[str, "chatml, alpaca, llama-2, llama-3, or a file with a chat template; default: the "
+    chat_format: Annotated[str, "chatml, alpaca, llama-2, llama-3, plain, or a file with a chat template; default: the "
                            "model's own"] = ""
     template_args: Annotated[str, "what else the chat template asks for, as '{\"enable_thinking\": false}'"] = ""
     attention: Annotated[Literal["auto", "causal", "full"], "with labels: whether a position sees what is behind it; "

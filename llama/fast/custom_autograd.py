@@ -80,7 +80,8 @@ def _before_heads(cos: Tensor) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Rotary positions and causal attention of each document; the probabilities are computed again for the gradient.
+    """Rotary positions and attention, causal in each document or both ways in each row; the probabilities are computed
+    again for the gradient.
 
     With q scaled by 1/√K (as its tables are), P = softmax(q kᵀ) and y = P v:  dv = Pᵀ dy,  dS = P ⊙ (dy vᵀ - delta),
     delta = sum(dy ⊙ y) of a query,  dq = dS k,  dk = dSᵀ q. The H/G queries that share a key are rows of one product.
@@ -89,30 +90,35 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Saved, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor,
-                lengths: tuple[int, ...] | None) -> Tensor:
-        """q (B, T, H, K); k, v (B, T, G, K); cos, sin by `_before_heads`; -> (B, T, H, K). lengths: if B = 1."""
+                lengths: tuple[int, ...] | None, added: Tensor | None) -> Tensor:
+        """q (B, T, H, K); k, v (B, T, G, K); cos, sin by `_before_heads`; -> (B, T, H, K). lengths: if B = 1.
+
+        added  (B, 1, 1, T) to the scores of every query, which then sees what is behind it, too
+        """
         scale = q.shape[-1] ** -0.5
         q, k = rotate(q, cos * scale, sin * scale), rotate(k, cos, sin)
         y = torch.empty_like(q)
         for part in _parts(q, lengths):
             some_q, some_k, some_v = (x[:, part].transpose(1, 2) for x in (q, k, v))
             y[:, part] = functional.scaled_dot_product_attention(
-                some_q, some_k, some_v, is_causal=True, enable_gqa=True, scale=1.0).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, y, cos, sin)
+                some_q, some_k, some_v, attn_mask=added, is_causal=added is None, enable_gqa=True, scale=1.0
+            ).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, y, cos, sin, added)
         ctx.lengths = lengths
         return y
 
     @staticmethod
     def backward(ctx: Saved, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, y, cos, sin = ctx.saved_tensors
+        q, k, v, y, cos, sin, added = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         delta = torch.linalg.vecdot(dy.float(), y.float())[..., None].to(q.dtype)      # (B, T, H, 1)
         for part in _parts(q, ctx.lengths):
-            for gradient, whole in zip(_gradients(*(x[:, part] for x in (q, k, v, dy, delta))), (dq, dk, dv),
-                                       strict=True):
+            found = _gradients(*(x[:, part] for x in (q, k, v, dy, delta)), added)
+            for gradient, whole in zip(found, (dq, dk, dv), strict=True):
                 whole[:, part] = gradient
         scale = q.shape[-1] ** -0.5
-        return rotate(dq, cos * scale, sin * scale, back=True), rotate(dk, cos, sin, back=True), dv, None, None, None
+        dq, dk = rotate(dq, cos * scale, sin * scale, back=True), rotate(dk, cos, sin, back=True)
+        return dq, dk, dv, None, None, None, None
 
 
 def _parts(q: Tensor, lengths: tuple[int, ...] | None) -> list[slice]:
@@ -122,7 +128,8 @@ def _parts(q: Tensor, lengths: tuple[int, ...] | None) -> list[slice]:
     return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
 
 
-def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor, added: Tensor | None
+               ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of one document, or of several of one length; shapes as in `_Attention`, delta (B, T, H, 1)."""
     B, T, H, K = q.shape
     G = k.shape[2]
@@ -132,22 +139,35 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, delta: Tensor) -> tu
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
     future = q.new_full((min(QUERY_BLOCK, T), T), float("-inf"))
     for start in range(0, T, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, T)  # keys behind the last query count for nothing
+        end = min(start + QUERY_BLOCK, T)
         some_q, some_dy, some_delta = (x[:, :, :, start:end].reshape(B * G, -1, x.shape[-1]) for x in rows)
-        keys, values = k[:, :end], v[:, :end]
-        unseen = future[: end - start, :end].triu(start + 1).repeat(H // G, 1)
-        P = torch.baddbmm(unseen, some_q, keys.transpose(1, 2)).softmax(-1)             # (B G, H/G rows, end)
+        if added is None:                                           # keys behind the last query count for nothing
+            seen, unseen = end, future[: end - start, :end].triu(start + 1).repeat(H // G, 1)
+        else:
+            seen, unseen = T, added.expand(B, G, 1, T).reshape(B * G, 1, T)
+        keys, values = k[:, :seen], v[:, :seen]
+        P = torch.baddbmm(unseen, some_q, keys.transpose(1, 2)).softmax(-1)             # (B G, H/G rows, seen)
         dS = torch.baddbmm(some_delta, some_dy, values.transpose(1, 2)).mul_(P)
-        dv[:, :end] += P.transpose(1, 2) @ some_dy
-        dk[:, :end] += dS.transpose(1, 2) @ some_q
+        dv[:, :seen] += P.transpose(1, 2) @ some_dy
+        dk[:, :seen] += dS.transpose(1, 2) @ some_q
         dq[:, :, :, start:end] = (dS @ keys).view(B, G, H // G, end - start, K)
     back = [x.view(B, G, T, K).transpose(1, 2) for x in (dk, dv)]
     return dq.permute(0, 3, 1, 2, 4).reshape(B, T, H, K), *back
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Documents | None) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Documents | Tensor | None
+                    ) -> Tensor:
     """As `_Attention.forward` says, with the tables as the model has them."""
-    return _Attention.apply(q, k, v, _before_heads(cos), _before_heads(sin), mask.lengths if mask else None)
+    lengths, added = (mask.lengths, None) if isinstance(mask, Documents) else (None, mask)
+    return _Attention.apply(q, k, v, _before_heads(cos), _before_heads(sin), lengths, added)
+
+
+def _both_ways(x: Tensor, mask: Any) -> bool:
+    """Whether every query of a row sees the same keys, in few bits: there torch's own backward pass takes up to four
+    times as long, while in float32 it is the faster one.
+    """
+    one_row = isinstance(mask, Tensor) and mask.shape[:-1] == (len(x), 1, 1) and mask.is_floating_point()
+    return one_row and x.shape[1] > 1 and x.dtype != torch.float32 and torch.is_grad_enabled()
 
 
 class FusedAttention(Attention):
@@ -157,7 +177,7 @@ class FusedAttention(Attention):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Documents | None,
                 cache: LayerCache | None) -> Tensor:
-        asked = isinstance(mask, Documents) or mask is None and torch.is_grad_enabled()
+        asked = isinstance(mask, Documents) or mask is None and torch.is_grad_enabled() or _both_ways(x, mask)
         if not asked or cache is not None:
             return super().forward(x, cos, sin, mask, cache)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))

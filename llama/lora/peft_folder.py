@@ -140,7 +140,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is no adapter folder: there is no {CONFIG} in it")
+        whole = "; it is a model, which --model takes" if (folder / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{folder} is no adapter folder: there is no {CONFIG} in it{whole}")
     values = read_json(folder / CONFIG)
     check_fields(values, FIELDS, str(folder / CONFIG))
     _refuse_options(values, folder / CONFIG)

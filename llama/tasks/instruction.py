@@ -11,6 +11,7 @@ fails.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from llama.checkpoint import PretrainedLlama
 from llama.datasets.reading import Reading
 from llama.metrics.overlap import chrf, rouge_scores
 from llama.tasks.fitting import fit, is_learned, refuse_lost, unlearn
+from llama.tasks.stored_samples import StoredSamples
 from llama.tasks.task import Sample, Task
 from tokenizer.base import Tokenizer
 from tokenizer.chat import FORMATS, ChatFormat
@@ -70,7 +72,7 @@ class InstructionTask(Task):
         """An example as a conversation."""
         return example["messages"]
 
-    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[Sample]:
+    def samples(self, dataset: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Sequence[Sample]:
         """All conversations; says how many were cut, and by which format they are laid out if the model does not."""
         chosen = self.format(tokenizer).name
         if not (self.chosen or tokenizer.chat_template):
@@ -81,21 +83,37 @@ class InstructionTask(Task):
         if divided := sum(APART in part for part in parts):
             log.warning("%d answers are samples of their own: the chat template writes an answer otherwise once more "
                         "is said, as without its thoughts", divided)
-        fitted = list(reading.each(self.encode, ((part, tokenizer) for part in parts)))
-        samples = [sample for sample in fitted if sample.targets or not (sample.cut or sample.lost)]
+        counts, longest = Counter(), 0
+
+        def fitted() -> Iterator[tuple[Sample, dict[str, Any]]]:
+            nonlocal longest
+            for sample, part in reading.each(lambda part: (self.encode(part, tokenizer), part),
+                                             ((part,) for part in parts)):
+                counts["samples"] += 1
+                shortened, learned = sample.cut or sample.lost, bool(sample.targets)
+                if shortened:
+                    counts["longer"] += 1
+                    counts["learn an answer without its end"] += learned and sample.lost > 0
+                    counts["read a question without its middle"] += learned and sample.cut > 0
+                    counts["have no room for an answer, and are left out"] += not learned
+                    longest = max(longest, *(len(each.ids) + each.cut + each.lost for each in sample.parts))
+                if learned or not shortened:
+                    yield sample, part
+
+        samples = self.stored(fitted(), tokenizer)
         reading.tell(Path("conversations"))
-        if longer := [sample for sample in fitted if sample.cut or sample.lost]:
-            learned = [sample for sample in longer if sample.targets]
-            which = {"learn an answer without its end": sum(sample.lost > 0 for sample in learned),
-                     "read a question without its middle": sum(sample.cut > 0 for sample in learned),
-                     "have no room for an answer, and are left out": len(longer) - len(learned)}
-            log.warning("%d of %d samples were longer than %d tokens: %s; --max-length %d holds all", len(longer),
-                        len(fitted), self.max_length, ", ".join(f"{n} {what}" for what, n in which.items() if n),
-                        max(len(part.ids) + part.cut + part.lost for sample in longer for part in sample.parts))
-        if fitted and not samples:
-            raise ValueError(f"none of {len(fitted)} samples has room for an answer in {self.max_length} tokens; raise "
-                             "--max-length")
+        if longer := counts.pop("longer", 0):
+            which = ", ".join(f"{n} {what}" for what, n in counts.items() if n and what != "samples")
+            log.warning("%d of %d samples were longer than %d tokens: %s; --max-length %d holds all", longer,
+                        counts["samples"], self.max_length, which, longest)
+        if counts["samples"] and not samples:
+            raise ValueError(f"none of {counts['samples']} samples has room for an answer in {self.max_length} tokens; "
+                             "raise --max-length")
         return samples
+
+    def stored(self, pairs: Iterator[tuple[Sample, dict[str, Any]]], tokenizer: Tokenizer) -> Sequence[Sample]:
+        """Samples, each with what it was made of, as they wait to be learned."""
+        return StoredSamples(pairs, lambda example: {**example, "messages": self.messages(example, tokenizer)})
 
     def _as_asked(self, example: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """The example itself, or where the template writes its answers otherwise than they are asked for, a copy for

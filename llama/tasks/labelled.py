@@ -11,6 +11,7 @@ full attention, where a text could see the padding beside it.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -31,6 +32,7 @@ from tokenizer.base import Tokenizer
 log = logging.getLogger(__name__)
 
 LIKE = 32               # steps whose texts are sorted by length
+MANY_PARTS = 0.2        # of the ids: that parts of characters are so many is said
 
 Example = dict[str, Any]
 Result = dict[str, Any]
@@ -204,6 +206,10 @@ class LabelledTask(Task):
         if cut := sum(sample.lost > 0 for sample in samples):
             log.warning("%d of %d samples were longer than %d tokens and lost their end; --max-length sets this", cut,
                         len(samples), self.max_length)
+        if (share := in_parts(samples, tokenizer)) > MANY_PARTS:
+            log.warning("%.0f %% of the tokens are parts of characters that this vocabulary lacks, saying little; take "
+                        "a model that knows them (traditional characters become simplified by python -m llama.clean "
+                        "--characters t2s)", 100 * share)
         return samples
 
     def _numbered(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Labelled]:
@@ -314,6 +320,20 @@ class LabelledTask(Task):
             if sample.lost:
                 results[sample.number]["lost"] = sample.lost        # of several windows each has lost the same
         return [results.get(number) for number in range(len(examples))]
+
+
+def in_parts(samples: Sequence[Sample], tokenizer: Tokenizer) -> float:
+    """Which part of their ids are bytes of characters that are no piece of the vocabulary."""
+    counts = Counter(id for sample in samples for id in sample.ids)
+    parts = sum(count for id, count in counts.items() if not _is_text(tokenizer.token_bytes(id)))
+    return parts / max(1, counts.total())
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        return piece.decode() is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _by_sample(samples: Sequence[Labelled], some: Sequence[int], scores: Tensor) -> dict[int, tuple[Labelled, Tensor]]:

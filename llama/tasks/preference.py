@@ -14,7 +14,7 @@ Try: take the prompts as each answer has them fitted; tests/test_preferences.py
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,6 +86,9 @@ class PreferenceTask(InstructionTask):
                 rejected = replace(side("rejected", prompts[0]), cut=chosen.cut)
         return Pair(chosen.ids, chosen.loss_mask, chosen.place, chosen.cut, chosen.lost, chosen.example,
                     replace(rejected, place=""))
+
+    def stored(self, pairs: Iterator[tuple[Sample, dict[str, Any]]], tokenizer: Tokenizer) -> list[Pair]:
+        return [pair for pair, _ in pairs]
 
     def collate(self, samples: Sequence[Pair]) -> Batch:
         """{"tokens", "targets"} (2 B, T), chosen before rejected, and "reference" (B, 2), NaN where it is not known."""

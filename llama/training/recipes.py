@@ -5,7 +5,7 @@
 A head of labels begins with nothing and wants a higher rate than a model that goes on writing; where all weights learn,
 a tenth of it or a third, or what they knew is soon lost. How these were found, on three tasks for all, is in
 docs/experiments.md, how good they are in the table of docs/tasks.md. Chinese texts are labelled best on top of the
-small Chinese model, all weights of it and both ways (`FOR_CHINESE`).
+small Chinese model, all weights of it and both ways (`WITH_ZH_SMALL`).
 
 Try: let `complete` replace what was given; tests/test_recipes.py (test_property_what_is_given_stays) fails.
 """
@@ -52,7 +52,7 @@ RECIPES = {
 }
 
 
-FLAGS = ("epochs", "batch_size", "lr", "minutes")
+FLAGS = ("epochs", "batch_size", "lr", "minutes", "word_dropout")
 
 
 def way_of(arguments: argparse.Namespace) -> str:
@@ -62,9 +62,15 @@ def way_of(arguments: argparse.Namespace) -> str:
 
 
 CHINESE_BASE = "zh-small"
-ABOUT_TEXTS = ("summarization", "translation", "classification", "sentiment", "opinion", "ner", "segmentation", "qa")
-FOR_CHINESE = {"attention": "full", "pooling": "mean"}              # where a head of labels learns with all weights
 SMALLER = 5                                                         # times the rate of models ten times as large
+
+# Flags of tasks where all of its weights learn. Alpaca's sentences would be a hundred ids of its vocabulary.
+_LABEL = {"attention": "full", "pooling": "mean", "word_dropout": 0.2}
+_TAG, _SPAN, _ANSWER = {"attention": "full", "lr": 1e-3}, {"attention": "full"}, {"chat_format": "plain", "lr": 1e-3}
+WITH_ZH_SMALL: dict[str, dict[str, Any]] = {
+    "classification": _LABEL, "sentiment": _LABEL, "opinion": _LABEL, "ner": _TAG, "segmentation": _TAG, "qa": _SPAN,
+    "summarization": _ANSWER, "translation": _ANSWER}
+UNSAID = (None, "auto", "")                                         # what these flags are where nobody gave them
 
 
 def choose_base(arguments: argparse.Namespace, data: Sequence[dict[str, Any]], *, usual: str) -> bool:
@@ -72,13 +78,9 @@ def choose_base(arguments: argparse.Namespace, data: Sequence[dict[str, Any]], *
     texts = (text for example in itertools.islice(data, 200) for value in example.values()
              for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
     named = arguments.model != usual or arguments.adapter
-    chosen = not named and arguments.task in ABOUT_TEXTS and is_chinese(texts)
+    chosen = not named and arguments.task in WITH_ZH_SMALL and is_chinese(texts)
     if chosen:
         arguments.model = CHINESE_BASE
-    if arguments.model == CHINESE_BASE and way_of(arguments) == "all" and arguments.task in ABOUT_TEXTS[2:]:
-        for name, value in FOR_CHINESE.items():
-            if getattr(arguments, name) == "auto":
-                setattr(arguments, name, value)
     return chosen
 
 
@@ -89,14 +91,17 @@ def check(task: str) -> None:
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    """Give FLAGS that were left out the values of task and way; who gives a number of epochs or steps gets all of them.
+    """Give flags that were left out the values of task, way and base; who gives a number of epochs or steps gets all of
+    them.
     """
     recipe = RECIPES[arguments.task]
     way = way_of(arguments)
     rate = recipe.lr[WAYS.index(way)] * (SMALLER if arguments.model == CHINESE_BASE and way != "lora" else 1)
     minutes = recipe.minutes if arguments.epochs is None and not arguments.max_steps else 0.0
-    for name, value in zip(FLAGS, (recipe.epochs, recipe.batch_size, rate, minutes), strict=True):
-        if getattr(arguments, name) is None:
+    small = WITH_ZH_SMALL.get(arguments.task, {}) if arguments.model == CHINESE_BASE and way == "all" else {}
+    usual = dict(zip(FLAGS, (recipe.epochs, recipe.batch_size, rate, minutes, 0.0), strict=True))
+    for name, value in (usual | small).items():
+        if getattr(arguments, name) in UNSAID:
             setattr(arguments, name, value)
 
 
@@ -105,6 +110,11 @@ def table() -> str:
     lines = ["Unless given, by --task; and --minutes 30, unless --epochs or --max-steps say how long it shall be:", "",
              f"  {'task':<16}{'--epochs':>9}{'--batch-size':>14}{'--lr with --lora':>19}{'--freeze-layers':>17}"
              f"{'all weights':>13}"]
-    return "\n".join(lines + [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}" + "".join(
+    lines += [f"  {task:<16}{each.epochs:>9}{each.batch_size:>14}" + "".join(
         f"{rate:>{width}.0e}" for rate, width in zip(each.lr, (19, 17, 13), strict=True))
-        for task, each in RECIPES.items()])
+        for task, each in RECIPES.items()]
+    lines += ["", f"All weights of {CHINESE_BASE} learn {SMALLER} times as fast, or as it says here:", ""]
+    for flags, tasks in itertools.groupby(WITH_ZH_SMALL, WITH_ZH_SMALL.get):
+        lines += [f"  {', '.join(tasks)}:",
+                  "    " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())]
+    return "\n".join(lines)

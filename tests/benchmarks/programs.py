@@ -38,7 +38,7 @@ class Way(NamedTuple):
     writes   part of them in which the small one learns to write first
     shape    flags of train.py for the small one
     small    flags of finetune.py for it
-    chinese  the same for zh-small
+    chinese  the same for zh-small, beside the task's own recipe (llama/training/recipes.py)
     default  the same for the default model, beside --lora
     """
 
@@ -58,26 +58,18 @@ _MEAN = (*_WHOLE, "--pooling", "mean", "--max-length", "128")
 _FEW = (*_MEAN, "--word-dropout", "0.35", "--weight-decay", "1")
 _SHORT = ("--max-length", "128")
 
-_CHINESE = ("--attention", "full", "--batch-size", "16", "--lr", "5e-4", "--dtype", "float32")
-_TAGS = (*_CHINESE, "--max-length", "256", "--epochs", "3")
-_LABELS = (*_CHINESE, "--max-length", "256", "--pooling", "mean", "--word-dropout", "0.1", "--epochs", "3")
-_WRITTEN = ("--lr", "5e-4", "--dtype", "float32", "--max-length", "512", "--batch-size")
-
 WAYS = {
-    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), _LABELS, _SHORT),
-    "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), _LABELS, _SHORT),
-    "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), _LABELS, _SHORT),
-    "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), _LABELS, _SHORT),
-    "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), _TAGS, _SHORT),
-    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), _TAGS, _SHORT),
-    "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full"),
-                     (*_CHINESE, "--max-length", "512", "--epochs", "5")),
-    "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10"),
-                  (*_WRITTEN, "16", "--epochs", "5")),
-    "sentences": Way(5, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "5"),
-                     (*_WRITTEN, "16", "--epochs", "5"), _SHORT),
+    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), (), _SHORT),
+    "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), (), _SHORT),
+    "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), (), _SHORT),
+    "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), (), _SHORT),
+    "entities": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "10", "--max-length", "256"), (), _SHORT),
+    "words": Way(15, 0, _FLAT, (*_WHOLE, "--epochs", "5", "--max-length", "256"), (), _SHORT),
+    "questions": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "5", "--attention", "full")),
+    "titles": Way(5, 0.3, _FLAT, ("--batch-size", "8", "--lr", "1e-3", "--epochs", "10")),
+    "sentences": Way(5, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "5"), (), _SHORT),
     "classical": Way(20, 0.2, _FLAT, ("--batch-size", "32", "--lr", "1e-3", "--epochs", "1"),
-                     (*_WRITTEN, "32", "--epochs", "1"), _SHORT),
+                     ("--request", "译成白话："), _SHORT),
 }
 WRITTEN = ("summarization", "translation")
 
@@ -125,6 +117,8 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
 def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes: float, limit: int, *, again: bool
            ) -> dict[str, Any]:
     way, seconds, memory, commands = WAYS[name], 0.0, 0, []
+    if program == CHINESE and SETS[name].traditional:
+        files = _simplified(files, place, commands)
     train, test = (paths.shown(files[part]) for part in ("train", "test"))
 
     def trained(command: list[str], output: Path, left: float) -> None:
@@ -151,12 +145,23 @@ def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes
         steps = [] if way.writes else ["--max-steps", "1"]          # for the vocabulary alone
         trained(["train.py", "--data", str(texts), *way.shape, *steps], place / "small", minutes * (way.writes or 1))
     trained(["finetune.py", "--task", SETS[name].task, "--data", train, *how], output, minutes - seconds / 60)
-    length = how[how.index("--max-length") :][:2] if "--max-length" in how else []
+    asked = [word for flag in ("--max-length", "--request") if flag in how for word in how[how.index(flag) :][:2]]
     command = _scoring(name, ["--adapter" if program == DEFAULT else "--model", str(output), "--batch-size", "32",
-                              *length], test, limit)
+                              *asked], test, limit)
     commands.append(shown(command))
     return _scored(command, Path(f"{output}.scores.log")) | {
         "minutes": seconds / 60, "memory": memory, "commands": commands, "limit": limit}
+
+
+def _simplified(files: dict[str, Path], place: Path, commands: list[str]) -> dict[str, Path]:
+    """The same texts in the characters that zh-small has read; of others it sees the bytes alone."""
+    found = {part: place / f"simplified-{part}.jsonl" for part in ("train", "test")}
+    for part, output in found.items():
+        command = [sys.executable, "-m", "llama.clean", paths.shown(files[part]), "--characters", "t2s",
+                   "--keep-duplicates", "--overwrite", "--json", "--output", str(output)]
+        run(command, output.with_suffix(".log"))
+        commands.append(shown(command[1:]))
+    return found
 
 
 def _labels(name: str, train: Path) -> list[str]:

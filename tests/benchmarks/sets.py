@@ -23,6 +23,7 @@ class DataSet(NamedTuple):
     source   file to divide; empty for those that are divided already
     methods  more baselines than those of the task
     written  tokens of an answer at most
+    traditional  whether its characters are those of Taiwan and of old books, and no other
     """
 
     task: str
@@ -33,12 +34,15 @@ class DataSet(NamedTuple):
     source: str = ""
     methods: tuple[str, ...] = ()
     written: int = 48
+    traditional: bool = False
 
 
 SETS = {
     "sentiment-reviews": DataSet("sentiment", "book and hotel reviews", "accuracy", "data/reviews", "jsonl"),
-    "poets": DataSet("classification", "poems of 20 poets", "accuracy", "data/poems/authors", "jsonl"),
-    "poem-forms": DataSet("classification", "poems of 4 forms", "accuracy", "data/poems/forms", "jsonl"),
+    "poets": DataSet("classification", "poems of 20 poets", "accuracy", "data/poems/authors", "jsonl",
+                      traditional=True),
+    "poem-forms": DataSet("classification", "poems of 4 forms", "accuracy", "data/poems/forms", "jsonl",
+                          traditional=True),
     "disciplines": DataSet("classification", "CSL titles, 13 disciplines", "accuracy", "csl_cls", "jsonl",
                            "csl_cls_train.tsv"),
     "entities": DataSet("ner", "People's Daily", "f1", "data/peoples-daily", "txt"),
