@@ -49,6 +49,14 @@ def test_worked_example_chinese_labels_begin_with_the_chinese_model(given, data,
     assert (arguments.lr == 5 * recipes.RECIPES[arguments.task].lr[2]) == whole
 
 
+@pytest.mark.parametrize("task", recipes.ABOUT_TEXTS)
+def test_property_what_chinese_texts_begin_with_is_taken_by_each_task(task):
+    arguments = _flags(task=task)
+    recipes.choose_base(arguments, CHINESE, usual="usual")
+    flags.TaskFlags(task=task, attention=arguments.attention, pooling=arguments.pooling)   # or it refuses
+    assert (arguments.pooling == "mean") == (task in recipes.ONE_ROW)
+
+
 @pytest.mark.parametrize("given, minutes", [({}, 30), ({"epochs": 7}, 0), ({"max_steps": 9}, 0), ({"minutes": 5.0}, 5),
                                             ({"minutes": 0.0}, 0), ({"epochs": 7, "minutes": 5.0}, 5)])
 def test_worked_example_of_a_run_that_is_bounded_by_what_was_asked_for_or_else_by_time(given, minutes):

@@ -64,6 +64,7 @@ def way_of(arguments: argparse.Namespace) -> str:
 CHINESE_BASE = "zh-small"
 ABOUT_TEXTS = ("summarization", "translation", "classification", "sentiment", "opinion", "ner", "segmentation", "qa")
 FOR_CHINESE = {"attention": "full", "pooling": "mean"}              # where a head of labels learns with all weights
+ONE_ROW = ("classification", "sentiment", "opinion")                # scores a text: elsewhere there is nothing to pool
 SMALLER = 5                                                         # times the rate of models ten times as large
 
 
@@ -77,7 +78,7 @@ def choose_base(arguments: argparse.Namespace, data: Sequence[dict[str, Any]], *
         arguments.model = CHINESE_BASE
     if arguments.model == CHINESE_BASE and way_of(arguments) == "all" and arguments.task in ABOUT_TEXTS[2:]:
         for name, value in FOR_CHINESE.items():
-            if getattr(arguments, name) == "auto":
+            if getattr(arguments, name) == "auto" and (name != "pooling" or arguments.task in ONE_ROW):
                 setattr(arguments, name, value)
     return chosen
 
