@@ -87,11 +87,12 @@ def test_property_an_interrupted_ablation_goes_on(tmp_path, monkeypatch, capsys)
         ran.append(command)
         if "nan" in command:
             raise RuntimeError("no luck")
-        return {"train": {"seconds": 60.0, "peak_memory": 5e8}}
+        return {"seconds": 60.0, "peak_memory": 5e8}, None
 
     monkeypatch.setattr(ablation, "tuned", tuned)
+    monkeypatch.setattr(ablation, "base", lambda dtype: None)
     monkeypatch.setattr(ablation, "forked", lambda work, log: work() | {"cpu": 65.0})
-    monkeypatch.setattr(ablation, "scored", lambda data, flags, files: dict.fromkeys(sets.TESTS, 0.5 + len(ran) / 100))
+    monkeypatch.setattr(ablation, "scored", lambda *a: dict.fromkeys(sets.TESTS, 0.5 + len(ran) / 100))
     monkeypatch.setattr(ablation, "files_of", lambda *a: {"train": tmp_path / "t"})
     monkeypatch.setattr(ablation, "share_of", lambda *a, **b: (tmp_path / "part", 138))
     argv = ["x", "--sets", "sentiment", "--shares", "0.01", "--seeds", "2", "--output", str(tmp_path / "r.json"),

@@ -17,6 +17,7 @@ Try: let `marked` compare means; tests/test_method_ablation.py
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import shlex
@@ -27,16 +28,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 import finetune
 from llama.benchmark import goals
-from llama.commands.flags import ModelFlags, TaskFlags, load, task_and_dataset
+from llama.checkpoint import PretrainedLlama
+from llama.commands.flags import TaskFlags, task_and_dataset
 from llama.frontier.runs import Results, shown
 from llama.frontier.spread import beats
 from llama.frontier.spread import shown as mean_and_spread
+from llama.pretrained import get_model
 from llama.runtime import cli
 from llama.runtime.progress import duration
+from llama.trainer import Trainer
 from llama.training.evaluation import evaluate_dataset
-from llama.training.objective import Plain
 from tests.ablation.forked import forked
 from tests.ablation.sets import SETS, TESTS, DataSet, files_of, share_of
 
@@ -150,7 +155,8 @@ def measured(name: str, share: float, flags: Sequence[str], seed: int, budget: B
              ) -> dict[str, Any]:
     """{"scores": by test set, "minutes" and "cpu" of learning and scoring, "memory", "steps", "examples", "command"}.
 
-    It is the command that one types, but in a copy of this process (forked.py), which has imported torch already.
+    It is the command that one types, but in a copy of this process (forked.py), which has imported torch and read the
+    model already, and the result is scored where it was learned: nothing is saved, loaded and compared.
     """
     data, adapts = SETS[name].within(budget.batch), "--lora" in flags
     work = arguments.work / "-".join(map(str, filter(None, (name, budget.length))))
@@ -161,31 +167,45 @@ def measured(name: str, share: float, flags: Sequence[str], seed: int, budget: B
     output = work / ("adapter" if adapts else "model")
     command = ["finetune.py", "--model", BASE, "--data", str(train), *data.flags, "--epochs", "100000", "--max-steps",
                str(steps), "--save-every", str(steps), "--seed", str(seed), "--dtype", budget.dtype, *flags]
-    bits = {"quantize": flags[flags.index("--quantize") + 1]} if "--quantize" in flags else {}
-    place = {"model": BASE, "adapter": str(output)} if adapts else {"model": str(output)}
+    base(getattr(torch, budget.dtype) if adapts else torch.float32)                     # before the process is copied
 
     def learn_and_score() -> dict[str, Any]:
-        learned = tuned([*command, "--output", str(output), "--overwrite"])["train"]
-        return {"scores": scored(data, ModelFlags(**place, **bits, dtype=budget.dtype), files),
-                "minutes": learned["seconds"] / 60, "memory": learned["peak_memory"]}
+        learned, objective = tuned([*command, "--output", str(output), "--overwrite"])
+        return {"scores": scored(data, objective, files), "minutes": learned["seconds"] / 60,
+                "memory": learned["peak_memory"]}
 
     return forked(learn_and_score, work / "tuned.log") | {"steps": steps, "examples": examples,
                                                          "command": shown(command)}
 
 
-def tuned(command: Sequence[str]) -> dict[str, Any]:
-    """What finetune.py prints."""
+@functools.cache
+def base(dtype: torch.dtype) -> PretrainedLlama:
+    return get_model(BASE, dtype=dtype)
+
+
+def tuned(command: Sequence[str]) -> tuple[dict[str, Any], torch.nn.Module]:
+    """What finetune.py prints of its training, and the objective with the model that has learned. Once a process."""
+    trainers = []
+
+    class InMemory(Trainer):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **options | {"output": None})
+            trainers.append(self)
+
+    def read(name: str, *, dtype: torch.dtype, bits: int, **options: Any) -> PretrainedLlama:
+        return get_model(name, dtype=dtype, bits=bits, **options) if bits else base(dtype)
+
+    finetune.Trainer, finetune.get_model = InMemory, read
     sys.argv, said = list(command), io.StringIO()
     with contextlib.redirect_stdout(said):
         finetune.main()
-    return json.loads(said.getvalue().splitlines()[-1])
+    return json.loads(said.getvalue().splitlines()[-1])["train"], trainers[0].objective
 
 
-def scored(data: DataSet, model_flags: ModelFlags, files: Mapping[str, Path]) -> dict[str, float]:
-    """What llama.evaluate would print of each test set, of a model that is loaded once."""
-    task, dataset = task_and_dataset(TaskFlags(task=data.task, **data.reading))
-    model = load(model_flags, purpose="find")
-    return {test: evaluate_dataset(Plain(model, task), dataset([str(files[test])]), batch_size=32)[0][data.score]
+def scored(data: DataSet, objective: torch.nn.Module, files: Mapping[str, Path]) -> dict[str, float]:
+    """What llama.evaluate would print of each test set."""
+    _, dataset = task_and_dataset(TaskFlags(task=data.task, **data.reading))
+    return {test: evaluate_dataset(objective, dataset([str(files[test])]), batch_size=32)[0][data.score]
             for test in TESTS}
 
 
