@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--chat", action="store_true", help="prompts are questions; without any, chat on the terminal")
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat (default: the chat format's own)")
     parser.add_argument("--chat-format", metavar="NAME",
-                        help="chatml, alpaca, llama-2, llama-3, plain, or a file with a template (default: the model's)")
+                        help="chatml, alpaca, llama-2, llama-3, plain, or a template's file (default: the model's)")
     parser.add_argument("--template-args", metavar="JSON", default="",
                         help="what else the chat template asks for, such as '{\"enable_thinking\": false}'")
     parser.add_argument("--tools", metavar="FILE", help="functions that the model may call, described in a list of "

@@ -3,8 +3,8 @@
     python -m tests.learners [--only NAME …]
 
 What one reads is what runs: after each edit of a definition, the text of generate.py or the losses of finetune.py, with
-no flag that asks for it, must be others than before. One that changes nothing is hidden by a fast version. What the test
-model is too small to get by itself, the compiled step, is asked for: on floats, and on few bits with a longer prompt.
+no flag that asks for it, must be others than before. One that changes nothing is hidden by a fast version. The compiled
+step, for which the test model is too small, is asked for: on floats, and on few bits with a longer prompt.
 """
 
 import argparse

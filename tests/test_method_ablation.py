@@ -1,13 +1,16 @@
 """Texts that were perturbed, and the table of which methods helped: tests/ablation."""
 
 import json
+import os
 import random
+import sys
 
 import pytest
 
 from llama.datasets.tags import spans_of, tags_of
 from tests.ablation import __main__ as ablation
 from tests.ablation import sets
+from tests.ablation.forked import forked
 from tests.ablation.perturb import HOMOPHONES, KINDS, SAID_ALIKE, perturbed
 
 TEXT = "这本书的内容很好，房间也很干净，服务员的态度让人感到温暖，下次还会再来住。"
@@ -80,16 +83,18 @@ def test_property_an_interrupted_ablation_goes_on(tmp_path, monkeypatch, capsys)
     """What is there is not run again; one more method is told by its flags; what fails is said, and the code tells."""
     ran = []
 
-    def trained(command, output, log, *, again):
-        ran.append((command, output))
+    def tuned(command):
+        ran.append(command)
         if "nan" in command:
             raise RuntimeError("no luck")
-        return {"train": {"seconds": 60.0, "peak_memory": 5e8}, "wall": 70.0, "cpu": 65.0}
+        return {"seconds": 60.0, "peak_memory": 5e8}, None
 
-    monkeypatch.setattr(ablation, "trained", trained)
-    monkeypatch.setattr(ablation, "scored", lambda data, flags, files: dict.fromkeys(sets.TESTS, 0.5 + len(ran) / 100))
+    monkeypatch.setattr(ablation, "tuned", tuned)
+    monkeypatch.setattr(ablation, "base", lambda dtype: None)
+    monkeypatch.setattr(ablation, "forked", lambda work, log: work() | {"cpu": 65.0})
+    monkeypatch.setattr(ablation, "scored", lambda *a: dict.fromkeys(sets.TESTS, 0.5 + len(ran) / 100))
     monkeypatch.setattr(ablation, "files_of", lambda *a: {"train": tmp_path / "t"})
-    monkeypatch.setattr(ablation, "share_of", lambda *a: (tmp_path / "part", 138))
+    monkeypatch.setattr(ablation, "share_of", lambda *a, **b: (tmp_path / "part", 138))
     argv = ["x", "--sets", "sentiment", "--shares", "0.01", "--seeds", "2", "--output", str(tmp_path / "r.json"),
             "--method", "mine=--lr 'nan'", "--methods", "plain", "LoRA on int4", "mine"]
     for times in (6, 8):
@@ -97,13 +102,17 @@ def test_property_an_interrupted_ablation_goes_on(tmp_path, monkeypatch, capsys)
         with pytest.raises(SystemExit) as left:
             ablation.main()
         assert left.value.code == 1 and len(ran) == times and "left out: no luck" in capsys.readouterr().err
-    (plain, model), (lora, adapter) = ran[:2]
-    assert plain[plain.index("--max-steps") + 1] == "40" and "--lora" not in plain and model.name == "model"
-    assert lora[lora.index("--quantize") + 1] == "int4" and adapter.name == "adapter"
+    plain, lora = ran[:2]
+    assert plain[plain.index("--max-steps") + 1] == "40" and "--lora" not in plain and "/model" in " ".join(plain)
+    assert lora[lora.index("--quantize") + 1] == "int4" and "/adapter" in " ".join(lora)
     monkeypatch.setattr("sys.argv", [*argv, "--table"])
     with pytest.raises(SystemExit):
         ablation.main()
     out = capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*argv, "--table", "--max-steps", "7"])  # runs of another budget: another table
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert not capsys.readouterr().out.strip()
     assert len(ran) == 8 and "**sentiment, 1%**: 138 examples, 40 steps; accuracy" in out
     assert "| LoRA on int4 |" in out and "| plain " in out and "0.525 ± 0.021" in out and "mine" not in out
 
@@ -124,6 +133,36 @@ def test_property_test_sets_are_the_same_texts_perturbed_and_shares_are_drawn_by
     assert count == 6 and path.read_text("utf-8") == drawn[0]
     (files["clean"]).write_text("kept", encoding="utf-8")
     assert sets.files_of("entities", tmp_path, tmp_path, 8)["clean"].read_text("utf-8") == "kept"
+
+
+def test_property_a_budget_leaves_out_long_texts_and_draws_the_share_from_the_whole(tmp_path, monkeypatch):
+    reviews = [{"text": "好" * n, "label": "good"} for n in range(1, 41)]
+    monkeypatch.setitem(sets._READERS, "sentiment", lambda samples: (reviews, reviews))
+    files = sets.files_of("sentiment", tmp_path, tmp_path, 100, 30)
+    assert len(sets._pieces(files["train"])) == len(sets._pieces(files["clean"])) == 30
+    drawn = {seed: set(sets._pieces(sets.share_of("sentiment", files["train"], 0.5, seed, tmp_path, whole=20)[0]))
+             for seed in range(8)}
+    assert {len(each) for each in drawn.values()} == {10} and len(set().union(*drawn.values())) == 20
+    assert sets.SETS["sentiment"].within(8).batch_size == 8 and sets.SETS["instructions"].within(8).batch_size == 4
+    assert sets.SETS["sentiment"].within(0) == sets.SETS["sentiment"]
+
+
+def test_property_a_copy_gives_what_the_work_gives(tmp_path):
+    """However much; what the work does to its process ends with the copy, and what it breaks by is said."""
+    left = []
+
+    def work():
+        left.append(1)
+        print("it goes", file=sys.stderr)
+        return {"long": "字" * 100_000, "cpu": -1}
+
+    found = forked(work, tmp_path / "log")
+    assert found["long"] == "字" * 100_000 and found["cpu"] >= 0 and not left
+    assert (tmp_path / "log").read_text("utf-8") == "it goes\n"
+    with pytest.raises(RuntimeError, match="ValueError: no luck"):
+        forked(lambda: (_ for _ in ()).throw(ValueError("no luck")), tmp_path / "log")
+    with pytest.raises(RuntimeError, match="it said nothing, and ended with -9"):
+        forked(lambda: os.kill(os.getpid(), 9), tmp_path / "log")
 
 
 def test_property_what_a_user_says_is_perturbed_and_no_answer(tmp_path, monkeypatch):

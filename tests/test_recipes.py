@@ -66,6 +66,14 @@ def test_worked_example_what_zh_small_takes_where_nothing_is_said(task, flags):
         assert (other.attention, other.word_dropout, other.chat_format) == ("auto", 0.0, "")
 
 
+@pytest.mark.parametrize("task", recipes.WITH_ZH_SMALL)
+def test_property_what_chinese_texts_begin_with_is_taken_by_each_task(task):
+    arguments = _flags(task=task)
+    recipes.choose_base(arguments, CHINESE, usual="usual")
+    flags.TaskFlags(task=task, attention=arguments.attention, pooling=arguments.pooling)   # or it refuses
+    assert (arguments.pooling == "mean") == (task in ("classification", "sentiment", "opinion"))
+
+
 @pytest.mark.parametrize("given, minutes", [({}, 30), ({"epochs": 7}, 0), ({"max_steps": 9}, 0), ({"minutes": 5.0}, 5),
                                             ({"minutes": 0.0}, 0), ({"epochs": 7, "minutes": 5.0}, 5)])
 def test_worked_example_of_a_run_that_is_bounded_by_what_was_asked_for_or_else_by_time(given, minutes):

@@ -6,6 +6,7 @@
 zh-small learns a task from a share of its data by each method, with three seeds, that draw the share, too; the result
 is scored on a clean test set and on the same texts perturbed (tests/ablation/perturb.py). A method is a name and flags
 of finetune.py. Every run is kept in --output as soon as it is there: the same command goes on with what is missing.
+How much a run may cost is a Budget; those of another budget stand in another table.
 
 The table shows mean ± standard deviation over seeds. ▲ stands where every seed of a method is better than every seed of
 «plain», ▼ where every one is worse, and nothing where they overlap or are fewer than three: there nobody can tell.
@@ -15,6 +16,9 @@ Try: let `marked` compare means; tests/test_method_ablation.py
 """
 
 import argparse
+import contextlib
+import functools
+import io
 import json
 import shlex
 import statistics
@@ -22,17 +26,23 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+import finetune
 from llama.benchmark import goals
-from llama.commands.flags import ModelFlags, TaskFlags, load, task_and_dataset
-from llama.frontier.runs import Results, shown, trained
+from llama.checkpoint import PretrainedLlama
+from llama.commands.flags import TaskFlags, task_and_dataset
+from llama.frontier.runs import Results, shown
 from llama.frontier.spread import beats
 from llama.frontier.spread import shown as mean_and_spread
+from llama.pretrained import get_model
 from llama.runtime import cli
 from llama.runtime.progress import duration
+from llama.trainer import Trainer
 from llama.training.evaluation import evaluate_dataset
-from llama.training.objective import Plain
+from tests.ablation.forked import forked
 from tests.ablation.sets import SETS, TESTS, DataSet, files_of, share_of
 
 PLAIN, BASE = "plain", "zh-small"
@@ -53,17 +63,36 @@ METHODS = {
 }
 
 
+class Budget(NamedTuple):
+    """What every run may cost; 0 is what the set says, and no limit.
+
+    steps    of a training at most; else three times through the data, and 40 at least
+    batch    examples of a step, half as many of instructions
+    length   characters of a review or a sentence, those of more left out
+    whole    examples that count as 100 %
+    test     examples of each test set
+    dtype    to compute in; weights are kept in float32
+    """
+
+    steps: int = 0
+    batch: int = 0
+    length: int = 0
+    whole: int = 0
+    test: int = 300
+    dtype: str = "float32"
+
+
 def main() -> None:
     arguments = _parser().parse_args()
     methods = METHODS | dict(_named(text) for text in arguments.method)
     wanted = arguments.methods or list(methods)
     if unknown := [name for name in wanted if name not in methods]:
         raise ValueError(f"--methods {unknown[0]}: there are {', '.join(methods)}")
-    kept = Results(arguments.output)
+    kept, budget = Results(arguments.output), Budget(*(getattr(arguments, field) for field in Budget._fields))
     missing = [] if arguments.table else [
         (name, share, method, seed) for seed in range(arguments.seeds) for name in arguments.sets
         for share in arguments.shares for method in wanted
-        if key(name, share, method, seed, arguments.max_steps) not in kept]
+        if key(name, share, method, seed, budget) not in kept]
     started, failed = time.monotonic(), False
     for number, (name, share, method, seed) in enumerate(missing):
         each = (time.monotonic() - started) / max(number, 1)
@@ -71,15 +100,15 @@ def main() -> None:
         print(f"[{number + 1}/{len(missing)}] {name}, {share:.0%}: {method}, seed {seed} …{left}", file=sys.stderr,
               flush=True)
         try:
-            found = measured(name, share, methods[method], seed, arguments)
+            found = measured(name, share, methods[method], seed, budget, arguments)
         except RuntimeError as error:
             print(f"left out: {error}", file=sys.stderr)
             failed = True
             continue
-        kept.keep(key(name, share, method, seed, arguments.max_steps), found)
+        kept.keep(key(name, share, method, seed, budget), found)
     print(json.dumps(kept, ensure_ascii=False) if arguments.json else "\n\n".join(
-        table(kept, name, share) for name in arguments.sets for share in arguments.shares
-        if rows_of(kept, name, share)))
+        table(kept, name, share, budget) for name in arguments.sets for share in arguments.shares
+        if rows_of(kept, name, share, budget)))
     sys.exit(1 if failed else 0)
 
 
@@ -93,9 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", action="append", default=[], metavar="NAME=FLAGS", help="one more: its flags of "
                         "finetune.py")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
-    parser.add_argument("--max-steps", type=int, default=0, metavar="N", help="of a training at most; 0: three times "
-                        "through the data, and 40 at least")
+    parser.add_argument("--max-steps", dest="steps", type=int, default=0, metavar="N", help="of a training at most; 0: "
+                        "three times through the data, and 40 at least")
+    parser.add_argument("--batch-size", dest="batch", type=int, default=0, metavar="N", help="examples of a step; "
+                        "half as many instructions")
+    parser.add_argument("--length", type=int, default=0, metavar="N", help="leave out reviews and sentences of more "
+                        "characters")
+    parser.add_argument("--whole", type=int, default=0, metavar="N", help="examples that count as 100 %%")
     parser.add_argument("--test", type=int, default=300, metavar="N", help="examples of each test set")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     parser.add_argument("--samples", type=Path, default=Path("../shared/data"), help="where the files of others lie")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/ablation"), help="data, trained models and logs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/ablation.json"), help="results so far")
@@ -111,55 +146,86 @@ def _named(text: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(shlex.split(flags))
 
 
-def key(name: str, share: float, method: str, seed: int, most: int) -> str:
+def key(name: str, share: float, method: str, seed: int, budget: Budget) -> str:
     """What makes a run what it is."""
-    return json.dumps([name, share, method, seed, most], ensure_ascii=False)
+    return json.dumps([name, share, method, seed, budget], ensure_ascii=False)
 
 
-def measured(name: str, share: float, flags: Sequence[str], seed: int, arguments: argparse.Namespace
+def measured(name: str, share: float, flags: Sequence[str], seed: int, budget: Budget, arguments: argparse.Namespace
              ) -> dict[str, Any]:
-    """{"scores": by test set, "minutes" and "cpu" of the training, "memory", "steps", "command"}."""
-    data, files = SETS[name], files_of(name, arguments.work, arguments.samples, arguments.test)
-    work, adapts = arguments.work / name, "--lora" in flags
-    train, examples = share_of(name, files["train"], share, seed, work)
+    """{"scores": by test set, "minutes" and "cpu" of learning and scoring, "memory", "steps", "examples", "command"}.
+
+    It is the command that one types, but in a copy of this process (forked.py), which has imported torch and read the
+    model already, and the result is scored where it was learned: nothing is saved, loaded and compared.
+    """
+    data, adapts = SETS[name].within(budget.batch), "--lora" in flags
+    work = arguments.work / "-".join(map(str, filter(None, (name, budget.length))))
+    files = files_of(name, work, arguments.samples, budget.test, budget.length)
+    train, examples = share_of(name, files["train"], share, seed, work, whole=budget.whole)
     steps = max(40, round(3 * examples / data.batch_size))
-    steps = min(steps, arguments.max_steps) if arguments.max_steps else steps
+    steps = min(steps, budget.steps) if budget.steps else steps
     output = work / ("adapter" if adapts else "model")
     command = ["finetune.py", "--model", BASE, "--data", str(train), *data.flags, "--epochs", "100000", "--max-steps",
-               str(steps), "--save-every", str(steps), "--seed", str(seed), *flags]
-    learned = trained(command, output, work / "tuned.log", again=True)
-    bits = {"quantize": flags[flags.index("--quantize") + 1]} if "--quantize" in flags else {}
-    place = {"model": BASE, "adapter": str(output)} if adapts else {"model": str(output)}
-    return {"scores": scored(data, ModelFlags(**place, **bits), files), "minutes": learned["train"]["seconds"] / 60,
-            "cpu": learned["cpu"], "memory": learned["train"]["peak_memory"], "steps": steps, "examples": examples,
-            "command": shown(command)}
+               str(steps), "--save-every", str(steps), "--seed", str(seed), "--dtype", budget.dtype, *flags]
+    base(getattr(torch, budget.dtype) if adapts else torch.float32)                     # before the process is copied
+
+    def learn_and_score() -> dict[str, Any]:
+        learned, objective = tuned([*command, "--output", str(output), "--overwrite"])
+        return {"scores": scored(data, objective, files), "minutes": learned["seconds"] / 60,
+                "memory": learned["peak_memory"]}
+
+    return forked(learn_and_score, work / "tuned.log") | {"steps": steps, "examples": examples,
+                                                         "command": shown(command)}
 
 
-def scored(data: DataSet, model_flags: ModelFlags, files: Mapping[str, Path]) -> dict[str, float]:
-    """What llama.evaluate would print of each test set, of a model that is loaded once."""
-    task, dataset = task_and_dataset(TaskFlags(task=data.task, **data.reading))
-    model = load(model_flags, purpose="find")
-    return {test: evaluate_dataset(Plain(model, task), dataset([str(files[test])]), batch_size=32)[0][data.score]
+@functools.cache
+def base(dtype: torch.dtype) -> PretrainedLlama:
+    return get_model(BASE, dtype=dtype)
+
+
+def tuned(command: Sequence[str]) -> tuple[dict[str, Any], torch.nn.Module]:
+    """What finetune.py prints of its training, and the objective with the model that has learned. Once a process."""
+    trainers = []
+
+    class InMemory(Trainer):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **options | {"output": None})
+            trainers.append(self)
+
+    def read(name: str, *, dtype: torch.dtype, bits: int, **options: Any) -> PretrainedLlama:
+        return get_model(name, dtype=dtype, bits=bits, **options) if bits else base(dtype)
+
+    finetune.Trainer, finetune.get_model = InMemory, read
+    sys.argv, said = list(command), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        finetune.main()
+    return json.loads(said.getvalue().splitlines()[-1])["train"], trainers[0].objective
+
+
+def scored(data: DataSet, objective: torch.nn.Module, files: Mapping[str, Path]) -> dict[str, float]:
+    """What llama.evaluate would print of each test set."""
+    _, dataset = task_and_dataset(TaskFlags(task=data.task, **data.reading))
+    return {test: evaluate_dataset(objective, dataset([str(files[test])]), batch_size=32)[0][data.score]
             for test in TESTS}
 
 
 Rows = dict[str, list[Mapping[str, Any]]]
 
 
-def rows_of(kept: Mapping[str, Mapping[str, Any]], name: str, share: float) -> Rows:
+def rows_of(kept: Mapping[str, Mapping[str, Any]], name: str, share: float, budget: Budget) -> Rows:
     """The runs of each method on a share of a data set, in the order of METHODS and then of their making."""
     found: Rows = {}
     for text, result in kept.items():
-        of, part, method, _, _ = json.loads(text)
-        if (of, part) == (name, share):
+        of, part, method, _, cost = json.loads(text)
+        if (of, part, cost) == (name, share, list(budget)):
             found.setdefault(method, []).append(result)
     order = [*METHODS, *found]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
-def table(kept: Mapping[str, Mapping[str, Any]], name: str, share: float) -> str:
+def table(kept: Mapping[str, Mapping[str, Any]], name: str, share: float, budget: Budget) -> str:
     """A row for each method, in Markdown; ▲ and ▼ where it does not overlap with «plain»."""
-    data, found = SETS[name], rows_of(kept, name, share)
+    data, found = SETS[name], rows_of(kept, name, share, budget)
     rows = []
     for method, results in found.items():
         by_test = {test: [result["scores"][test] for result in results] for test in TESTS}

@@ -3,7 +3,7 @@
     sentiment     reviews of books and hotels          data/reviews
     entities      names in the People's Daily          data/peoples-daily
     instructions  short Chinese questions and answers  belle_zh_seed_tasks.jsonl and sharegpt_zh_1k.jsonl of --samples,
-                  those of SHORT characters at most, divided 80 : 20
+                  the first exchange of each, where it has SHORT characters at most, divided 80 : 20
 
 Every file is made once, and again only where it is missing.
 """
@@ -23,7 +23,7 @@ from tests.ablation.perturb import KINDS, perturbed
 from weights.formats.paths import home
 
 TESTS = ("clean", *KINDS)
-SHORT = 150
+SHORT = 120
 Example = dict[str, Any]
 
 
@@ -49,6 +49,10 @@ class DataSet(NamedTuple):
         reading = [word for name, value in self.reading.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         return ["--task", self.task, *reading, *self.learning, "--batch-size", str(self.batch_size)]
 
+    def within(self, batch: int) -> "DataSet":
+        """Itself with so many examples a step where it has 16, half as many where it has 8; 0: as it is."""
+        return self._replace(batch_size=max(1, batch * self.batch_size // 16)) if batch else self
+
 
 _FULL = ("--attention", "full", "--lr", "5e-4")
 _BARE = ("--pooling", "mean", "--word-dropout", "0")                # of its recipe what is no method to be compared
@@ -60,13 +64,19 @@ SETS = {
 }
 
 
-def files_of(name: str, work: Path, samples: Path, tests: int) -> dict[str, Path]:
-    """"train", and a file for each of TESTS with so many examples. Raises ValueError where there is no data."""
+def files_of(name: str, work: Path, samples: Path, tests: int, longest: int = 0) -> dict[str, Path]:
+    """"train", and a file for each of TESTS with so many examples; of those with labels the longer ones left out.
+
+    Raises ValueError where there is no data.
+    """
     ending = SETS[name].ending
-    files = {part: work / name / f"{part}.{ending}" for part in ("train", *TESTS)}
+    files = {part: work / f"{part}{'' if part == 'train' else f'-{tests}'}.{ending}"
+             for part in ("train", *TESTS)}
     if all(file.exists() for file in files.values()):
         return files
     learn, judge = _READERS[name](samples)
+    if longest and name in _LENGTHS:
+        learn, judge = ([example for example in part if _LENGTHS[name](example) <= longest] for part in (learn, judge))
     chosen = random.Random(0).sample(range(len(judge)), min(tests, len(judge)))
     judged = [judge[i] for i in chosen]
     files["train"].parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +87,11 @@ def files_of(name: str, work: Path, samples: Path, tests: int) -> dict[str, Path
     return files
 
 
-def share_of(name: str, train: Path, share: float, seed: int, work: Path) -> tuple[Path, int]:
-    """A file with a share of the training examples, drawn by the seed, and how many they are."""
+def share_of(name: str, train: Path, share: float, seed: int, work: Path, *, whole: int = 0) -> tuple[Path, int]:
+    """A file with a share of the training examples, drawn by the seed, and how many they are; of `whole` ones, or all.
+    """
     examples = _pieces(train)
+    examples = random.Random(0).sample(examples, min(whole or len(examples), len(examples)))
     chosen = random.Random(seed).sample(examples, max(1, round(share * len(examples))))
     path = work / f"part.{SETS[name].ending}"
     path.write_text("".join(chosen), encoding="utf-8")
@@ -122,8 +134,9 @@ def _instructions(samples: Path) -> tuple[Any, Any]:
         if not source.exists():
             raise ValueError(f"{source} is not here; say with --samples where the files of other projects are")
     asked = InstructionDataset(*sources, skip_bad=True)
-    short = asked.part(i for i, example in enumerate(asked) if len(example["messages"]) == 2
-                       and sum(len(message["content"]) for message in example["messages"]) <= SHORT)
+    first = [{"messages": example["messages"][:2]} for example in asked]
+    short = [example for example in first if [each["role"] for each in example["messages"]] == ["user", "assistant"]
+             and sum(len(message["content"]) for message in example["messages"]) <= SHORT]
     learn, judge, _ = split(short, 0.8, 0.2, 0.0, text=lambda example: example["messages"][0]["content"])
     return learn, judge
 
@@ -155,4 +168,6 @@ def _columns(example: Example) -> str:
 _READERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     "sentiment": _reviews, "entities": _entities, "instructions": _instructions}
 _PERTURBERS = {"sentiment": _perturbed_review, "entities": _perturbed_sentence, "instructions": _perturbed_question}
+_LENGTHS: dict[str, Callable[[Example], int]] = {
+    "sentiment": lambda example: len(example["text"]), "entities": lambda example: len(example["tokens"])}
 _FORMS = {"sentiment": _line("text", "label"), "entities": _columns, "instructions": _line("messages")}
