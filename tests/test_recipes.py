@@ -70,6 +70,7 @@ def test_worked_example_what_zh_small_takes_where_nothing_is_said(task, flags):
 def test_property_what_chinese_texts_begin_with_is_taken_by_each_task(task):
     arguments = _flags(task=task)
     recipes.choose_base(arguments, CHINESE, usual="usual")
+    recipes.complete(arguments)
     flags.TaskFlags(task=task, attention=arguments.attention, pooling=arguments.pooling)   # or it refuses
     assert (arguments.pooling == "mean") == (task in ("classification", "sentiment", "opinion"))
 

@@ -136,7 +136,7 @@ class Step:
     def fits(self, tokens, cache):
         return tokens.shape[1] == 1
 
-    def __call__(self, tokens, *, padding, cache):
+    def __call__(self, tokens, *, padding, cache, count):
         self.taken += 1
         hidden = self.model.hidden(tokens, positions=(cache.length - padding)[:, None], cache=cache,
                                    mask=padding_mask(padding, 1, cache.length + 1))
