@@ -98,11 +98,11 @@ struct Own {
     Rounded rounded;
     std::vector<Query> queries;
     std::unique_ptr<Seen> seen;
-    std::unique_ptr<Block> block;
+    std::unique_ptr<Panel> panel;
     Own(int64_t lanes, int64_t slots, bool precise)
-        : normed(FEW * D), scores(slots), y(lanes * std::max(BLOCK, ROWS)), rounded(FEW, precise, false), seen(new Seen),
-          block(new Block) {
-        block->y.resize(room_for(lanes) * BLOCK);
+        : normed(FEW * D), scores(slots), y(lanes * std::max(PANEL_ROWS, ROWS)), rounded(FEW, precise, false), seen(new Seen),
+          panel(new Panel) {
+        panel->y.resize(room_for(lanes) * PANEL_ROWS);
     }
 };
 
@@ -146,12 +146,12 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     const int64_t rows = rows_at_once(lanes);
     const auto project = [&](const Matrix& m, const Input& in, std::vector<float>& y) {
         #pragma omp for schedule(static) nowait
-        for (int64_t row = 0; row < m.rows; row += rows) multiply(m, row, in, lanes, &y[row], m.rows, *own.block);
+        for (int64_t row = 0; row < m.rows; row += rows) multiply(m, row, in, lanes, &y[row], m.rows, *own.panel);
     };
     const auto add = [&](const Matrix& m, const Input& in) {
         #pragma omp for schedule(static)
         for (int64_t row = 0; row < D; row += rows) {
-            multiply(m, row, in, lanes, own.y.data(), rows, *own.block);
+            multiply(m, row, in, lanes, own.y.data(), rows, *own.panel);
             for (int64_t t = 0; t < lanes; t++)
                 for (int64_t r = 0; r < rows; r++) x[t * D + row + r] += own.y[t * rows + r];
         }
@@ -186,7 +186,7 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     project(layer.gate_proj, in, shared.gated);
     #pragma omp for schedule(static)                           // and so each thread gets the rows that it got above
     for (int64_t row = 0; row < F; row += rows) {
-        multiply(layer.up_proj, row, in, lanes, own.y.data(), rows, *own.block);
+        multiply(layer.up_proj, row, in, lanes, own.y.data(), rows, *own.panel);
         for (int64_t t = 0; t < lanes; t++)
             for (int64_t r = 0; r < rows; r++) {
                 float& gate = shared.gated[t * F + row + r];
@@ -215,7 +215,7 @@ static void step(const Model& model, const Cache* caches, bool half, int64_t lan
         const int64_t rows = rows_at_once(wanted);
         #pragma omp for schedule(static)
         for (int64_t row = 0; row < V; row += rows)
-            multiply(model.lm_head, row, in, wanted, logits + row, V, *own.block);
+            multiply(model.lm_head, row, in, wanted, logits + row, V, *own.panel);
     }
 }
 

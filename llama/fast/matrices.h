@@ -1,10 +1,10 @@
 // A matrix times vectors, one for each token of a step: of floats in floats, of few bits in whole numbers.
 //
 // For few tokens the time is that of reading the matrix: ROWS rows at a time, along their columns (`multiply_floats`,
-// `multiply_integers`). For many it is that of the products: a block of rows is laid out once so that one instruction takes
-// all of them, and then meets every token (`multiply_block`).
+// `multiply_integers`). For many it is that of the products: a panel of rows is packed once, so that one instruction takes all
+// of them, and then meets every token (`multiply_panel`).
 //
-// Try: let `lay_out` swap the two halves of a byte; tests/test_compiled_step.py
+// Try: let `pack` swap the two halves of a byte; tests/test_compiled_step.py
 // (test_two_ways_many_tokens_equal_few) fails.
 
 #pragma once
@@ -100,7 +100,7 @@ static void round(const float* x, int8_t* q, int8_t* rest, float& scale, float& 
     sum += scale * left / FINER;
 }
 
-// The numbers of a group in 16 bits, two in each of 16 places, so that a place of a block of rows (`lay_out`) takes few
+// The numbers of a group in 16 bits, two in each of 16 places, so that a place of a panel (`pack`) takes few
 // instructions: of the bytes in a word of 32 bits the first and the third, and the second and the fourth.
 static void pair_up(const int8_t* q, const int8_t* rest, int32_t* pairs) {
     int16_t x[GROUP];
@@ -260,22 +260,22 @@ static void multiply_rows(const Matrix& m, int64_t row, const Input& in, int64_t
 
 using processor::Pairs;
 typedef int16_t Shorts __attribute__((vector_size(4 * WIDTH)));
-constexpr int ABREAST = 2, BLOCK = ABREAST * WIDTH;            // rows of a block, one in each place of so many vectors
-constexpr int TILE = 4;                                        // vectors that meet a block at a time
-constexpr int64_t PANEL = 32;                                  // groups that are laid out at a time: they stay in the cache
+constexpr int ABREAST = 2, PANEL_ROWS = ABREAST * WIDTH;       // rows of a panel, one in each place of so many vectors
+constexpr int TILE = 4;                                        // vectors that meet a panel at a time
+constexpr int64_t PANEL_GROUPS = 32;                           // groups that are packed at a time: they stay in the cache
 
-// A block of rows, or PANEL groups of them, laid out to be multiplied by many vectors, and what came of it.
-struct Block {
-    Pairs pairs[PANEL][GROUP / 2][ABREAST];
-    Floats scale[PANEL][ABREAST], minimum[PANEL][ABREAST];
-    std::vector<float> y;                                      // (lanes, BLOCK)
+// Some rows, PANEL_GROUPS groups of them, as many vectors are multiplied by them, and what came of it.
+struct Panel {
+    Pairs pairs[PANEL_GROUPS][GROUP / 2][ABREAST];
+    Floats scale[PANEL_GROUPS][ABREAST], minimum[PANEL_GROUPS][ABREAST];
+    std::vector<float> y;                                      // (lanes, PANEL_ROWS)
 };
 
-// n scales of each row of a block, from group `first` on, in float16, turned around: to[g][row]
-static void lay_out_scales(const void* scales, const Matrix& m, int64_t row, int64_t first, int64_t n, float factor,
+// n scales of each row of a panel, from group `first` on, in float16, turned around: to[g][row]
+static void pack_scales(const void* scales, const Matrix& m, int64_t row, int64_t first, int64_t n, float factor,
                            Floats (*to)[ABREAST]) {
     const int64_t groups = m.columns / GROUP, end = m.rows * groups;
-    for (int r = 0; r < BLOCK; r++) {
+    for (int r = 0; r < PANEL_ROWS; r++) {
         const int64_t place = std::min(row + r, m.rows - 1) * groups + first;
         for (int64_t g = 0; g < n; g += STEP) {
             uint16_t halves[STEP] = {};
@@ -286,20 +286,20 @@ static void lay_out_scales(const void* scales, const Matrix& m, int64_t row, int
     }
 }
 
-template <Kind KIND> static void lay_out(const Matrix& m, int64_t row, int64_t first, int64_t n, float factor, Block& block) {
+template <Kind KIND> static void pack(const Matrix& m, int64_t row, int64_t first, int64_t n, float factor, Panel& panel) {
     constexpr int BYTES = KIND == INT4_GROUPS ? GROUP / 2 : GROUP;
     const int64_t groups = m.columns / GROUP;
     const char* weights = (const char*)m.weight;
-    if (KIND == INT4_GROUPS) lay_out_scales(m.minimum, m, row, first, n, 1, block.minimum);
-    if (KIND != INT8) lay_out_scales(m.scale, m, row, first, n, factor, block.scale);
+    if (KIND == INT4_GROUPS) pack_scales(m.minimum, m, row, first, n, 1, panel.minimum);
+    if (KIND != INT8) pack_scales(m.scale, m, row, first, n, factor, panel.scale);
     else
-        for (int r = 0; r < BLOCK; r++)
+        for (int r = 0; r < PANEL_ROWS; r++)
             for (int64_t g = 0; g < n; g++)
-                ((float*)block.scale[g])[r] = ((const float*)m.scale)[std::min(row + r, m.rows - 1)] * factor;
+                ((float*)panel.scale[g])[r] = ((const float*)m.scale)[std::min(row + r, m.rows - 1)] * factor;
     for (int64_t g = 0; g < n; g++) {
-        ask_ahead(weights + (row + BLOCK) * groups * BYTES - AHEAD, first + g, BLOCK * BYTES);      // for the next block
-        alignas(sizeof(Words)) uint32_t words[BYTES / 4][BLOCK];
-        for (int r = 0; r < BLOCK; r++) {                      // behind the last row comes that row again
+        ask_ahead(weights + (row + PANEL_ROWS) * groups * BYTES - AHEAD, first + g, PANEL_ROWS * BYTES);      // for the next panel
+        alignas(sizeof(Words)) uint32_t words[BYTES / 4][PANEL_ROWS];
+        for (int r = 0; r < PANEL_ROWS; r++) {                      // behind the last row comes that row again
             uint32_t found[BYTES / 4];
             memcpy(found, weights + (std::min(row + r, m.rows - 1) * groups + first + g) * BYTES, BYTES);
             for (int j = 0; j < BYTES / 4; j++) words[j][r] = found[j];
@@ -310,9 +310,9 @@ template <Kind KIND> static void lay_out(const Matrix& m, int64_t row, int64_t f
                 memcpy(&word, &words[j][v * WIDTH], sizeof word);
                 if (KIND == INT4_GROUPS) {
                     for (int i = 0; i < 4; i++)                // lower half of the even bytes, of the odd ones, upper halves
-                        block.pairs[g][4 * j + i][v] = (Pairs)(word >> (i % 2 * 8 + i / 2 * 4) & 0x000f000f);
+                        panel.pairs[g][4 * j + i][v] = (Pairs)(word >> (i % 2 * 8 + i / 2 * 4) & 0x000f000f);
                 } else {
-                    Pairs* places = &block.pairs[g][j % 4 * 4 + j / 4 * 2][v];
+                    Pairs* places = &panel.pairs[g][j % 4 * 4 + j / 4 * 2][v];
                     places[0] = (Pairs)((Shorts)(word << 8) >> 8);
                     places[ABREAST] = (Pairs)((Shorts)word >> 8);
                 }
@@ -320,8 +320,8 @@ template <Kind KIND> static void lay_out(const Matrix& m, int64_t row, int64_t f
     }
 }
 
-// y += the groups in `block`, which begin with group `first` of a row, times TILE vectors.
-template <bool MINIMUM> static void multiply_tile(const Block& block, int64_t first, int64_t n, const Input& in, int64_t lane,
+// y += the groups in `panel`, which begin with group `first` of a row, times TILE vectors.
+template <bool MINIMUM> static void multiply_tile(const Panel& panel, int64_t first, int64_t n, const Input& in, int64_t lane,
                                                   float* y) {
     Floats sums[TILE][ABREAST];
     memcpy(sums, y, sizeof sums);
@@ -333,48 +333,48 @@ template <bool MINIMUM> static void multiply_tile(const Block& block, int64_t fi
             for (int t = 0; t < TILE; t++)
                 #pragma GCC unroll 8
                 for (int v = 0; v < ABREAST; v++)
-                    dot[t][v] = processor::pairs(dot[t][v], block.pairs[g][p][v], x[t * in.columns / 2 + p]);
+                    dot[t][v] = processor::pairs(dot[t][v], panel.pairs[g][p][v], x[t * in.columns / 2 + p]);
         #pragma GCC unroll 8
         for (int t = 0; t < TILE; t++) {
             const int64_t theirs = (lane + t) * in.groups + first + g;
             #pragma GCC unroll 8
             for (int v = 0; v < ABREAST; v++) {
-                sums[t][v] += __builtin_convertvector(dot[t][v], Floats) * (block.scale[g][v] * in.scale[theirs]);
-                if (MINIMUM) sums[t][v] += block.minimum[g][v] * in.sum[theirs];
+                sums[t][v] += __builtin_convertvector(dot[t][v], Floats) * (panel.scale[g][v] * in.scale[theirs]);
+                if (MINIMUM) sums[t][v] += panel.minimum[g][v] * in.sum[theirs];
             }
         }
     }
     memcpy(y, sums, sizeof sums);
 }
 
-// Rows [row, row + BLOCK), as far as there are such: y[t * stride + r]
-template <Kind KIND> static void multiply_block(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y,
-                                                int64_t stride, Block& block) {
-    const int64_t groups = m.columns / GROUP, rows = std::min<int64_t>(BLOCK, m.rows - row);
-    std::fill(block.y.begin(), block.y.end(), 0.f);
-    for (int64_t first = 0; first < groups; first += PANEL) {
-        const int64_t n = std::min(PANEL, groups - first);
-        lay_out<KIND>(m, row, first, n, in.precise ? 1.f / FINER : 1.f, block);
+// Rows [row, row + PANEL_ROWS), as far as there are such: y[t * stride + r]
+template <Kind KIND> static void multiply_panel(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y,
+                                                int64_t stride, Panel& panel) {
+    const int64_t groups = m.columns / GROUP, rows = std::min<int64_t>(PANEL_ROWS, m.rows - row);
+    std::fill(panel.y.begin(), panel.y.end(), 0.f);
+    for (int64_t first = 0; first < groups; first += PANEL_GROUPS) {
+        const int64_t n = std::min(PANEL_GROUPS, groups - first);
+        pack<KIND>(m, row, first, n, in.precise ? 1.f / FINER : 1.f, panel);
         for (int64_t t = 0; t < lanes; t += TILE)
-            multiply_tile<KIND == INT4_GROUPS>(block, first, n, in, t, &block.y[t * BLOCK]);
+            multiply_tile<KIND == INT4_GROUPS>(panel, first, n, in, t, &panel.y[t * PANEL_ROWS]);
     }
     for (int64_t t = 0; t < lanes; t++)
-        for (int64_t r = 0; r < rows; r++) y[t * stride + r] = block.y[t * BLOCK + r] + (m.bias ? m.bias[row + r] : 0);
+        for (int64_t r = 0; r < rows; r++) y[t * stride + r] = panel.y[t * PANEL_ROWS + r] + (m.bias ? m.bias[row + r] : 0);
 }
 
 // ---- either ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t FEW = 6;                                     // lanes up to which reading takes longer than laying out
+constexpr int64_t FEW = 6;                                     // lanes up to which reading takes longer than packing
 
-static inline int64_t rows_at_once(int64_t lanes) { return lanes > FEW ? BLOCK : ROWS; }
+static inline int64_t rows_at_once(int64_t lanes) { return lanes > FEW ? PANEL_ROWS : ROWS; }
 static inline int64_t room_for(int64_t lanes) { return lanes > FEW ? (lanes + TILE - 1) / TILE * TILE : lanes; }
 
 // Rows [row, row + rows_at_once(lanes)), as far as there are such, times each of the vectors: y[t * stride + r]
-static void multiply(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride, Block& block) {
+static void multiply(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride, Panel& panel) {
     const int64_t end = std::min(row + rows_at_once(lanes), m.rows);
-    if (lanes > FEW && m.kind == INT8) return multiply_block<INT8>(m, row, in, lanes, y, stride, block);
-    if (lanes > FEW && m.kind == INT8_GROUPS) return multiply_block<INT8_GROUPS>(m, row, in, lanes, y, stride, block);
-    if (lanes > FEW && m.kind == INT4_GROUPS) return multiply_block<INT4_GROUPS>(m, row, in, lanes, y, stride, block);
+    if (lanes > FEW && m.kind == INT8) return multiply_panel<INT8>(m, row, in, lanes, y, stride, panel);
+    if (lanes > FEW && m.kind == INT8_GROUPS) return multiply_panel<INT8_GROUPS>(m, row, in, lanes, y, stride, panel);
+    if (lanes > FEW && m.kind == INT4_GROUPS) return multiply_panel<INT4_GROUPS>(m, row, in, lanes, y, stride, panel);
     for (int64_t r = row; r < end; r += ROWS) {                // the number of rows need not be a multiple of ROWS
         const int64_t first = std::min(r, m.rows - ROWS);
         multiply_rows(m, first, in, lanes, y + first - row, stride);
