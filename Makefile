@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo zh-small test test-processors arm parity bench tasks compat mutants fuzz torture torture-share serve-check browser lint clean
+.PHONY: demo zh-small test test-processors arm parity vllm bench tasks compat mutants fuzz torture torture-share serve-check browser lint clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py
@@ -30,7 +30,11 @@ arm: $(VENV)/ready
 	$(RUN) -m tests.arm
 
 parity: $(VENV)/ready .venv-parity/ready
-	$(RUN) -m tests.parity --judges .venv-parity/bin/python
+	$(RUN) -m tests.parity --judges .venv-parity/bin/python \
+		$(if $(wildcard .venv-vllm/ready),--vllm .venv-vllm/bin/python)
+
+# vLLM for CPUs, x86-64 and ARM, as one more judge of `make parity` from then on.
+vllm: .venv-vllm/ready
 
 bench: $(VENV)/ready .venv-parity/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check "matplotlib>=3.8"
@@ -82,6 +86,12 @@ $(VENV)/ready: requirements.txt
 	.venv-serve/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
 	touch $@
 
+.venv-vllm/ready: requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-vllm.txt
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check "scikit-learn>=1.5" \
@@ -89,4 +99,4 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-parity .venv-bench .venv-serve .venv-compat .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-parity .venv-bench .venv-serve .venv-vllm .venv-compat .pytest_cache .ruff_cache

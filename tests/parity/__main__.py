@@ -1,6 +1,6 @@
 """`make parity`: the same questions to this project and to libraries that share no code with it; one table.
 
-    python -m tests.parity --judges .venv-parity/bin/python [--only models training …] [--write-fixtures]
+    python -m tests.parity --judges .venv-parity/bin/python [--vllm .venv-vllm/bin/python] [--only models training …]
 
 The areas: the model's modules (parts), whole models of many shapes, SmolLM2-135M, ten training steps, sampling
 distributions, adapters, tokenizers, chat templates, file formats, a tuned model in other programs (deploy), scores,
@@ -30,13 +30,16 @@ MODEL = "smollm2-135m-instruct"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
     parser.add_argument("--judges", required=True, metavar="PYTHON", help="one that has requirements-parity.txt")
+    parser.add_argument("--vllm", default="", metavar="PYTHON", help="one that has requirements-vllm.txt; without it "
+                        "nothing is asked of vLLM")
     parser.add_argument("--only", nargs="+", choices=AREAS, default=AREAS, metavar="AREA", help=", ".join(AREAS))
     parser.add_argument("--write-fixtures", action="store_true", help="keep small answers, for tests/test_fixtures.py")
     arguments = parser.parse_args()
     logging.getLogger("llama").setLevel(logging.ERROR)              # adapters without a base's fingerprint, and so on
     fetch(MODEL)
     checks, seconds = [], {}
-    with tempfile.TemporaryDirectory() as temporary, Judges(arguments.judges, Path(temporary)) as judges:
+    with tempfile.TemporaryDirectory() as temporary, Judges(
+            arguments.judges, Path(temporary), vllm=arguments.vllm) as judges:
         print(_row("what", "against", "cases", "worst", "verdict") + "\n" + _row(*["---"] * 5))
         for area in arguments.only:
             started = time.monotonic()

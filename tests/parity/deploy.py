@@ -1,7 +1,7 @@
-"""A tuned model elsewhere, as docs/deploy.md shows it: the same chat with it here, in transformers and in llama.cpp.
+"""A tuned model elsewhere, as docs/deploy.md shows it: the same chat with it here, in transformers, vLLM and llama.cpp.
 
-A small model learns examples/identity.jsonl, at last by LoRA; the adapter is merged, the folder goes to transformers,
-and a GGUF made of it to llama.cpp. Both apply the chat template that lies in what they were given.
+A small model learns examples/identity.jsonl, at last by LoRA; the adapter is merged, the folder goes to transformers
+and vLLM, and a GGUF made of it to llama.cpp. Each applies the chat template that lies in what it was given.
 """
 
 from collections.abc import Iterator
@@ -40,10 +40,19 @@ def checks(judges: Judges) -> Iterator[Check]:
     prompts = [FORMATS["chatml"].encode(chat, model.tokenizer, reply=True, apart=False)[0] for chat in CHATS]
     ours = [found.text for found in answers(model, prompts)]
     for name, path in (("transformers", folder), ("llama.cpp", file)):
-        theirs = judges.ask(JUDGE, what=name.replace(".", "_"), path=str(path), chats=CHATS, new=NEW)
-        differ = sum(a.strip() != b.strip() for a, b in zip(ours, theirs, strict=True))
-        yield Check("a tuned and merged model: what it says in a chat", name, f"{len(CHATS)} chats",
-                    f"{differ} differ", not differ and all(text.strip() for text in ours))
+        yield compared(ours, judges, name, path)
+    if judges.vllm:
+        own = judges.folder / "vllm"
+        own.mkdir()
+        with Judges(judges.vllm, own) as others:
+            yield compared(ours, others, "vLLM", folder)
+
+
+def compared(ours: list[str], judges: Judges, name: str, path: Path) -> Check:
+    theirs = judges.ask(JUDGE, what=name.lower().replace(".", "_"), path=str(path), chats=CHATS, new=NEW)
+    differ = sum(a.strip() != b.strip() for a, b in zip(ours, theirs, strict=True))
+    return Check("a tuned and merged model: what it says in a chat", name, f"{len(CHATS)} chats", f"{differ} differ",
+                 not differ and all(text.strip() for text in ours))
 
 
 def answers(model: torch.nn.Module, prompts: list[list[int]]) -> list[Completion]:

@@ -35,3 +35,15 @@ def llama_cpp(request):
             raise RuntimeError(f"llama.cpp refuses {request['path']}: {answer}")
         said.append(answer["choices"][0]["message"]["content"])
     return said
+
+
+def vllm(request):
+    """By the folder, its tokenizer and its template, greedily and in float32, on the CPU."""
+    import os
+
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    from vllm import LLM, SamplingParams
+
+    model = LLM(request["path"], dtype="float32", max_model_len=512, enforce_eager=True)
+    sampling = SamplingParams(temperature=0, max_tokens=request["new"])
+    return [model.chat(chat, sampling, use_tqdm=False)[0].outputs[0].text for chat in request["chats"]]

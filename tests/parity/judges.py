@@ -43,10 +43,11 @@ class Judges:
     """The other interpreter; a context manager. Raises RuntimeError with its traceback if a question fails there.
 
     folder    for questions and answers, and for whatever an area wants to put before the judges
+    vllm      the interpreter that has vLLM, beside which the others' libraries cannot be; "" for none
     """
 
-    def __init__(self, python: str, folder: Path):
-        self.folder, self.count = folder, 0
+    def __init__(self, python: str, folder: Path, *, vllm: str = ""):
+        self.folder, self.count, self.vllm = folder, 0, vllm
         self.kept: dict[str, dict[str, Any]] = {}                   # "area/name": function, request, answer
         self.log = open(folder / "judge.log", "w+", encoding="utf-8")
         # -I: the folder of judge.py stays off its path, or our tokenizers.py would be found for the library.
