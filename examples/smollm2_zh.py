@@ -13,8 +13,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -93,10 +95,12 @@ def learn(name: str, *flags: object) -> None:
 
 
 def report() -> None:
-    """Prints Markdown."""
+    """Prints Markdown, of the runs that have ended."""
+    ended = {title: stages for title, stages in (WAYS | STARTS).items()
+             if all((RUNS / f"{stage}.json").exists() for stage in stages)}
     print("| SmolLM2-135M | steps | minutes | tokens a character | bits per byte of held-out news "
           "| perplexity of English |\n|---|---|---|---|---|---|")
-    for title, stages in (WAYS | STARTS).items():
+    for title, stages in ended.items():
         results = [json.loads((RUNS / f"{stage}.json").read_text(encoding="utf-8")) for stage in stages]
         english, scores = [stage["watched"]["neutral.txt"] for stage in results], results[-1]["eval"]
         print(f"| {title} | {sum(stage['train']['steps'] for stage in results)} "
@@ -104,8 +108,21 @@ def report() -> None:
               f"| {scores['bits_per_character'] * math.log(2) / scores['loss']:.2f} "
               f"| {results[0]['eval_before']['bits_per_byte']:.3f} → {scores['bits_per_byte']:.3f} "
               f"| {english[0]['before']['perplexity']:.2f} → {english[-1]['after']['perplexity']:.2f} |")
-    plot()
+    for title in ended.keys() & {"grown, all at once", "grown, rows as likely as frequent"}:
+        say(f"{title}: {distance(WAYS[title], WAYS['not grown'])}")
+    plot(ended)
     say(f"drawn: {PLOT.relative_to(HOME)}")
+
+
+def distance(stages: Sequence[str], others: Sequence[str]) -> str:
+    """By how many bits a byte others are ahead, first and last, and where a line through all of that meets 0."""
+    ours, theirs = (dict(zip(*curve(each), strict=True)) for each in (stages, others))
+    steps = sorted(ours.keys() & theirs.keys() - {0})
+    (slope, start), spread = np.polyfit(steps, [ours[step] - theirs[step] for step in steps], 1, cov=True)
+    meets = -start / slope
+    error = math.sqrt(np.array([meets, 1]) @ spread @ np.array([meets, 1])) / abs(slope)        # to first order
+    first, last = (f"{ours[step] - theirs[step]:.3f} after {step}" for step in (steps[0], steps[-1]))
+    return f"bits behind, by steps: {first}, {last}; a line meets 0 at {meets:,.0f} ± {error:,.0f}"
 
 
 def curve(stages: Sequence[str]) -> tuple[list[int], list[float]]:
@@ -121,13 +138,13 @@ def curve(stages: Sequence[str]) -> tuple[list[int], list[float]]:
     return steps, bits
 
 
-def plot() -> None:
+def plot(ended: Mapping[str, Sequence[str]]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "smollm2-zh"})
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, ways in zip(figure.subplots(1, 2, width_ratios=(1, 2)), (STARTS, WAYS), strict=True):
-        for title, stages in ways.items():
+        for title, stages in ((title, stages) for title, stages in ways.items() if title in ended):
             axes.plot(*curve(stages), "o-", markersize=3, label=title)
         axes.set(xlabel="steps of 1,024 tokens")
         axes.grid(visible=True, alpha=0.3)
