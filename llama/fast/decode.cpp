@@ -42,7 +42,7 @@ struct Lane {
     int64_t wanted;                                            // whether its logits are
 };
 
-constexpr int64_t MOST = 512;                                  // lanes that go through a block together
+constexpr int64_t MOST = 256;                                  // lanes that go through a block together
 constexpr int64_t RUN = 32, TOGETHER = 4;                      // lanes whose queries are a block: at most, and at least
 
 // ---- the parts of a block --------------------------------------------------------------------------------------------
