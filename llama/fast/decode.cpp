@@ -85,7 +85,7 @@ struct Shared {
     std::vector<Run> runs;
     Shared(int64_t lanes, const Lane* lane, bool precise)
         : q(lanes * H * K), k(lanes * G * K), v(lanes * G * K), mixed(lanes * H * K), gated(lanes * F), normed(lanes * D),
-          rounded(lanes > FEW ? room_for(lanes) : 0, precise, true) {
+          rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
         for (int64_t t = 0; t < lanes; t++)
             if (t == 0 || lane[t].row != lane[t - 1].row || runs.back().lanes == RUN) runs.push_back({t, 1});
             else runs.back().lanes++;
@@ -100,22 +100,24 @@ struct Own {
     std::unique_ptr<Seen> seen;
     std::unique_ptr<Panel> panel;
     Own(int64_t lanes, int64_t slots, bool precise)
-        : normed(FEW * D), scores(slots), y(lanes * std::max(PANEL_ROWS, ROWS)), rounded(FEW, precise, false), seen(new Seen),
-          panel(new Panel) {
+        : normed(FEW[precise] * D), scores(slots), y(lanes * std::max(PANEL_ROWS, ROWS)),
+          rounded(FEW[precise], precise, false), seen(new Seen), panel(new Panel) {
         panel->y.resize(room_for(lanes) * PANEL_ROWS);
     }
 };
 
 // The vectors x (lanes, columns), normed if there is a norm, and rounded. Of few lanes every thread does it for itself, since
 // that is faster than waiting for another to have done it; of many each does some.
-static Input input(const float* x, int64_t columns, const float* norm, float eps, int64_t lanes, Shared& shared, Own& own) {
-    Rounded& rounded = lanes > FEW ? shared.rounded : own.rounded;
-    float* normed = lanes > FEW ? shared.normed.data() : own.normed.data();
+static Input input(const float* x, int64_t columns, const float* norm, const Model& model, int64_t lanes, Shared& shared,
+                   Own& own) {
+    const bool many = are_many(lanes, model.precise);
+    Rounded& rounded = many ? shared.rounded : own.rounded;
+    float* normed = many ? shared.normed.data() : own.normed.data();
     const auto take = [&](int64_t t) {
-        if (norm) rms_norm(x + t * D, norm, eps, normed + t * D);
+        if (norm) rms_norm(x + t * D, norm, model.eps, normed + t * D);
         rounded.take((norm ? normed : x) + t * columns, columns, t);
     };
-    if (lanes > FEW) {
+    if (many) {
         #pragma omp for schedule(static)
         for (int64_t t = 0; t < lanes; t++) take(t);
     } else
@@ -143,7 +145,7 @@ template <class C> static void block(const Model& model, const Layer& layer, con
                                      const Lane* lane, const float* cos, const float* sin, float* x, Shared& shared,
                                      Own& own) {
     C *keys = (C*)cache.keys, *values = (C*)cache.values;
-    const int64_t rows = rows_at_once(lanes);
+    const int64_t rows = rows_at_once(are_many(lanes, model.precise));
     const auto project = [&](const Matrix& m, const Input& in, std::vector<float>& y) {
         #pragma omp for schedule(static) nowait
         for (int64_t row = 0; row < m.rows; row += rows) multiply(m, row, in, lanes, &y[row], m.rows, *own.panel);
@@ -157,7 +159,7 @@ template <class C> static void block(const Model& model, const Layer& layer, con
         }
     };
 
-    Input in = input(x, D, layer.input_layernorm, model.eps, lanes, shared, own);
+    Input in = input(x, D, layer.input_layernorm, model, lanes, shared, own);
     project(layer.q_proj, in, shared.q);
     project(layer.k_proj, in, shared.k);
     project(layer.v_proj, in, shared.v);
@@ -180,9 +182,9 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     for (int64_t i = 0; i < (int64_t)shared.runs.size() * G; i++)
         attend<C>(model, cache, shared.runs[i / G], i % G, lane, shared, shared.mixed.data(), own);
 
-    add(layer.o_proj, input(shared.mixed.data(), H * K, nullptr, 0, lanes, shared, own));
+    add(layer.o_proj, input(shared.mixed.data(), H * K, nullptr, model, lanes, shared, own));
 
-    in = input(x, D, layer.post_attention_layernorm, model.eps, lanes, shared, own);
+    in = input(x, D, layer.post_attention_layernorm, model, lanes, shared, own);
     project(layer.gate_proj, in, shared.gated);
     #pragma omp for schedule(static)                           // and so each thread gets the rows that it got above
     for (int64_t row = 0; row < F; row += rows) {
@@ -193,7 +195,7 @@ template <class C> static void block(const Model& model, const Layer& layer, con
                 gate = gate / (1 + std::exp(-gate)) * own.y[t * rows + r];
             }
     }
-    add(layer.down_proj, input(shared.gated.data(), F, nullptr, 0, lanes, shared, own));
+    add(layer.down_proj, input(shared.gated.data(), F, nullptr, model, lanes, shared, own));
 }
 
 // Some lanes through all blocks, and the logits of those that want them, in their order.
@@ -211,8 +213,8 @@ static void step(const Model& model, const Cache* caches, bool half, int64_t lan
         #pragma omp single
         for (int64_t t = 0; t < lanes; t++)
             if (lane[t].wanted) memmove(x + wanted++ * D, x + t * D, D * sizeof(float));
-        const Input in = input(x, D, model.norm, model.eps, wanted, shared, own);
-        const int64_t rows = rows_at_once(wanted);
+        const Input in = input(x, D, model.norm, model, wanted, shared, own);
+        const int64_t rows = rows_at_once(are_many(wanted, model.precise));
         #pragma omp for schedule(static)
         for (int64_t row = 0; row < V; row += rows)
             multiply(model.lm_head, row, in, wanted, logits + row, V, *own.panel);

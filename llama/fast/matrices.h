@@ -364,17 +364,20 @@ template <Kind KIND> static void multiply_panel(const Matrix& m, int64_t row, co
 
 // ---- either ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t FEW = 6;                                     // lanes up to which reading takes longer than packing
+// Lanes up to which packing takes longer than it saves: of activations in 8 bits, of which a panel makes 16, and in 16.
+constexpr int64_t FEW[] = {24, 6};
 
-static inline int64_t rows_at_once(int64_t lanes) { return lanes > FEW ? PANEL_ROWS : ROWS; }
-static inline int64_t room_for(int64_t lanes) { return lanes > FEW ? (lanes + TILE - 1) / TILE * TILE : lanes; }
+static inline bool are_many(int64_t lanes, bool precise) { return lanes > FEW[precise]; }
+static inline int64_t rows_at_once(bool many) { return many ? PANEL_ROWS : ROWS; }
+static inline int64_t room_for(int64_t lanes) { return (lanes + TILE - 1) / TILE * TILE; }
 
-// Rows [row, row + rows_at_once(lanes)), as far as there are such, times each of the vectors: y[t * stride + r]
+// Rows [row, row + rows_at_once(many)), as far as there are such, times each of the vectors: y[t * stride + r]
 static void multiply(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride, Panel& panel) {
-    const int64_t end = std::min(row + rows_at_once(lanes), m.rows);
-    if (lanes > FEW && m.kind == INT8) return multiply_panel<INT8>(m, row, in, lanes, y, stride, panel);
-    if (lanes > FEW && m.kind == INT8_GROUPS) return multiply_panel<INT8_GROUPS>(m, row, in, lanes, y, stride, panel);
-    if (lanes > FEW && m.kind == INT4_GROUPS) return multiply_panel<INT4_GROUPS>(m, row, in, lanes, y, stride, panel);
+    const bool many = in.pairs;
+    const int64_t end = std::min(row + rows_at_once(many), m.rows);
+    if (many && m.kind == INT8) return multiply_panel<INT8>(m, row, in, lanes, y, stride, panel);
+    if (many && m.kind == INT8_GROUPS) return multiply_panel<INT8_GROUPS>(m, row, in, lanes, y, stride, panel);
+    if (many && m.kind == INT4_GROUPS) return multiply_panel<INT4_GROUPS>(m, row, in, lanes, y, stride, panel);
     for (int64_t r = row; r < end; r += ROWS) {                // the number of rows need not be a multiple of ROWS
         const int64_t first = std::min(r, m.rows - ROWS);
         multiply_rows(m, first, in, lanes, y + first - row, stride);
