@@ -125,14 +125,15 @@ static Input input(const float* x, int64_t columns, const float* norm, const Mod
     return rounded.input(norm ? normed : x, columns);
 }
 
-template <class C> static void attend(const Model& model, const Cache& cache, const Run& run, int64_t g, const Lane* lane,
-                                      const Shared& shared, float* mixed, Own& own) {
-    const int64_t place = lane[run.start].row * cache.row_stride + g * cache.head_stride;
+// Query heads [head, head + heads) of a run, which share their key-value head.
+template <class C> static void attend(const Model& model, const Cache& cache, const Run& run, int64_t head, int64_t heads,
+                                      const Lane* lane, const Shared& shared, float* mixed, Own& own) {
+    const int64_t place = lane[run.start].row * cache.row_stride + head / (H / G) * cache.head_stride;
     const C *keys = (const C*)cache.keys + place, *values = (const C*)cache.values + place;
     own.queries.clear();
     for (int64_t t = run.start; t < run.start + run.lanes; t++) {
         const int64_t last = lane[t].slot, oldest = model.window ? last + 1 - model.window : 0;
-        for (int64_t i = t * H + g * (H / G); i < t * H + (g + 1) * (H / G); i++)
+        for (int64_t i = t * H + head; i < t * H + head + heads; i++)
             own.queries.push_back({&shared.q[i * K], mixed + i * K, std::max(lane[t].first, oldest), last, 0, 0});
     }
     if (run.lanes < TOGETHER)
@@ -178,9 +179,10 @@ template <class C> static void block(const Model& model, const Layer& layer, con
         store<K>(&shared.v[(t * G + g) * K], values + place);
     }
 
+    const int64_t runs = shared.runs.size(), parts = runs == lanes ? H : G, heads = H / parts;
     #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < (int64_t)shared.runs.size() * G; i++)
-        attend<C>(model, cache, shared.runs[i / G], i % G, lane, shared, shared.mixed.data(), own);
+    for (int64_t i = 0; i < runs * parts; i++)
+        attend<C>(model, cache, shared.runs[i / parts], i % parts * heads, heads, lane, shared, shared.mixed.data(), own);
 
     add(layer.o_proj, input(shared.mixed.data(), H * K, nullptr, model, lanes, shared, own));
 
