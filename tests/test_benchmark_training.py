@@ -1,5 +1,6 @@
 import pytest
 
+from llama.benchmark import training
 from llama.benchmark.training import ROWS, WORKS, losses, operations, order, run, tables
 
 
@@ -45,3 +46,16 @@ def test_refusal_of_unknown_works():
     with pytest.raises(ValueError, match="--works nothing: no work is called so; there are LoRA, ragged; "):
         run("none", "nothing", data=[], repeats=1, python="")
     assert len(set(WORKS)) == len(WORKS)
+
+
+def test_property_a_run_says_on_what_it_was_measured_and_goes_on_where_a_work_is_refused(tmp_path, monkeypatch):
+    def refuse(*given, **more):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(training, "model_path", lambda model: tmp_path)
+    monkeypatch.setattr(training, "measure_matrix_peak", lambda: 1e9)
+    monkeypatch.setattr(training.Place, "prepare", lambda place, data: None)
+    monkeypatch.setattr(training, "speeds", refuse)
+    monkeypatch.setattr(training.os, "environ", {})
+    found = run("any", "LoRA, ragged", data=[], repeats=1, python="")
+    assert found["machine"]["processor"] and found["refused"] == {"LoRA, ragged": "no room"}

@@ -30,9 +30,8 @@ from typing import Any
 import torch
 
 from llama import cost
-from llama.benchmark import machine
 from llama.benchmark.goals import met, ratio, table
-from llama.benchmark.machine import SETTLE, model_path
+from llama.benchmark.machine import SETTLE, machine, model_path
 from llama.benchmark.machine_limits import measure_matrix_peak
 from llama.benchmark.measure_training import random_tensors
 from llama.checkpoint import build_on_meta, save_model
