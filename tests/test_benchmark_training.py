@@ -58,4 +58,4 @@ def test_property_a_run_says_on_what_it_was_measured_and_goes_on_where_a_work_is
     monkeypatch.setattr(training, "speeds", refuse)
     monkeypatch.setattr(training.os, "environ", {})
     found = run("any", "LoRA, ragged", data=[], repeats=1, python="")
-    assert found["machine"]["processor"] and found["refused"] == {"LoRA, ragged": "no room"}
+    assert found["machine"]["instructions"] and found["refused"] == {"LoRA, ragged": "no room"}
