@@ -56,6 +56,6 @@ def test_property_a_run_says_on_what_it_was_measured_and_goes_on_where_a_work_is
     monkeypatch.setattr(training, "measure_matrix_peak", lambda: 1e9)
     monkeypatch.setattr(training.Place, "prepare", lambda place, data: None)
     monkeypatch.setattr(training, "speeds", refuse)
-    monkeypatch.setattr(training.os, "environ", {})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")                      # which a run sets, and this puts back
     found = run("any", "LoRA, ragged", data=[], repeats=1, python="")
     assert found["machine"]["instructions"] and found["refused"] == {"LoRA, ragged": "no room"}

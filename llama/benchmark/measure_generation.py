@@ -46,7 +46,7 @@ with quiet_start(__name__):
     from llama.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)
-STEP = min(MAX_TOKENS, FEW_ROWS)                                         # tokens that go through what single ones do
+STEP = min(MAX_TOKENS, FEW_ROWS)                                         # tokens at a time: a step of floats takes them
 
 
 def works(model: Llama, *, cache_dtype: torch.dtype | None = None, lookup: bool = False) -> Works:

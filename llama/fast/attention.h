@@ -11,7 +11,7 @@
 
 // One query head over the slots [first, last] of its key-value head; scores has room for them.
 template <class C> static void attend_alone(const float* q, const C* keys, const C* values, int64_t first, int64_t last,
-                                      float* scores, float* out) {
+                                            float* scores, float* out) {
     float top = -1e30f, sum = 0;             // no infinity: -ffast-math does without
     for (int64_t s = first; s <= last; s++) {
         Floats dot = {};

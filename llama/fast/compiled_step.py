@@ -128,7 +128,7 @@ class CompiledStep:
         return logits
 
     def unpacked(self, matrix: Matrix, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        """`QuantizedLinear.unpacked` in float32 or bfloat16, for prompts: they go through torch, which takes floats."""
+        """`QuantizedLinear.unpacked` in float32 or bfloat16, for what goes through torch, which takes floats."""
         rows = torch.empty(end - start, matrix.columns, dtype=dtype)
         self._unpack(matrix, start, end - start, dtype == torch.bfloat16, rows.data_ptr())
         return rows

@@ -143,8 +143,8 @@ public:
         std::fill(sums + columns / GROUP, sums + groups, 0.f);
     }
     Input input(const float* x, int64_t columns) const {
-        return {precise, columns, groups_of(columns), x, q.data(), precise ? rest.data() : nullptr, many ? pairs.data() : nullptr,
-                scale.data(), sum.data()};
+        return {precise, columns, groups_of(columns), x, q.data(), precise ? rest.data() : nullptr,
+                many ? pairs.data() : nullptr, scale.data(), sum.data()};
     }
 };
 
@@ -273,7 +273,7 @@ struct Panel {
 
 // n scales of each row of a panel, from group `first` on, in float16, turned around: to[g][row]
 static void pack_scales(const void* scales, const Matrix& m, int64_t row, int64_t first, int64_t n, float factor,
-                           Floats (*to)[ABREAST]) {
+                        Floats (*to)[ABREAST]) {
     const int64_t groups = m.columns / GROUP, end = m.rows * groups;
     for (int r = 0; r < PANEL_ROWS; r++) {
         const int64_t place = std::min(row + r, m.rows - 1) * groups + first;
@@ -297,9 +297,10 @@ template <Kind KIND> static void pack(const Matrix& m, int64_t row, int64_t firs
             for (int64_t g = 0; g < n; g++)
                 ((float*)panel.scale[g])[r] = ((const float*)m.scale)[std::min(row + r, m.rows - 1)] * factor;
     for (int64_t g = 0; g < n; g++) {
-        ask_ahead(weights + (row + PANEL_ROWS) * groups * BYTES - AHEAD, first + g, PANEL_ROWS * BYTES);      // for the next panel
+        const char* next = weights + (row + PANEL_ROWS) * groups * BYTES;      // the panel behind this one
+        ask_ahead(next - AHEAD, first + g, PANEL_ROWS * BYTES);
         alignas(sizeof(Words)) uint32_t words[BYTES / 4][PANEL_ROWS];
-        for (int r = 0; r < PANEL_ROWS; r++) {                      // behind the last row comes that row again
+        for (int r = 0; r < PANEL_ROWS; r++) {                 // behind the last row comes that row again
             uint32_t found[BYTES / 4];
             memcpy(found, weights + (std::min(row + r, m.rows - 1) * groups + first + g) * BYTES, BYTES);
             for (int j = 0; j < BYTES / 4; j++) words[j][r] = found[j];
@@ -374,10 +375,12 @@ static inline int64_t room_for(int64_t lanes) { return (lanes + TILE - 1) / TILE
 // Rows [row, row + rows_at_once(many)), as far as there are such, times each of the vectors: y[t * stride + r]
 static void multiply(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride, Panel& panel) {
     const bool many = in.pairs;
+    if (many) switch (m.kind) {                                // floats go a few rows at a time, whatever the lanes
+        case INT8: return multiply_panel<INT8>(m, row, in, lanes, y, stride, panel);
+        case INT8_GROUPS: return multiply_panel<INT8_GROUPS>(m, row, in, lanes, y, stride, panel);
+        case INT4_GROUPS: return multiply_panel<INT4_GROUPS>(m, row, in, lanes, y, stride, panel);
+    }
     const int64_t end = std::min(row + rows_at_once(many), m.rows);
-    if (many && m.kind == INT8) return multiply_panel<INT8>(m, row, in, lanes, y, stride, panel);
-    if (many && m.kind == INT8_GROUPS) return multiply_panel<INT8_GROUPS>(m, row, in, lanes, y, stride, panel);
-    if (many && m.kind == INT4_GROUPS) return multiply_panel<INT4_GROUPS>(m, row, in, lanes, y, stride, panel);
     for (int64_t r = row; r < end; r += ROWS) {                // the number of rows need not be a multiple of ROWS
         const int64_t first = std::min(r, m.rows - ROWS);
         multiply_rows(m, first, in, lanes, y + first - row, stride);

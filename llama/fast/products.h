@@ -54,7 +54,7 @@ static inline Ints dot(const uint8_t* weight, const int8_t* x) {
 }
 
 // In each place, of both numbers of 16 bits there: sums + (lower · lower of x) + (upper · upper of x)
-static inline Pairs pairs(Pairs sums, Pairs weight, int32_t x) {
+template <class Vector> static inline Vector pairs(Vector sums, Vector weight, int32_t x) {
     return sums + (weight << 16 >> 16) * (int32_t)(int16_t)x + (weight >> 16) * (x >> 16);
 }
 
@@ -125,7 +125,7 @@ static inline Pairs pairs(Pairs sums, Pairs weight, int32_t x) {
 #elif defined(__AVX512BW__)
     return sums + (Pairs)_mm512_madd_epi16((__m512i)weight, _mm512_set1_epi32(x));
 #elif defined(__AVX512F__)
-    return sums + (weight << 16 >> 16) * (int32_t)(int16_t)x + (weight >> 16) * (x >> 16);
+    return portable::pairs(sums, weight, x);
 #elif defined(__AVXVNNI__)
     return (Pairs)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)weight, _mm256_set1_epi32(x));
 #else
