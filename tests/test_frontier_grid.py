@@ -54,6 +54,7 @@ def test_property_the_doors_know_every_flag(tmp_path, monkeypatch, capsys):
     grid = Grid(methods=("full", "freeze-2", "lora-8", "dora-8", "lora-8-int4"))
     files = Files.__new__(Files)
     files.grid, files.folder = grid, tmp_path
+    files.beginning = lambda start: tmp_path / "nothing.txt"
     files.held_out, files.vocabulary, files.learned, files.tested = (tmp_path / name for name in "hvlt")
     start = Start("tiny-1m", "peoples-daily", "0", 100_000, 3)
     commands = [(train, grids.train_command(grid, start, files))]
@@ -85,6 +86,19 @@ def test_property_texts_are_made_alike_and_once(tmp_path, monkeypatch):
     assert len(made[0].learned.read_text(encoding="utf-8").splitlines()) == 8
     (tmp_path / "one" / "news.txt").write_text("kept", encoding="utf-8")
     assert Files(grid, tmp_path / "one", [str(records)] * 2).text(str(text), "0").read_text(encoding="utf-8") == "kept"
+
+
+def test_property_a_start_reads_whole_documents_from_the_beginning_and_no_more_than_it_can(tmp_path):
+    files = Files.__new__(Files)
+    files.folder = tmp_path
+    documents = [f"第{n}篇。" * 300 for n in range(40)]
+    (tmp_path / "news.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    paths = [files.beginning(Start("tiny-1m", "news.txt", "0", tokens)) for tokens in (1024, 3000, 10**6)]
+    read = [path.read_text(encoding="utf-8").strip("\n").split("\n\n") for path in paths]
+    assert len(set(paths)) == 3 and len(read[0]) == 6 and len(read[0]) < len(read[1]) < 40
+    assert all(part == documents[: len(part)] for part in read) and read[2] == documents
+    (tmp_path / "one.txt").write_text("长" * 99_999, encoding="utf-8")
+    assert files.beginning(Start("tiny-1m", "one.txt", "0", 1024)).read_text(encoding="utf-8") == "长" * 8192
 
 
 def test_property_no_share_and_the_whole():

@@ -40,10 +40,12 @@ def test_refusal_of_what_is_no_number(parse, flags, words):
         parse(*flags)
 
 
-def test_refusal_of_equal_names_and_missing_files(parse):
+def test_refusal_of_equal_names_missing_files_and_shares_of_everything(parse):
     with pytest.raises(ValueError, match="two texts have one name"):
         watched(parse("--watch", "a=a.txt", "a=b.txt"))
     with pytest.raises(ValueError, match="--mix names a file twice"):
         mixed(parse("--mix", "a.txt=0.1", "a.txt=0.2"), lambda files: LanguageModelingDataset(*files))
+    with pytest.raises(ValueError, match="--mix gives 1.1 of all tokens to other texts"):
+        mixed(parse("--mix", "nowhere.txt=0.6", "b.txt=0.5"), lambda files: LanguageModelingDataset(*files))
     with pytest.raises(FileNotFoundError, match="nowhere.txt"):
         watched(parse("--guard", "nowhere.txt=1.1"))

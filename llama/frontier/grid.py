@@ -29,6 +29,7 @@ from weights.fetch import fetch
 from weights.formats.atomic_write import atomic_file
 
 HELD_OUT, JUDGED = 0.05, 20_000                                     # of the first text; characters of that to score on
+OF_A_TOKEN = 8                                                      # characters, more than pieces have in the mean
 METHOD = re.compile(r"full|freeze-(\d+)|(lora|dora)-(\d+)(?:-(int8|int4))?")
 RATES = {"full": "1e-3", "freeze": "1e-3", "lora": "3e-3", "dora": "3e-3"}
 
@@ -158,7 +159,7 @@ BATCH, TUNED_BATCH, TUNED_LENGTH = 8, 16, 64
 
 def train_command(grid: Grid, start: Start, files: "Files") -> list[str]:
     steps = max(1, start.tokens // (BATCH * grid.block_size))
-    return ["train.py", "--data", str(files.text(start.text, start.shuffled)), "--tokenizer", str(files.vocabulary),
+    return ["train.py", "--data", str(files.beginning(start)), "--tokenizer", str(files.vocabulary),
             "--preset", start.shape, "--block-size", str(grid.block_size), "--batch-size", str(BATCH), "--epochs",
             "1000000", "--minutes", "0", "--max-steps", str(steps), "--seed", str(start.seed)]
 
@@ -204,6 +205,18 @@ class Files:
 
     def text(self, name: str, shuffled: str) -> Path:
         return self.folder / f"{Path(name).stem}{f'-{shuffled}-shuffled' if float(shuffled) else ''}.txt"
+
+    def beginning(self, start: Start) -> Path:
+        """As much of its text as it can read: all of it would take longer to cut into tokens than to learn from."""
+        whole = self.text(start.text, start.shuffled)
+        path = whole.with_stem(f"{whole.stem}-{start.tokens}")
+        if not path.exists():
+            most = OF_A_TOKEN * start.tokens
+            with open(whole, encoding="utf-8") as file:
+                read = file.read(most)
+            ends = read.rfind("\n\n") if len(read) == most else -1  # not in the midst of a document, if there are more
+            _write(path, read[:ends].strip("\n") + "\n" if ends > 0 else read)
+        return path
 
     def _divide(self, text: str, *, held: bool) -> None:
         wanted = [self.text(text, share) for share in (*self.grid.shuffled, "0")] + [self.held_out] * held
