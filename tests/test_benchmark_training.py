@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from llama.benchmark import training
 from llama.benchmark.training import ROWS, WORKS, losses, operations, order, run, tables
@@ -22,7 +23,7 @@ def test_worked_example_tables():
                "transformers": engine | {"speeds": [500.0, 400.0], "losses": [2.0, 1.5]}}
     machine = {"cpu": "c", "threads": 2, "cores": 2, "torch": "t"}
     results = {"model": "m", "date": "d", "machine": machine, "data": ["x"],
-               "matrix_peak": 1e12, "repeats": 2, "refused": {"7B": "too large"},
+               "matrix_peak": 1e12, "dtype": "float32", "repeats": 2, "refused": {"7B": "too large"},
                "costs": [{"run": "LoRA", "predicted": 9, "measured": 10, "training_predicted": 9,
                           "training_measured": 10}],
                "rows": [{"name": ROWS[1].name, "engines": engines, "aims": {"default": (1.15, 1.4)}}],
@@ -36,7 +37,7 @@ def test_worked_example_tables():
             "1.5000, 1.7500 (0.5000)"] in cells
     assert ["int8", "900", "0.45 × of 2,000", "0.5", "0.35", "floor", "12", ""] in cells
     assert any(cell.startswith("compile (3 recompilations)") for row in cells for cell in row)
-    assert "-10.0%" in shown
+    assert "-10.0%" in shown and "GFLOP/s in float32, which all compute in. Medians of 2 pairs" in shown
     assert ["1.1B", "4,100", "4.10 GB", "4", "", "no", "12", ""] in cells and "7B: too large" in shown
     with pytest.raises(ValueError):
         losses([1.0], [1.0, 2.0])
@@ -53,9 +54,10 @@ def test_property_a_run_says_on_what_it_was_measured_and_goes_on_where_a_work_is
         raise RuntimeError("no room")
 
     monkeypatch.setattr(training, "model_path", lambda model: tmp_path)
-    monkeypatch.setattr(training, "measure_matrix_peak", lambda: 1e9)
+    monkeypatch.setattr(training, "measure_matrix_peak", lambda dtype: 1e9)
+    monkeypatch.setattr(training, "choose_dtype", lambda *given, **more: torch.float32)
     monkeypatch.setattr(training.Place, "prepare", lambda place, data: None)
     monkeypatch.setattr(training, "speeds", refuse)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")                      # which a run sets, and this puts back
     found = run("any", "LoRA, ragged", data=[], repeats=1, python="")
-    assert found["machine"]["instructions"] and found["refused"] == {"LoRA, ragged": "no room"}
+    assert found["dtype"] == "float32" and found["machine"]["instructions"] and found["refused"] == {"LoRA, ragged": "no room"}

@@ -54,13 +54,15 @@ class Setting:
     model     a folder, or the name of a preset, which gets random weights
     samples   JSON: [[ids, learned], …]
     adapter   folder of the adapter to go on with, over a frozen base; "new" puts one on; "" trains every weight
-    bits      of the frozen base, 8 or 4; 0 for bfloat16
+    bits      of the frozen base, 8 or 4; 0 for floats
+    dtype     to compute in, and of a frozen base in floats
     """
 
     model: str
     samples: str
     adapter: str = ""
     bits: int = 0
+    dtype: str = "bfloat16"
     batch_size: int = 8
     lr: float = 2e-4
     compile: bool = False
@@ -84,8 +86,8 @@ def works(setting: Setting) -> Works:
                          checkpoint_activations=setting.checkpoint_activations,
                          checkpoint_mlps=setting.checkpoint_mlps, compile=setting.compile)
     model.train()
-    dtype = None if setting.adapter else torch.bfloat16
-    trainer = Trainer(model, Given(), samples, config=config, dtype=dtype)
+    masters = None if setting.adapter else getattr(torch, setting.dtype)
+    trainer = Trainer(model, Given(), samples, config=config, dtype=masters)
 
     def train(steps: list[list[int]]) -> dict[str, Any]:
         losses, tokens, started = [], trainer.tokens, time.perf_counter()
@@ -110,11 +112,11 @@ def works(setting: Setting) -> Works:
 def model_of(setting: Setting) -> Llama:
     """The model with its adapter. One of few bits, and random weights, is never there in floats, as when loading."""
     path = Path(setting.model)
+    dtype = getattr(torch, setting.dtype) if setting.adapter else torch.float32
     if path.exists():
-        model = get_model(path, dtype=torch.bfloat16 if setting.adapter else torch.float32, bits=setting.bits)
+        model = get_model(path, dtype=dtype, bits=setting.bits)
     else:
         model = build_on_meta(config_to_dict(preset(setting.model)))
-        dtype = torch.bfloat16 if setting.adapter else torch.float32
         load_tensors(model, random_tensors(model, bits=setting.bits), dtype=dtype, place=path)
     model.tokenizer = model.tokenizer or bpe.train(["no text is read here"], 260)
     if setting.adapter == "new":

@@ -5,8 +5,8 @@
     python -m llama.benchmark --training --works "LoRA, d; memory"  # some rows
 
 Every engine is a process of its own (llama/benchmark/measure_training.py; tests/parity/peer_training.py) and takes the
-same steps: the same ids in the same order, the same samples an update, AdamW, norms clipped at 1, bfloat16 products
-with float32 copies of what learns. After a step to warm up, they take turns; each pair of neighbours gives a ratio.
+same steps: the same ids in the same order, the same samples an update, AdamW, norms clipped at 1, products in
+bfloat16 with float32 copies of what learns, or in float32 where that is faster here. After a step to warm up, they take turns; each pair of neighbours gives a ratio.
 Tokens are those that are read, padding is none. That the losses are the same is measured, too.
 
 Try: count 4 N for a token of full training; tests/test_benchmark_training.py (test_worked_example_operations) fails.
@@ -35,6 +35,7 @@ from llama.benchmark.machine import SETTLE, machine, model_path
 from llama.benchmark.machine_limits import measure_matrix_peak
 from llama.benchmark.measure_training import random_tensors
 from llama.checkpoint import build_on_meta, save_model
+from llama.commands.flags import choose_dtype
 from llama.config import preset
 from llama.config_json import config_to_dict
 from llama.datasets.instructions import InstructionDataset
@@ -92,11 +93,11 @@ class Memory:
 
 
 MEMORY = (
-    Memory("memory, LoRA 4 × 256, bfloat16", 0, 0.6, 0.45),
+    Memory("memory, LoRA 4 × 256, float base", 0, 0.6, 0.45),
     Memory("memory, LoRA 4 × 256, int8 base", 8, 0.5, 0.35),
-    Memory("memory, LoRA 4 × 256, bfloat16, MLPs computed again", 0, 0.6, 0.45, recompute="checkpoint_mlps"),
+    Memory("memory, LoRA 4 × 256, float base, MLPs computed again", 0, 0.6, 0.45, recompute="checkpoint_mlps"),
     Memory("memory, LoRA 4 × 256, int8 base, MLPs computed again", 8, 0.5, 0.35, recompute="checkpoint_mlps"),
-    Memory("memory, LoRA 4 × 256, bfloat16, blocks computed again", 0, 0.6, 0.45, recompute="checkpoint_activations"),
+    Memory("memory, LoRA 4 × 256, float base, blocks computed again", 0, 0.6, 0.45, recompute="checkpoint_activations"),
     Memory("memory, LoRA 4 × 256, int8 base, blocks computed again", 8, 0.5, 0.35, recompute="checkpoint_activations"),
     Memory("1.1B, int8 base, 1 × 512", 8, 4.0, None, "tinyllama-1.1b", "checkpoint_activations"),
     Memory("1.1B, int4 base, 1 × 512", 4, 3.0, None, "tinyllama-1.1b", "checkpoint_activations"),
@@ -116,13 +117,14 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
     if not chosen:
         raise ValueError(f"--works {works}: no work is called so; there are {'; '.join(WORKS)}")
     folder = model_path(model)
-    threads = torch.get_num_threads()
+    threads, dtype = torch.get_num_threads(), choose_dtype("auto", torch.device("cpu"), purpose="train")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     results = {"date": datetime.date.today().isoformat(), "model": folder.name, "machine": machine(),
-               "data": list(data or DATA), "repeats": repeats, "matrix_peak": measure_matrix_peak(), "rows": [],
+               "data": list(data or DATA), "repeats": repeats, "dtype": str(dtype).removeprefix("torch."),
+               "matrix_peak": measure_matrix_peak(dtype), "rows": [],
                "memory": [], "costs": []}
     with tempfile.TemporaryDirectory(prefix="llama-benchmark-") as temporary:
-        place = Place(folder, Path(temporary), python, threads)
+        place = Place(folder, Path(temporary), python, threads, results["dtype"])
         place.prepare(data)
         progress = Progress(len(chosen), "works")
         for number, name in enumerate(chosen):
@@ -154,6 +156,7 @@ class Place:
     folder: Path
     python: str
     threads: int
+    dtype: str                                                      # to compute in, of either side
     theirs: int = 0                                                 # bytes at the peer's peak, once it was measured
 
     def prepare(self, data: Sequence[str]) -> None:
@@ -201,7 +204,7 @@ class Place:
         return str(self.folder / (f"{row.data} {row.shape}".strip() + ".json"))
 
     def ours(self, **setting: Any) -> list[str]:
-        setting |= {"threads": self.threads}
+        setting |= {"threads": self.threads, "dtype": self.dtype}
         return [sys.executable, "-m", "llama.benchmark.measure_training", json.dumps(setting)]
 
     def engine(self, row: Row, name: str) -> list[str]:
@@ -211,7 +214,7 @@ class Place:
             setting = {"folder": folder, "adapter": adapter, "samples": self.samples(row), "lr": 2e-4}
             script = home() / "tests" / "parity" / "peer_training.py"
             return [self.python, "-I", str(Path(worker.__file__)), str(script),
-                    json.dumps(setting | {"threads": self.threads})]
+                    json.dumps(setting | {"threads": self.threads, "dtype": self.dtype})]
         return self.ours(model=folder, adapter=adapter, samples=self.samples(row), batch_size=row.batch_size,
                          compile=name == COMPILED)
 
@@ -302,8 +305,8 @@ def tables(results: Mapping[str, Any]) -> str:
     """What docs/results.md shows: where and when, speeds beside the peer's, memory, and how far losses are apart."""
     here, peak = results["machine"], results["matrix_peak"] / 1e9
     lines = [f"{results['model']}, {results['date']}, {here['cpu']}, {here['threads']} threads on {here['cores']} "
-             f"cores, torch {here['torch']}, matrix products at {peak:,.0f} GFLOP/s in bfloat16. "
-             f"Medians of {results['repeats']} pairs of {STEPS} steps each; instructions of "
+             f"cores, torch {here['torch']}, matrix products at {peak:,.0f} GFLOP/s in {results['dtype']}, which all "
+             f"compute in. Medians of {results['repeats']} pairs of {STEPS} steps each; instructions of "
              f"{', '.join(results['data'])}.", ""]
     rows = []
     for row in results["rows"]:

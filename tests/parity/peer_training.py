@@ -1,7 +1,7 @@
 """transformers' Trainer, over peft where there is an adapter, at the work of `llama.benchmark --training --peers`.
 
 llama/runtime/worker.py runs it with the judges' Python. Its settings are the usual ones: each batch padded to its
-longest sample, bfloat16 by autocast, fused AdamW, clipped gradients. Seconds are taken from the beginning of
+longest sample, bfloat16 by autocast where the processor multiplies it fast, fused AdamW, clipped gradients. Seconds are taken from the beginning of
 the first step to the end of the last, so that what the Trainer sets up does not count, and data that it reads does.
 """
 
@@ -9,11 +9,12 @@ import time
 
 
 def works(settings):
-    """{"folder", "adapter", "samples": file, "batch_size", "lr", "threads"} -> `train`.
+    """{"folder", "adapter", "samples": file, "batch_size", "lr", "threads", "dtype"} -> `train`.
 
     folder   of the model
     adapter  folder of one in PEFT's form to go on with; "" trains every weight
     samples  JSON: [[ids, learned], …], which `train` names by their numbers
+    dtype    to compute in, "bfloat16" or "float32"
     """
     import json
     import tempfile
@@ -27,7 +28,7 @@ def works(settings):
     torch.manual_seed(0)
     samples = json.loads(Path(settings["samples"]).read_text(encoding="utf-8"))
     adapter = settings["adapter"]
-    dtype = torch.bfloat16 if adapter else torch.float32            # what is frozen is bfloat16, what learns float32
+    dtype = getattr(torch, settings["dtype"]) if adapter else torch.float32             # what learns is float32
     model = AutoModelForCausalLM.from_pretrained(settings["folder"], dtype=dtype)
     if adapter:
         from peft import PeftModel
@@ -69,7 +70,7 @@ def works(settings):
                  "labels": [each if own else -100 for each, own in zip(*samples[i], strict=True)]}
                 for numbers in steps for i in numbers]
         arguments = TrainingArguments(folder.name, per_device_train_batch_size=len(steps[0]), max_steps=len(steps),
-                                      bf16=True, use_cpu=True, report_to=[], save_strategy="no", max_grad_norm=1.0,
+                                      bf16=settings["dtype"] == "bfloat16", use_cpu=True, report_to=[], save_strategy="no", max_grad_norm=1.0,
                                       logging_strategy="no", disable_tqdm=True, remove_unused_columns=False)
         InOrder(model, arguments, train_dataset=data, data_collator=padded, optimizers=(optimizer, schedule),
                 callbacks=[Clock()]).train()
