@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from llama.benchmark import training
 from llama.benchmark.training import ROWS, WORKS, losses, operations, order, run, tables
+from llama.checkpoint import save_model
 
 
 def test_worked_example_operations():
@@ -61,3 +64,19 @@ def test_property_a_run_says_on_what_it_was_measured_and_goes_on_where_a_work_is
     monkeypatch.setenv("OMP_NUM_THREADS", "1")                      # which a run sets, and this puts back
     found = run("any", "LoRA, ragged", data=[], repeats=1, python="")
     assert found["dtype"] == "float32" and found["machine"]["instructions"] and found["refused"] == {"LoRA, ragged": "no room"}
+
+
+def test_property_a_small_row_is_measured_whole(tiny_model, tmp_path, monkeypatch):
+    """Files made, an engine started, steps taken, figures told: all but the size is as in earnest."""
+    save_model(tiny_model, tmp_path / "model")
+    row = dataclasses.replace(next(row for row in ROWS if row.shape), shape="test")
+    monkeypatch.setattr(training, "ROWS", (row,))
+    monkeypatch.setattr(training, "SETTLE", 0.0)
+    monkeypatch.setattr(training, "measure_matrix_peak", lambda dtype: 1e11)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = run(str(tmp_path / "model"), row.name, data=[], repeats=1, python="")
+    assert "refused" not in found
+    (measured,) = found["rows"]
+    engine = measured["engines"]["default"]
+    assert len(engine["losses"]) == training.STEPS and engine["speeds"][0] > 0 and engine["memory"] > 10**7
+    assert "| from scratch | default |" in tables(found)

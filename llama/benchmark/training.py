@@ -182,7 +182,7 @@ class Place:
                 for name, tensor in random_tensors(small, bits=0):
                     owner, _, leaf = name.rpartition(".")
                     setattr(small.get_submodule(owner), leaf, torch.nn.Parameter(tensor.float()))
-                small.tie()
+                small.tie_weights()
                 small.init_weights(torch.Generator().manual_seed(0))
                 save_model(small, self.folder / row.shape)
                 size = small.config.vocab_size
