@@ -13,6 +13,7 @@ columns or word/tag, SQuAD's JSON. All of them may be packed by gzip or xz.
 
 import dataclasses
 import functools
+import itertools
 import json
 import shlex
 import sys
@@ -44,6 +45,7 @@ with quiet_start(__name__):
     from llama.runtime.room import ELSEWHERE, check_disk
     from llama.runtime.terminal import bare
     from llama.tasks.instruction import InstructionTask
+    from llama.token_prior import hold_frequencies
     from llama.trainer import Trainer
     from llama.training import recipes
     from llama.training.evaluation import evaluate_dataset
@@ -72,6 +74,9 @@ def main() -> None:
                      "q_proj, 'layers.1?.mlp.*'")
     parser.add_argument("--train-new-rows", action="store_true",
                         help="learn the rows of the pieces that the vocabulary was grown by: alone, or beside --lora")
+    parser.add_argument("--hold-frequencies", action="store_true",
+                        help="these rows learn where their pieces belong, and not how likely they are on the whole: for "
+                        "those of llama.resize --texts, which may then learn faster")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"examples to learn (default: examples/{DATA})")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="evaluate on these during training")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")
@@ -98,6 +103,11 @@ def main() -> None:
         raise ValueError("--train-new-rows learns new rows and nothing else; leave --freeze and --freeze-layers out")
     if arguments.train_new_rows and not arguments.lora and arguments.task not in flags.WRITING:
         raise ValueError(f"--task {arguments.task} learns a head of labels, and --train-new-rows rows; add --lora")
+    if arguments.hold_frequencies and not arguments.train_new_rows:
+        raise ValueError("--hold-frequencies is about rows that learn; add --train-new-rows, or leave it out")
+    if arguments.hold_frequencies and (arguments.task not in flags.WRITING or arguments.parallel == "fsdp"):
+        raise ValueError("--hold-frequencies needs a head of tokens, whole in each process: a task that writes, and no "
+                         "--parallel fsdp")
     if not arguments.lora and cli.from_flags(LoRAConfig, arguments) != LoRAConfig():
         raise ValueError("--rank, --targets and the other flags of an adapter mean nothing without --lora")
     if arguments.lora_plus and not arguments.lora:
@@ -220,6 +230,7 @@ def main() -> None:
 
     masters = None if adapts else dtype
     plain, settings = Plain, method_flags.settings()
+    settings |= {"hold_frequencies": arguments.hold_frequencies or None}
     if preferring := arguments.task == "preference":
         plain, settings = functools.partial(preferences.Preference, config=pairs), settings | dataclasses.asdict(pairs)
     method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run, plain=plain)
@@ -227,6 +238,9 @@ def main() -> None:
                       output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
                       readable=model_flags.readable, objective=method.objective, augment=augment,
                       settings=settings, **beside)
+    if arguments.hold_frequencies:
+        first = itertools.islice(trainer.samples, 64)
+        hold_frequencies(model, torch.tensor([id for sample in first for id in sample.ids]))
     if preferring:
         preferences.begin(trainer, test_data, resume=arguments.resume, steps=2 * arguments.dry_run)
     if arguments.dry_run:

@@ -131,7 +131,23 @@ def test_property_new_rows_learn_and_old_ones_stay_to_the_bit(grown, tmp_path, m
     assert more or whole.stat().st_size < 2 * 12 * 32 * 4 + 2000                        # the rows, twice as PEFT has it
 
 
+def test_property_held_frequencies_are_other_rows_and_the_same_after_an_interruption(grown, tmp_path):
+    grown("--max-steps", "4", "--output", "free")
+    grown("--max-steps", "4", "--output", "held", "--hold-frequencies")
+    grown("--max-steps", "2", "--output", "parts", "--hold-frequencies")
+    with pytest.raises(ValueError, match="hold_frequencies"):
+        grown("--max-steps", "4", "--output", "parts", "--resume")
+    grown("--max-steps", "4", "--output", "parts", "--resume", "--hold-frequencies")
+    free, held, parts = ((tmp_path / name / "adapter_model.safetensors").read_bytes()
+                         for name in ("free", "held", "parts"))
+    assert held == parts != free
+
+
 def test_refusal_of_new_rows_with_what_they_do_not_go_with(grown):
+    with pytest.raises(ValueError, match="--hold-frequencies is about rows that learn; add --train-new-rows"):
+        grown("--hold-frequencies", way=("--lora",))
+    with pytest.raises(ValueError, match="--hold-frequencies needs a head of tokens"):
+        grown("--hold-frequencies", "--parallel", "fsdp")
     with pytest.raises(ValueError, match="--task sentiment learns a head of labels, .* add --lora"):
         grown("--task", "sentiment")
     with pytest.raises(ValueError, match="--train-new-rows learns new rows and nothing else; leave --freeze"):

@@ -25,8 +25,8 @@ LADDER = """
     llama.decoding
     llama.quantization
     llama.checkpoint
-    llama.token_prior
     llama.lora
+    llama.token_prior
     llama.freeze
     llama.fast
     llama.datasets

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from llama.checkpoint import PretrainedLlama, load_model, save_model
 from llama.config import preset
+from llama.lora import LoRAConfig, add_lora
+from llama.lora.swap import new_rows
 from llama.resize import main, resize_embeddings
-from llama.token_prior import UNSEEN, match_frequencies
+from llama.token_prior import UNSEEN, hold_frequencies, match_frequencies
 from tokenizer.bpe_extend import extend_bpe
 
 TEXTS = ["我们去北京，北京的天气很好，今天去。" * 5, "the fox, and 北京"]
@@ -50,6 +53,27 @@ def test_property_nothing_but_new_rows_of_the_head_moves_and_those_along_one_lin
     assert torch.equal(moved.embed_tokens.weight, plain.embed_tokens.weight) != tied
     assert torch.linalg.matrix_rank(moved.lm_head.weight[V:] - plain.lm_head.weight[V:], rtol=1e-4) == 1
     assert (moved.lm_head.weight is moved.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_property_held_rows_hear_nothing_of_what_all_places_share(tied, tiny_tokenizer, grown):
+    model = build(tiny_tokenizer, tied=tied)
+    resize_embeddings(model, grown, texts=TEXTS)
+    add_lora(model, LoRAConfig(targets=(), rows=new_rows(model)))
+    ids = torch.tensor([id for text in TEXTS for id in grown.encode(text)])[:128]
+    states = model.hidden(ids[None])[0].detach()
+    rows = model.lm_head.part.rows
+
+    def gradient():
+        rows.grad = None
+        functional.cross_entropy(model(ids[None])[0, :-1], ids[1:]).backward()
+        return rows.grad
+
+    free = gradient()
+    hold_frequencies(model, ids)
+    held, unit = gradient(), functional.normalize(states.mean(0), dim=0)
+    torch.testing.assert_close(held, free - (free @ unit)[:, None] * unit)
+    assert (held @ unit).abs().max() < 1e-6 < (free @ unit).abs().max() and held.norm() > 0
 
 
 def test_property_a_text_without_new_pieces_makes_them_unlikely(tiny_tokenizer, grown):

@@ -37,6 +37,11 @@ class RowsPart(nn.Module):
             base.weight.detach()[self.ids]
         self.rows = nn.Parameter(weight.to(torch.float32, copy=True))                                       # (n, D)
 
+    def hold(self, direction: Tensor) -> None:
+        """Learn nothing along a direction (D,): a step of all rows along it would move all of their logits at once."""
+        unit = direction.to(self.rows.device) / direction.norm()
+        self.rows.register_hook(lambda grad: grad - torch.outer(grad @ unit, unit))
+
     def tensors(self) -> dict[str, nn.Parameter]:
         """What is learned, by PEFT's name in a file."""
         return {DELTA: self.rows}

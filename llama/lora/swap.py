@@ -10,7 +10,8 @@ Try: in `merge_lora`, leave out the untying; tests/test_lora.py
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +89,17 @@ def adapter_configs(model: nn.Module) -> dict[str, LoRAConfig]:
     """What each adapter learns, by its name."""
     return {name: part.config for wrapper in wrappers(model).values() if not isinstance(wrapper, ModulesToSaveWrapper)
             for name, part in wrapper.adapters.items()}
+
+
+@contextmanager
+def without_adapters(model: Llama) -> Iterator[None]:
+    """In the body the model is what its adapters were learned on."""
+    active = adapter_names(model, active=True)
+    set_active(model, [])
+    try:
+        yield
+    finally:
+        set_active(model, active)
 
 
 def wrappers(model: nn.Module) -> dict[str, Wrapper]:

@@ -46,9 +46,9 @@ with quiet_start(__name__):
     from llama.generation import encode_prompt, generate
     from llama.heads import require_lm_head
     from llama.lora.files import load_adapter, save_adapter
-    from llama.lora.swap import adapter_configs, add_lora, has_lora, merge_lora
+    from llama.lora.swap import adapter_configs, add_lora, has_lora, merge_lora, without_adapters
     from llama.lora.targets import LoRAConfig
-    from llama.methods.preferences import loglikelihoods, without_adapters
+    from llama.methods.preferences import loglikelihoods
     from llama.pretrained import get_model
     from llama.quantization.swap import is_quantized
     from llama.runtime import cli, distributed, run_lock

@@ -15,8 +15,7 @@ likely before are pushed up as if they had been preferred.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +26,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llama.fast.fused_cross_entropy import LOGITS_AT_ONCE
-from llama.lora.swap import adapter_names, set_active
+from llama.lora.swap import adapter_names, without_adapters
 from llama.model import Llama
 from llama.runtime import distributed
 from llama.runtime.ranges import FACTORS, Range, check_ranges
@@ -197,14 +196,3 @@ def against_base(model: Llama, task: PreferenceTask, config: PreferenceConfig, d
         with without_adapters(model):
             remember_reference(objective, task.samples(data, model.tokenizer), model.tokenizer, batch_size=batch_size)
     return objective
-
-
-@contextmanager
-def without_adapters(model: Llama) -> Iterator[None]:
-    """In the body the model is what its adapters were learned on."""
-    active = adapter_names(model, active=True)
-    set_active(model, [])
-    try:
-        yield
-    finally:
-        set_active(model, active)
