@@ -103,8 +103,10 @@ def test_property_what_is_held_out_is_never_learned():
 
 
 @pytest.mark.parametrize("options", [{}, {"kl": 0.02, "updates": 2}], ids=["plain", "kl, two updates"])
-def test_property_the_reward_rises(sums, options):
-    config = GRPOConfig(largest=2, steps=14, prompts=6, group=8, new_tokens=3, lr=1e-2, eval_prompts=4, **options)
+def test_property_the_reward_rises(sums, options, monkeypatch):
+    """Of a rule that is found soon, by whatever answers a processor's roundings lead to: begin with a 3."""
+    monkeypatch.setitem(grpo.REWARDS, "arithmetic", lambda text, question: float(text.startswith("3")))
+    config = GRPOConfig(largest=2, steps=14, prompts=6, group=8, new_tokens=3, lr=3e-3, eval_prompts=4, **options)
     result = GRPO(copy.deepcopy(sums), config).train()
     assert result["train"]["reward_last"] > result["train"]["reward_first"] + 0.15, result
     assert result["eval"].keys() == {"reward"}
