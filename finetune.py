@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("--train-new-rows", action="store_true",
                         help="learn the rows of the pieces that the vocabulary was grown by: alone, or beside --lora")
     parser.add_argument("--hold-frequencies", action="store_true",
-                        help="these rows learn where their pieces belong, and not how likely they are on the whole: for "
-                        "those of llama.resize --texts, which may then learn faster")
+                        help="these rows learn where their pieces belong, and not how likely they are on the whole: "
+                        "for those of llama.resize --texts, which may then learn faster")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"examples to learn (default: examples/{DATA})")
     parser.add_argument("--eval-data", nargs="+", metavar="FILE", help="evaluate on these during training")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="evaluate the result on these")

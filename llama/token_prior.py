@@ -63,7 +63,7 @@ def hold_frequencies(model: PretrainedLlama, ids: Tensor) -> None:
 
     ids  (n,) of a text, in the model's vocabulary, at least one
     """
-    with without_adapters(model):                                   # the same mean, when a run goes on with what it learned
+    with without_adapters(model):                                   # so that a run which goes on finds the same mean
         mean = _states(model, ids).mean(0)
     model.lm_head.part.hold(mean)
 

@@ -6,8 +6,9 @@
 
 Every engine is a process of its own (llama/benchmark/measure_training.py; tests/parity/peer_training.py) and takes the
 same steps: the same ids in the same order, the same samples an update, AdamW, norms clipped at 1, products in
-bfloat16 with float32 copies of what learns, or in float32 where that is faster here. After a step to warm up, they take turns; each pair of neighbours gives a ratio.
-Tokens are those that are read, padding is none. That the losses are the same is measured, too.
+bfloat16 with float32 copies of what learns, or in float32 where that is faster here. After a step to warm up, they take
+turns; each pair of neighbours gives a ratio. Tokens are those that are read, padding is none. That the losses are the
+same is measured, too.
 
 Try: count 4 N for a token of full training; tests/test_benchmark_training.py (test_worked_example_operations) fails.
 """

@@ -35,13 +35,14 @@ def add_side_texts(parser: argparse.ArgumentParser) -> None:
 
 
 def mixed(arguments: argparse.Namespace, dataset: Callable[[list[str]], Any]) -> Mapping[str, tuple[Any, float]]:
-    """What `Trainer` mixes in; `dataset` reads files as those of --data. Raises ValueError for one that comes twice, and
-    for shares that leave nothing for the data."""
+    """What `Trainer` mixes in; `dataset` reads files as those of --data. Raises ValueError for one that comes twice,
+    and for shares that leave nothing for the data."""
     shares = dict(arguments.mix)
     if len(shares) < len(arguments.mix):
         raise ValueError("--mix names a file twice; give it once, with the sum of its shares")
     if (total := sum(shares.values())) >= 1:
-        raise ValueError(f"--mix gives {total:.3g} of all tokens to other texts, which leaves none for --data; give less")
+        raise ValueError(f"--mix gives {total:.3g} of all tokens to other texts, which leaves none for --data; give "
+                         "less")
     return {name: (dataset([name]), share) for name, share in shares.items()}
 
 

@@ -1,8 +1,9 @@
 """transformers' Trainer, over peft where there is an adapter, at the work of `llama.benchmark --training --peers`.
 
 llama/runtime/worker.py runs it with the judges' Python. Its settings are the usual ones: each batch padded to its
-longest sample, bfloat16 by autocast where the processor multiplies it fast, fused AdamW, clipped gradients. Seconds are taken from the beginning of
-the first step to the end of the last, so that what the Trainer sets up does not count, and data that it reads does.
+longest sample, bfloat16 by autocast where the processor multiplies it fast, fused AdamW, clipped gradients. Seconds are
+taken from the beginning of the first step to the end of the last, so that what the Trainer sets up does not count, and
+data that it reads does.
 """
 
 import time
@@ -70,8 +71,9 @@ def works(settings):
                  "labels": [each if own else -100 for each, own in zip(*samples[i], strict=True)]}
                 for numbers in steps for i in numbers]
         arguments = TrainingArguments(folder.name, per_device_train_batch_size=len(steps[0]), max_steps=len(steps),
-                                      bf16=settings["dtype"] == "bfloat16", use_cpu=True, report_to=[], save_strategy="no", max_grad_norm=1.0,
-                                      logging_strategy="no", disable_tqdm=True, remove_unused_columns=False)
+                                      bf16=settings["dtype"] == "bfloat16", use_cpu=True, report_to=[],
+                                      save_strategy="no", max_grad_norm=1.0, logging_strategy="no", disable_tqdm=True,
+                                      remove_unused_columns=False)
         InOrder(model, arguments, train_dataset=data, data_collator=padded, optimizers=(optimizer, schedule),
                 callbacks=[Clock()]).train()
         return {"tokens": sum(len(samples[i][0]) - 1 for numbers in steps for i in numbers),
