@@ -59,7 +59,7 @@ _BARE = ("--pooling", "mean", "--word-dropout", "0")                # of its rec
 SETS = {
     "sentiment": DataSet("sentiment", "accuracy", False, {"max_length": 64}, (*_FULL, *_BARE), 16, "jsonl"),
     "entities": DataSet("ner", "f1", False, {"max_length": 128}, _FULL, 16, "conll"),
-    "instructions": DataSet("instruction", "loss", True, {"max_length": 256, "chat_format": "alpaca"},
+    "instructions": DataSet("instruction", "loss", True, {"max_length": 256, "chat_format": "plain"},
                             ("--lr", "5e-4"), 8, "jsonl"),
 }
 
