@@ -40,8 +40,7 @@ def block(size: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.float32).fill_(1)
 
 
-def measure_matrix_peak(dtype: torch.dtype, *, sizes: tuple[int, ...] = SIZES,
-                        passes: int = 5) -> float:
+def measure_matrix_peak(dtype: torch.dtype, *, sizes: tuple[int, ...] = SIZES, passes: int = 5) -> float:
     """Floating-point operations a second: a product of (n, n) by (n, n) has 2 n³."""
     best = 0.0
     for n in sizes:

@@ -122,8 +122,7 @@ def run(model: str, works: str, *, data: Sequence[str], repeats: int, python: st
     os.environ["OMP_NUM_THREADS"] = str(threads)
     results = {"date": datetime.date.today().isoformat(), "model": folder.name, "machine": machine(),
                "data": list(data or DATA), "repeats": repeats, "dtype": str(dtype).removeprefix("torch."),
-               "matrix_peak": measure_matrix_peak(dtype), "rows": [],
-               "memory": [], "costs": []}
+               "matrix_peak": measure_matrix_peak(dtype), "rows": [], "memory": [], "costs": []}
     with tempfile.TemporaryDirectory(prefix="llama-benchmark-") as temporary:
         place = Place(folder, Path(temporary), python, threads, results["dtype"])
         place.prepare(data)
