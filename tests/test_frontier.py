@@ -36,7 +36,8 @@ def played(tmp_path, monkeypatch):
     monkeypatch.setattr(frontier, "timed", timed)
     monkeypatch.setattr(frontier, "trained", trained)
     monkeypatch.setattr(frontier, "Files", lambda grid, folder, data: SimpleNamespace(
-        grid=grid, folder=folder, vocabulary="v", held_out="h", learned="l", tested="t", beginning=lambda start: "text"))
+        grid=grid, folder=folder, vocabulary="v", held_out="h", learned="l", tested="t",
+        beginning=lambda start: "text"))
     monkeypatch.chdir(tmp_path)
     return ran
 
