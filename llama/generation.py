@@ -341,9 +341,11 @@ def _complete(read: PromptReader, rows: list[TextRow], sampling: SamplingConfig,
         owners = [owner[id(row.prompt)] for row in rows]
         decoder.select(owners)
         logits = logits[owners]
-    seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
-    for i, row in enumerate(rows):
-        seen[i, list(row.prompt)] = True
+    seen = None
+    if sampling.penalises:
+        seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
+        for i, row in enumerate(rows):
+            seen[i, list(row.prompt)] = True
 
     while True:
         tokens = sample(logits, sampling, seen, [row.generator for row in rows])
@@ -354,9 +356,10 @@ def _complete(read: PromptReader, rows: list[TextRow], sampling: SamplingConfig,
             return
         if len(going) < len(rows):
             decoder.select(going)
-            rows, tokens, seen = [rows[i] for i in going], tokens[going], seen[going]
+            rows, tokens, seen = [rows[i] for i in going], tokens[going], None if seen is None else seen[going]
         tokens = tokens.to(device)[:, None]                   # (B, 1)
-        seen.scatter_(1, tokens, True)
+        if seen is not None:
+            seen.scatter_(1, tokens, True)
         logits = decoder.step(tokens)
 
 

@@ -37,6 +37,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens are in the text already."""
+        return self.repetition_penalty not in (0, 1)
+
 
 def pop_config(options: dict[str, Any]) -> SamplingConfig:
     """The config that is among mixed keyword options; its fields are taken out, the others stay."""
@@ -132,14 +137,14 @@ def _reaching(mass: Tensor, least: float) -> Tensor:
 
 def _penalised(logits: Tensor, config: SamplingConfig, seen: Tensor | None) -> Tensor:
     logits = logits.float()
-    if seen is None or config.repetition_penalty in (0, 1):
+    if seen is None or not config.penalises:
         return logits
     return repetition_penalty(logits, seen, config.repetition_penalty)
 
 
 def check_finite(logits: Tensor) -> None:
     """Raise RuntimeError when the logits hold NaN or infinity, rather than to go on with a choice among them."""
-    if not logits.amax(-1).isfinite().all():                        # the largest is NaN if any is
+    if not all(map(math.isfinite, logits.amax(-1).flatten().tolist())):     # the largest is NaN if any is
         raise RuntimeError("the model's logits are not finite, so no token can be chosen; "
                            "if it runs in float16, take --dtype float32 or bfloat16")
 

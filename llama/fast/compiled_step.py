@@ -23,10 +23,12 @@ import stat
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int64, c_void_p
+from ctypes import POINTER, Array, Structure, c_char_p, c_float, c_int64, c_void_p
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ from llama.config import LlamaConfig
 from llama.fast.huge_pages import move_to_huge_pages
 from llama.heads import check_editable
 from llama.model import PROJECTIONS, Llama, rotary_tables
-from llama.quantization.layers import GroupedInt8Linear, Int4Linear, Int8Linear, QuantizedLinear
+from llama.quantization.layers import Quantized, QuantizedLinear
 from weights.formats.paths import user_cache
 
 SOURCE = Path(__file__).with_name("decode.cpp")
@@ -62,8 +64,9 @@ class Layer(Structure):
 
 
 class Model(Structure):
-    _fields_ = [("layers", POINTER(Layer)), ("norm", c_void_p), ("lm_head", Matrix), ("num_layers", c_int64),
-                ("window", c_int64), ("eps", c_float), ("precise", c_int64)]
+    _fields_ = [("layers", POINTER(Layer)), ("norm", c_void_p), ("embed_tokens", Matrix), ("lm_head", Matrix),
+                ("cos", c_void_p), ("sin", c_void_p), ("num_layers", c_int64), ("window", c_int64), ("eps", c_float),
+                ("precise", c_int64)]
 
 
 class Cache(Structure):
@@ -71,7 +74,8 @@ class Cache(Structure):
 
 
 class Lane(Structure):
-    _fields_ = [("row", c_int64), ("slot", c_int64), ("first", c_int64), ("wanted", c_int64)]
+    _fields_ = [("token", c_int64), ("position", c_int64), ("row", c_int64), ("slot", c_int64), ("first", c_int64),
+                ("wanted", c_int64)]
 
 
 class CompiledStep:
@@ -83,9 +87,11 @@ class CompiledStep:
         layers = [Layer(self._vector(layer.input_layernorm.weight), self._vector(layer.post_attention_layernorm.weight),
                         *[self.matrix_of(layer.get_submodule(name)) for name in PROJECTIONS]) for layer in model.layers]
         self._layers = (Layer * len(layers))(*layers)
-        self._model = Model(self._layers, self._vector(model.norm.weight), self.matrix_of(model.lm_head), len(layers),
-                            self.config.sliding_window, self.config.rms_norm_eps, precise)
-        self._embed = model.embed_tokens
+        self._model = Model(self._layers, self._vector(model.norm.weight), self.matrix_of(model.embed_tokens),
+                            self.matrix_of(model.lm_head), None, None, len(layers), self.config.sliding_window,
+                            self.config.rms_norm_eps, precise)
+        self._turns: tuple[Tensor, ...] = ()                        # what rotary_tables gives for the first positions
+        self._caches: tuple[Any, ...] = (lambda: None, lambda: None, None)
         self.max_tokens = _max_tokens(model)
         built = ctypes.CDLL(str(library))
         self._unpack, self._decode = built.unpack, built.decode
@@ -94,7 +100,7 @@ class CompiledStep:
         self._decode.restype = None
         built.instructions.restype = c_char_p
         self.instructions = built.instructions().decode()           # what products.h became
-        self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), *[c_void_p] * 4]
+        self._decode.argtypes = [POINTER(Model), POINTER(Cache), c_int64, c_int64, POINTER(Lane), c_void_p]
 
     def fits(self, tokens: Tensor, cache: KVCache) -> bool:
         """Whether this step can run: not too many tokens, in a cache of a type that it reads."""
@@ -110,22 +116,39 @@ class CompiledStep:
         count    None for all T
         """
         B, T = tokens.shape
+        ids = tokens.tolist()
+        if wrong := [id for row in ids for id in row if not 0 <= id < self.config.vocab_size]:
+            raise IndexError(f"token {wrong[0]} is none of this model's, which are 0 to {self.config.vocab_size - 1}")
         count = T if count is None else count
         start, blank = cache.length, padding.tolist()
         cache.advance(tokens)
         gone = cache.layers[0].evicted                              # behind a sliding window, places begin later
-        lanes = (Lane * (B * T))(*[Lane(row, start - gone + t, max(blank[row] - gone, 0), t >= T - count)
-                                   for row in range(B) for t in range(T)])
-        positions = (torch.arange(start, start + T) - padding[:, None]).flatten()
-        cos, sin = rotary_tables(positions, self.config)
-        x = self._embed(tokens).float().contiguous()
+        self._turn_up_to(start + T, cache.rope_stable_length)
+        lanes = (Lane * (B * T))(*[
+            Lane(ids[row][t], max(start + t - blank[row], 0), row, start - gone + t, max(blank[row] - gone, 0), t >= T - count)
+            for row in range(B) for t in range(T)])
         logits = torch.empty(B, count, self.config.vocab_size)
-        layers = [Cache(layer.keys.data_ptr(), layer.values.data_ptr(), layer.keys.stride(0), layer.keys.stride(1))
-                  for layer in cache.layers]
         half = cache.layers[0].keys.dtype == torch.bfloat16
-        self._decode(self._model, (Cache * len(layers))(*layers), half, B * T, lanes, cos.data_ptr(), sin.data_ptr(),
-                     x.data_ptr(), logits.data_ptr())
+        self._decode(self._model, self._places(cache), half, B * T, lanes, logits.data_ptr())
         return logits
+
+    def _turn_up_to(self, end: int, most: int) -> None:
+        """Rotary tables for the positions before `end`: made now and then for twice as many, not for every token."""
+        known = len(self._turns[0]) if self._turns else 0
+        if end > known:
+            self._turns = rotary_tables(torch.arange(max(end, min(2 * known + 256, most))), self.config)
+            self._model.cos, self._model.sin = (table.data_ptr() for table in self._turns)
+
+    def _places(self, cache: KVCache) -> Array:
+        """Where keys and values lie. They move in all layers at once, or in none."""
+        first, last, places = self._caches
+        keys, values = cache.layers[0].keys, cache.layers[-1].values
+        if first() is not keys or last() is not values:
+            strides = keys.stride()[:2]
+            places = (Cache * len(cache.layers))(*[
+                Cache(layer.keys.data_ptr(), layer.values.data_ptr(), *strides) for layer in cache.layers])
+            self._caches = weakref.ref(keys), weakref.ref(values), places
+        return places
 
     def unpacked(self, matrix: Matrix, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """`QuantizedLinear.unpacked` in float32 or bfloat16, for what goes through torch, which takes floats."""
@@ -139,24 +162,23 @@ class CompiledStep:
         self._kept.append(x.detach().float().contiguous())
         return self._kept[-1].data_ptr()
 
-    def matrix_of(self, linear: nn.Module) -> Matrix:
-        kind, weight, scale, minimum = _stored(linear)
+    def matrix_of(self, layer: nn.Module) -> Matrix:
+        kind, weight, scale, minimum = _stored(layer)
         self._kept += [x for x in (weight, scale, minimum) if x is not None]
         pointers = [None if x is None else x.data_ptr() for x in (weight, scale, minimum)]
-        return Matrix(*pointers, self._vector(linear.bias), linear.out_features, linear.in_features, kind)
+        columns = weight.shape[1] * (2 if kind == 4 else 1)         # of 4 bits, two in a byte
+        return Matrix(*pointers, self._vector(getattr(layer, "bias", None)), len(weight), columns, kind)
 
 
-def _stored(linear: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | None]:
+def _stored(layer: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | None]:
     """The number of the kind in decode.cpp, and the tensors that it reads. Raises ValueError for other layers."""
-    if isinstance(linear, nn.Linear) and linear.weight.dtype in (torch.float32, torch.bfloat16):
-        return (0 if linear.weight.dtype == torch.float32 else 1), linear.weight.detach(), None, None
-    if isinstance(linear, GroupedInt8Linear):
-        return 3, linear.weight, linear.scale, None
-    if isinstance(linear, Int8Linear):
-        return 2, linear.weight, linear.scale, None
-    if isinstance(linear, Int4Linear):
-        return 4, linear.weight, linear.scale, linear.minimum
-    raise ValueError(f"--compile has no kernel for {type(linear).__name__}; merge adapters first (merge_lora), "
+    if isinstance(layer, nn.Linear | nn.Embedding) and layer.weight.dtype in (torch.float32, torch.bfloat16):
+        return (0 if layer.weight.dtype == torch.float32 else 1), layer.weight.detach(), None, None
+    if isinstance(layer, Quantized):
+        packed = layer.packed
+        kind = 4 if packed.bits == 4 else 3 if packed.scale.dim() == 2 else 2
+        return kind, packed.weight, packed.scale, packed.minimum
+    raise ValueError(f"--compile has no kernel for {type(layer).__name__}; merge adapters first (merge_lora), "
                      "and take float32, bfloat16, int8 or int4 weights")
 
 

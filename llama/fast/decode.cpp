@@ -26,7 +26,8 @@ struct Layer {
 struct Model {
     const Layer* layers;
     const float* norm;                                         // (D,)
-    Matrix lm_head;
+    Matrix embed_tokens, lm_head;                              // (V, D)
+    const float *cos, *sin;                                    // (positions, K)
     int64_t num_layers, window;                                // window: keys a query may see; 0 means all
     float eps;
     int64_t precise;                                           // activations meet few bits in 16 bits, not in 8
@@ -38,6 +39,7 @@ struct Cache {                                                 // of one layer: 
 };
 
 struct Lane {
+    int64_t token, position;
     int64_t row, slot, first;                                  // its text, where it is stored, the first slot it may see
     int64_t wanted;                                            // whether its logits are
 };
@@ -54,12 +56,17 @@ static void rms_norm(const float* x, const float* weight, float eps, float* y) {
     for (int64_t i = 0; i < D; i++) y[i] = x[i] * factor * weight[i];
 }
 
-static void rotate(float* head, const float* cos, const float* sin) {    // pairs (i, i + K/2)
+static void rotate(float* head, const Model& model, int64_t position) {  // pairs (i, i + K/2)
+    const float *cos = model.cos + position * K, *sin = model.sin + position * K;
     for (int64_t i = 0; i < K / 2; i++) {
         const float first = head[i], second = head[i + K / 2];
         head[i] = first * cos[i] - second * sin[i];
         head[i + K / 2] = second * cos[i] + first * sin[i];
     }
+}
+
+static void swiglu(float* gate, const float* up, int64_t n) {            // many at once: one by one, exp is a tenth of a step
+    for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
 }
 
 template <int N> static inline void store(const float* from, float* to) { memcpy(to, from, N * sizeof(float)); }
@@ -68,6 +75,53 @@ template <int N> static inline void store(const float* from, uint16_t* to) {   /
         uint32_t word;
         memcpy(&word, from + i, sizeof word);
         to[i] = (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    }
+}
+
+// ---- rows as floats --------------------------------------------------------------------------------------------------
+
+static void widen_all(const uint16_t* halves, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i += STEP) {
+        uint16_t some[STEP] = {};
+        std::copy_n(halves + i, std::min<int64_t>(STEP, n - i), some);
+        const Sums found = processor::widen(some);
+        memcpy(y + i, &found, sizeof found);
+    }
+}
+
+// A row of any matrix.
+template <class Y> static void unpack_row(const Matrix& m, int64_t row, Y* __restrict y) {
+    if (m.kind == FLOAT32 || m.kind == BFLOAT16) {
+        for (int64_t i = 0; i < m.columns; i += WIDTH) {
+            const int64_t place = row * m.columns + i;
+            const Floats x = m.kind == FLOAT32 ? load((const float*)m.weight + place) : load((const uint16_t*)m.weight + place);
+            store<WIDTH>((const float*)&x, y + i);
+        }
+        return;
+    }
+    const int64_t groups = m.columns / GROUP;
+    float scale[MOST_GROUPS], minimum[MOST_GROUPS];
+    if (m.kind == INT8) std::fill_n(scale, groups, ((const float*)m.scale)[row]);
+    else widen_all((const uint16_t*)m.scale + row * groups, groups, scale);
+    if (m.kind == INT4_GROUPS) {
+        widen_all((const uint16_t*)m.minimum + row * groups, groups, minimum);
+        const uint8_t* __restrict w = (const uint8_t*)m.weight + row * groups * (GROUP / 2);
+        for (int64_t g = 0; g < groups; g++, w += GROUP / 2, y += GROUP) {
+            float x[GROUP];
+            const float factor = scale[g], low = minimum[g];
+            for (int i = 0; i < GROUP / 2; i++) {
+                x[i] = (int)(w[i] & 15) * factor + low;
+                x[i + GROUP / 2] = (int)(w[i] >> 4) * factor + low;
+            }
+            store<GROUP>(x, y);
+        }
+    } else {
+        const int8_t* __restrict w = (const int8_t*)m.weight + row * m.columns;
+        for (int64_t g = 0; g < groups; g++, w += GROUP, y += GROUP) {
+            float x[GROUP];
+            for (int i = 0; i < GROUP; i++) x[i] = w[i] * scale[g];
+            store<GROUP>(x, y);
+        }
     }
 }
 
@@ -80,12 +134,12 @@ struct Run {
 
 // What all threads share between two barriers; one of each per lane.
 struct Shared {
-    std::vector<float> q, k, v, mixed, gated, normed;
+    std::vector<float> x, q, k, v, mixed, gated, up, y, normed;
     Rounded rounded;
     std::vector<Run> runs;
     Shared(int64_t lanes, const Lane* lane, bool precise)
-        : q(lanes * H * K), k(lanes * G * K), v(lanes * G * K), mixed(lanes * H * K), gated(lanes * F), normed(lanes * D),
-          rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
+        : x(lanes * D), q(lanes * H * K), k(lanes * G * K), v(lanes * G * K), mixed(lanes * H * K), gated(lanes * F),
+          up(lanes * F), y(lanes * D), normed(lanes * D), rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
         for (int64_t t = 0; t < lanes; t++)
             if (t == 0 || lane[t].row != lane[t - 1].row || runs.back().lanes == RUN) runs.push_back({t, 1});
             else runs.back().lanes++;
@@ -94,14 +148,13 @@ struct Shared {
 
 // What a thread works on by itself.
 struct Own {
-    std::vector<float> normed, scores, y;
+    std::vector<float> normed, scores;
     Rounded rounded;
     std::vector<Query> queries;
     std::unique_ptr<Seen> seen;
     std::unique_ptr<Panel> panel;
     Own(int64_t lanes, int64_t slots, bool precise)
-        : normed(FEW[precise] * D), scores(slots), y(lanes * std::max(PANEL_ROWS, ROWS)),
-          rounded(FEW[precise], precise, false), seen(new Seen), panel(new Panel) {
+        : normed(FEW[precise] * D), scores(slots + ROWS), rounded(FEW[precise], precise, false), seen(new Seen), panel(new Panel) {
         panel->y.resize(room_for(lanes) * PANEL_ROWS);
     }
 };
@@ -142,139 +195,101 @@ template <class C> static void attend(const Model& model, const Cache& cache, co
     else attend_together(own.queries, keys, values, *own.seen);
 }
 
-template <class C> static void block(const Model& model, const Layer& layer, const Cache& cache, int64_t lanes,
-                                     const Lane* lane, const float* cos, const float* sin, float* x, Shared& shared,
-                                     Own& own) {
+// then: the matrix that is read after this block
+template <class C> static void block(const Model& model, const Layer& layer, const Matrix& then, const Cache& cache,
+                                     int64_t lanes, const Lane* lane, Shared& shared, Own& own) {
+    float* x = shared.x.data();
     C *keys = (C*)cache.keys, *values = (C*)cache.values;
     const int64_t rows = rows_at_once(are_many(lanes, model.precise));
-    const auto project = [&](const Matrix& m, const Input& in, std::vector<float>& y) {
-        #pragma omp for schedule(static) nowait
-        for (int64_t row = 0; row < m.rows; row += rows) multiply(m, row, in, lanes, &y[row], m.rows, *own.panel);
+    // y (lanes, rows of m) gets the rows that are this thread's, and memory is asked for what it reads then.
+    const auto project = [&](const Matrix& m, const Matrix& then, const Input& in, std::vector<float>& y) {
+        const Share share = share_of(m, rows), next = share_of(then, rows);
+        for (int64_t row = share.first; row < share.last; row += rows)
+            multiply(share, row, next, in, lanes, &y[row], m.rows, *own.panel);
+        return share;
     };
-    const auto add = [&](const Matrix& m, const Input& in) {
-        #pragma omp for schedule(static)
-        for (int64_t row = 0; row < D; row += rows) {
-            multiply(m, row, in, lanes, own.y.data(), rows, *own.panel);
-            for (int64_t t = 0; t < lanes; t++)
-                for (int64_t r = 0; r < rows; r++) x[t * D + row + r] += own.y[t * rows + r];
-        }
+    const auto add = [&](const Matrix& m, const Matrix& then, const Input& in) {
+        const Share share = project(m, then, in, shared.y);
+        for (int64_t t = 0; t < lanes; t++)
+            for (int64_t i = t * D + share.first; i < t * D + share.last; i++) x[i] += shared.y[i];
+        #pragma omp barrier
     };
 
     Input in = input(x, D, layer.input_layernorm, model, lanes, shared, own);
-    project(layer.q_proj, in, shared.q);
-    project(layer.k_proj, in, shared.k);
-    project(layer.v_proj, in, shared.v);
+    project(layer.q_proj, layer.k_proj, in, shared.q);
+    project(layer.k_proj, layer.v_proj, in, shared.k);
+    project(layer.v_proj, layer.o_proj, in, shared.v);
     #pragma omp barrier
 
     #pragma omp for schedule(static)
     for (int64_t i = 0; i < lanes * (H + G); i++) {
         const int64_t t = i / (H + G), head = i % (H + G), g = head - H;
         if (head < H) {
-            rotate(&shared.q[(t * H + head) * K], cos + t * K, sin + t * K);
+            rotate(&shared.q[(t * H + head) * K], model, lane[t].position);
             continue;
         }
         const int64_t place = lane[t].row * cache.row_stride + g * cache.head_stride + lane[t].slot * K;
-        rotate(&shared.k[(t * G + g) * K], cos + t * K, sin + t * K);
+        rotate(&shared.k[(t * G + g) * K], model, lane[t].position);
         store<K>(&shared.k[(t * G + g) * K], keys + place);
         store<K>(&shared.v[(t * G + g) * K], values + place);
     }
 
     const int64_t runs = shared.runs.size(), parts = runs == lanes ? H : G, heads = H / parts;
-    #pragma omp for schedule(dynamic)
+    const int64_t chunk = parts == G ? 1 : (runs * parts + omp_get_num_threads() - 1) / omp_get_num_threads();
+    #pragma omp for schedule(dynamic, chunk)
     for (int64_t i = 0; i < runs * parts; i++)
         attend<C>(model, cache, shared.runs[i / parts], i % parts * heads, heads, lane, shared, shared.mixed.data(), own);
 
-    add(layer.o_proj, input(shared.mixed.data(), H * K, nullptr, model, lanes, shared, own));
+    add(layer.o_proj, layer.gate_proj, input(shared.mixed.data(), H * K, nullptr, model, lanes, shared, own));
 
     in = input(x, D, layer.post_attention_layernorm, model, lanes, shared, own);
-    project(layer.gate_proj, in, shared.gated);
-    #pragma omp for schedule(static)                           // and so each thread gets the rows that it got above
-    for (int64_t row = 0; row < F; row += rows) {
-        multiply(layer.up_proj, row, in, lanes, own.y.data(), rows, *own.panel);
-        for (int64_t t = 0; t < lanes; t++)
-            for (int64_t r = 0; r < rows; r++) {
-                float& gate = shared.gated[t * F + row + r];
-                gate = gate / (1 + std::exp(-gate)) * own.y[t * rows + r];
-            }
-    }
-    add(layer.down_proj, input(shared.gated.data(), F, nullptr, model, lanes, shared, own));
+    project(layer.gate_proj, layer.up_proj, in, shared.gated);
+    const Share share = project(layer.up_proj, layer.down_proj, in, shared.up);
+    for (int64_t t = 0; t < lanes; t++)
+        swiglu(&shared.gated[t * F + share.first], &shared.up[t * F + share.first], share.last - share.first);
+    #pragma omp barrier
+    add(layer.down_proj, then, input(shared.gated.data(), F, nullptr, model, lanes, shared, own));
 }
 
 // Some lanes through all blocks, and the logits of those that want them, in their order.
-static void step(const Model& model, const Cache* caches, bool half, int64_t lanes, const Lane* lane, const float* cos,
-                 const float* sin, float* x, float* logits) {
+static void step(const Model& model, const Cache* caches, bool half, int64_t lanes, const Lane* lane, float* logits) {
     Shared shared(lanes, lane, model.precise);
     int64_t slots = 0, wanted = 0;
     for (int64_t t = 0; t < lanes; t++) slots = std::max(slots, lane[t].slot + 1);
     #pragma omp parallel
     {
         Own own(lanes, slots, model.precise);
-        for (int64_t i = 0; i < model.num_layers; i++)
-            if (half) block<uint16_t>(model, model.layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
-            else block<float>(model, model.layers[i], caches[i], lanes, lane, cos, sin, x, shared, own);
+        #pragma omp for schedule(static)
+        for (int64_t t = 0; t < lanes; t++) unpack_row(model.embed_tokens, lane[t].token, &shared.x[t * D]);
+        for (int64_t i = 0; i < model.num_layers; i++) {
+            const Matrix& then = i + 1 < model.num_layers ? model.layers[i + 1].q_proj : model.lm_head;
+            if (half) block<uint16_t>(model, model.layers[i], then, caches[i], lanes, lane, shared, own);
+            else block<float>(model, model.layers[i], then, caches[i], lanes, lane, shared, own);
+        }
         #pragma omp single
         for (int64_t t = 0; t < lanes; t++)
-            if (lane[t].wanted) memmove(x + wanted++ * D, x + t * D, D * sizeof(float));
-        const Input in = input(x, D, model.norm, model, wanted, shared, own);
+            if (lane[t].wanted) memmove(&shared.x[wanted++ * D], &shared.x[t * D], D * sizeof(float));
+        const Input in = input(shared.x.data(), D, model.norm, model, wanted, shared, own);
         const int64_t rows = rows_at_once(are_many(wanted, model.precise));
-        #pragma omp for schedule(static)
-        for (int64_t row = 0; row < V; row += rows)
-            multiply(model.lm_head, row, in, wanted, logits + row, V, *own.panel);
+        const Share share = share_of(model.lm_head, rows), next = share_of(model.layers[0].q_proj, rows);   // of the next token
+        for (int64_t row = share.first; row < share.last; row += rows)
+            multiply(share, row, next, in, wanted, logits + row, V, *own.panel);
     }
 }
 
-// x (lanes, D): embedded tokens, overwritten; cos, sin (lanes, K); logits (those of `lane` that are wanted, V). half: the
-// cache holds bfloat16.
+// logits (those of `lane` that are wanted, V). half: the cache holds bfloat16.
 extern "C" void decode(const Model* model, const Cache* caches, int64_t half, int64_t lanes, const Lane* lane,
-                       const float* cos, const float* sin, float* x, float* logits) {
+                       float* logits) {
     for (int64_t start = 0, n; start < lanes; start += n) {
         n = std::min(MOST, lanes - start);
-        step(*model, caches, half, n, lane + start, cos + start * K, sin + start * K, x + start * D, logits);
+        step(*model, caches, half, n, lane + start, logits);
         for (int64_t t = start; t < start + n; t++) logits += lane[t].wanted * V;
     }
 }
 
 extern "C" const char* instructions() { return INSTRUCTIONS; }
 
-// ---- weights for many tokens -----------------------------------------------------------------------------------------
-
-static void widen_all(const uint16_t* halves, int64_t n, float* y) {
-    for (int64_t i = 0; i < n; i += STEP) {
-        uint16_t some[STEP] = {};
-        std::copy_n(halves + i, std::min<int64_t>(STEP, n - i), some);
-        const Sums found = processor::widen(some);
-        memcpy(y + i, &found, sizeof found);
-    }
-}
-
-// Torch multiplies many tokens faster than this file does, but by floats: a row of a matrix of few bits as such.
-template <class Y> static void unpack_row(const Matrix& m, int64_t row, Y* __restrict y) {
-    const int64_t groups = m.columns / GROUP;
-    float scale[MOST_GROUPS], minimum[MOST_GROUPS];
-    if (m.kind == INT8) std::fill_n(scale, groups, ((const float*)m.scale)[row]);
-    else widen_all((const uint16_t*)m.scale + row * groups, groups, scale);
-    if (m.kind == INT4_GROUPS) {
-        widen_all((const uint16_t*)m.minimum + row * groups, groups, minimum);
-        const uint8_t* __restrict w = (const uint8_t*)m.weight + row * groups * (GROUP / 2);
-        for (int64_t g = 0; g < groups; g++, w += GROUP / 2, y += GROUP) {
-            float x[GROUP];
-            const float factor = scale[g], low = minimum[g];
-            for (int i = 0; i < GROUP / 2; i++) {
-                x[i] = (int)(w[i] & 15) * factor + low;
-                x[i + GROUP / 2] = (int)(w[i] >> 4) * factor + low;
-            }
-            store<GROUP>(x, y);
-        }
-    } else {
-        const int8_t* __restrict w = (const int8_t*)m.weight + row * m.columns;
-        for (int64_t g = 0; g < groups; g++, w += GROUP, y += GROUP) {
-            float x[GROUP];
-            for (int i = 0; i < GROUP; i++) x[i] = w[i] * scale[g];
-            store<GROUP>(x, y);
-        }
-    }
-}
-
+// Torch multiplies many tokens of floats faster than this file does; of few bits, then, it gets floats.
 // y (rows, columns): rows from `first` on, in bfloat16 if `half`, else in float32.
 extern "C" void unpack(const Matrix* m, int64_t first, int64_t rows, int64_t half, void* y) {
     #pragma omp parallel for schedule(static)

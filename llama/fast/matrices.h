@@ -13,12 +13,16 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "products.h"
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, INT8, INT8_GROUPS, INT4_GROUPS };
 
 constexpr int LANES = 4;                                       // vectors that are multiplied at a time
+constexpr int64_t LINE = 64;                                   // bytes that memory brings at a time
 constexpr int64_t AHEAD = 8192;                                // bytes to ask memory for in advance; 0 takes four times as long
 
 struct Matrix {                                                // as in compiled_step.py
@@ -148,21 +152,51 @@ public:
     }
 };
 
-// ---- few tokens ------------------------------------------------------------------------------------------------------
+// ---- asking memory in advance ----------------------------------------------------------------------------------------
 
-// ROWS rows lie in memory as one piece, of which a loop over columns takes `bytes` a turn. Memory is asked for them in the
-// order of that piece: asked row by row, it brings a third as much.
-static inline void ask_ahead(const void* rows, int64_t turn, int bytes) {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)rows + turn * bytes + AHEAD + i);
+// Rows of a matrix that one thread multiplies, [first, last): they lie in memory as one piece.
+struct Share {
+    const Matrix* matrix;
+    int64_t first, last;
+    const char* start() const { return place(first); }
+    const char* end() const { return place(last); }
+    const char* place(int64_t row) const {
+        constexpr int BITS[] = {32, 16, 8, 8, 4};              // of a Kind
+        return (const char*)matrix->weight + row * matrix->columns * BITS[matrix->kind] / 8;
+    }
+    // What is `distance` bytes behind the beginning of a row, where this thread reads on at its end in `next`.
+    const char* ahead(int64_t row, int64_t distance, const Share& next) const {
+        const char *found = place(row) + distance, *end = this->end();
+        return found < end ? found : next.start() + (found - end);
+    }
+};
+
+// Of the rows of a matrix, that this thread multiplies, whole blocks of `block` each.
+static inline Share share_of(const Matrix& m, int64_t block) {
+    int64_t thread = 0, threads = 1;
+#ifdef _OPENMP
+    thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#endif
+    const int64_t blocks = (m.rows + block - 1) / block;
+    return {&m, blocks * thread / threads * block, std::min(m.rows, blocks * (thread + 1) / threads * block)};
 }
+
+// A loop that takes `bytes` a turn asks for as many as it goes, in the order in which they lie: asked row by row, memory
+// brings a third as much.
+static inline void ask(const char* ahead, int64_t turn, int bytes) {
+    for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(ahead + turn * bytes + i);
+}
+
+// ---- few tokens ------------------------------------------------------------------------------------------------------
 
 // y[t][r] = row r of `weight` times x of lane t, for N lanes from `lane` on. A weight is loaded once for all of them, and a
 // number of x once for all rows.
-template <int N, class W> static void multiply_floats(const W* weight, const Input& in, int64_t lane, float (*y)[ROWS]) {
+template <int N, class W> static void multiply_floats(const W* weight, const Input& in, int64_t lane, const char* ahead,
+                                                      float (*y)[ROWS]) {
     const float* x = in.x + lane * in.columns;
     Floats sums[N][ROWS] = {};
     for (int64_t i = 0; i < in.columns; i += WIDTH) {
-        ask_ahead(weight, i / WIDTH, ROWS * WIDTH * sizeof(W));
+        ask(ahead, i / WIDTH, ROWS * WIDTH * sizeof(W));
         #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
             const Floats w = load(weight + r * in.columns + i);
@@ -185,7 +219,8 @@ static inline const uint16_t* rows_of(const void* scales, const Matrix& m, int64
 // The same in whole numbers. With weights scale · q + minimum, and x = scale' · q', a group adds
 // (q · q') · scale · scale' + minimum · (sum of x).
 template <int N, Kind KIND, bool PRECISE> static void multiply_integers(const Matrix& m, int64_t row, const Input& in,
-                                                                        int64_t lane, float (*y)[ROWS]) {
+                                                                        int64_t lane, const char* ahead,
+                                                                        float (*y)[ROWS]) {
     using Stored = std::conditional_t<KIND == INT4_GROUPS, uint8_t, int8_t>;
     constexpr int64_t BYTES = KIND == INT4_GROUPS ? GROUP / 2 : GROUP;
     const int64_t groups = m.columns / GROUP;
@@ -211,7 +246,7 @@ template <int N, Kind KIND, bool PRECISE> static void multiply_integers(const Ma
     const Stored* weight = (const Stored*)m.weight + row * groups * BYTES;
     const int8_t *q = in.q + lane * in.columns, *rest = in.rest + lane * in.columns;
     for (int64_t g = 0; g < groups; g++) {
-        ask_ahead(weight, g, ROWS * BYTES);
+        ask(ahead, g, ROWS * BYTES);
         #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
             #pragma GCC unroll 8
@@ -226,18 +261,19 @@ template <int N, Kind KIND, bool PRECISE> static void multiply_integers(const Ma
 }
 
 template <int N, Kind KIND> static void multiply_bits(const Matrix& m, int64_t row, const Input& in, int64_t lane,
-                                                      float (*y)[ROWS]) {
-    if (in.precise) multiply_integers<N, KIND, true>(m, row, in, lane, y);
-    else multiply_integers<N, KIND, false>(m, row, in, lane, y);
+                                                      const char* ahead, float (*y)[ROWS]) {
+    if (in.precise) multiply_integers<N, KIND, true>(m, row, in, lane, ahead, y);
+    else multiply_integers<N, KIND, false>(m, row, in, lane, ahead, y);
 }
 
-template <int N> static void multiply_lanes(const Matrix& m, int64_t row, const Input& in, int64_t lane, float (*y)[ROWS]) {
+template <int N> static void multiply_lanes(const Matrix& m, int64_t row, const Input& in, int64_t lane, const char* ahead,
+                                            float (*y)[ROWS]) {
     switch (m.kind) {
-        case FLOAT32: multiply_floats<N>((const float*)m.weight + row * m.columns, in, lane, y); break;
-        case BFLOAT16: multiply_floats<N>((const uint16_t*)m.weight + row * m.columns, in, lane, y); break;
-        case INT8: multiply_bits<N, INT8>(m, row, in, lane, y); break;
-        case INT8_GROUPS: multiply_bits<N, INT8_GROUPS>(m, row, in, lane, y); break;
-        case INT4_GROUPS: multiply_bits<N, INT4_GROUPS>(m, row, in, lane, y); break;
+        case FLOAT32: multiply_floats<N>((const float*)m.weight + row * m.columns, in, lane, ahead, y); break;
+        case BFLOAT16: multiply_floats<N>((const uint16_t*)m.weight + row * m.columns, in, lane, ahead, y); break;
+        case INT8: multiply_bits<N, INT8>(m, row, in, lane, ahead, y); break;
+        case INT8_GROUPS: multiply_bits<N, INT8_GROUPS>(m, row, in, lane, ahead, y); break;
+        case INT4_GROUPS: multiply_bits<N, INT4_GROUPS>(m, row, in, lane, ahead, y); break;
     }
     if (m.bias)
         for (int t = 0; t < N; t++)
@@ -245,13 +281,14 @@ template <int N> static void multiply_lanes(const Matrix& m, int64_t row, const 
 }
 
 // Rows [row, row + ROWS) times each of the vectors: y[t * stride + r]
-static void multiply_rows(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride) {
+static void multiply_rows(const Matrix& m, int64_t row, const Input& in, int64_t lanes, const char* ahead, float* y,
+                          int64_t stride) {
     float found[LANES][ROWS];
     for (int64_t t = 0, n; t < lanes; t += n) {
         n = lanes - t >= LANES ? LANES : lanes - t >= 2 ? 2 : 1;
-        if (n == LANES) multiply_lanes<LANES>(m, row, in, t, found);
-        else if (n == 2) multiply_lanes<2>(m, row, in, t, found);
-        else multiply_lanes<1>(m, row, in, t, found);
+        if (n == LANES) multiply_lanes<LANES>(m, row, in, t, ahead, found);
+        else if (n == 2) multiply_lanes<2>(m, row, in, t, ahead, found);
+        else multiply_lanes<1>(m, row, in, t, ahead, found);
         for (int64_t i = 0; i < n; i++) memcpy(y + (t + i) * stride, found[i], sizeof found[i]);
     }
 }
@@ -286,7 +323,8 @@ static void pack_scales(const void* scales, const Matrix& m, int64_t row, int64_
     }
 }
 
-template <Kind KIND> static void pack(const Matrix& m, int64_t row, int64_t first, int64_t n, float factor, Panel& panel) {
+template <Kind KIND> static void pack(const Matrix& m, int64_t row, int64_t first, int64_t n, float factor, const char* ahead,
+                                      Panel& panel) {
     constexpr int BYTES = KIND == INT4_GROUPS ? GROUP / 2 : GROUP;
     const int64_t groups = m.columns / GROUP;
     const char* weights = (const char*)m.weight;
@@ -297,8 +335,7 @@ template <Kind KIND> static void pack(const Matrix& m, int64_t row, int64_t firs
             for (int64_t g = 0; g < n; g++)
                 ((float*)panel.scale[g])[r] = ((const float*)m.scale)[std::min(row + r, m.rows - 1)] * factor;
     for (int64_t g = 0; g < n; g++) {
-        const char* next = weights + (row + PANEL_ROWS) * groups * BYTES;      // the panel behind this one
-        ask_ahead(next - AHEAD, first + g, PANEL_ROWS * BYTES);
+        ask(ahead, first + g, PANEL_ROWS * BYTES);
         alignas(sizeof(Words)) uint32_t words[BYTES / 4][PANEL_ROWS];
         for (int r = 0; r < PANEL_ROWS; r++) {                 // behind the last row comes that row again
             uint32_t found[BYTES / 4];
@@ -349,13 +386,13 @@ template <bool MINIMUM> static void multiply_tile(const Panel& panel, int64_t fi
 }
 
 // Rows [row, row + PANEL_ROWS), as far as there are such: y[t * stride + r]
-template <Kind KIND> static void multiply_panel(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y,
-                                                int64_t stride, Panel& panel) {
+template <Kind KIND> static void multiply_panel(const Matrix& m, int64_t row, const Input& in, int64_t lanes,
+                                                const char* ahead, float* y, int64_t stride, Panel& panel) {
     const int64_t groups = m.columns / GROUP, rows = std::min<int64_t>(PANEL_ROWS, m.rows - row);
     std::fill(panel.y.begin(), panel.y.end(), 0.f);
     for (int64_t first = 0; first < groups; first += PANEL_GROUPS) {
         const int64_t n = std::min(PANEL_GROUPS, groups - first);
-        pack<KIND>(m, row, first, n, in.precise ? 1.f / FINER : 1.f, panel);
+        pack<KIND>(m, row, first, n, in.precise ? 1.f / FINER : 1.f, ahead, panel);
         for (int64_t t = 0; t < lanes; t += TILE)
             multiply_tile<KIND == INT4_GROUPS>(panel, first, n, in, t, &panel.y[t * PANEL_ROWS]);
     }
@@ -372,17 +409,23 @@ static inline bool are_many(int64_t lanes, bool precise) { return lanes > FEW[pr
 static inline int64_t rows_at_once(bool many) { return many ? PANEL_ROWS : ROWS; }
 static inline int64_t room_for(int64_t lanes) { return (lanes + TILE - 1) / TILE * TILE; }
 
-// Rows [row, row + rows_at_once(many)), as far as there are such, times each of the vectors: y[t * stride + r]
-static void multiply(const Matrix& m, int64_t row, const Input& in, int64_t lanes, float* y, int64_t stride, Panel& panel) {
+// Rows [row, row + rows_at_once(many)) of a thread's share, as far as there are such, times each of the vectors:
+// y[t * stride + r]. next: what the thread reads then.
+static void multiply(const Share& share, int64_t row, const Share& next, const Input& in, int64_t lanes, float* y,
+                     int64_t stride, Panel& panel) {
+    const Matrix& m = *share.matrix;
     const bool many = in.pairs;
-    if (many) switch (m.kind) {                                // floats go a few rows at a time, whatever the lanes
-        case INT8: return multiply_panel<INT8>(m, row, in, lanes, y, stride, panel);
-        case INT8_GROUPS: return multiply_panel<INT8_GROUPS>(m, row, in, lanes, y, stride, panel);
-        case INT4_GROUPS: return multiply_panel<INT4_GROUPS>(m, row, in, lanes, y, stride, panel);
+    if (many) {                                                // floats go a few rows at a time, whatever the lanes
+        const char* ahead = share.ahead(row, share.place(PANEL_ROWS) - share.place(0), next);       // the panel behind
+        switch (m.kind) {
+            case INT8: return multiply_panel<INT8>(m, row, in, lanes, ahead, y, stride, panel);
+            case INT8_GROUPS: return multiply_panel<INT8_GROUPS>(m, row, in, lanes, ahead, y, stride, panel);
+            case INT4_GROUPS: return multiply_panel<INT4_GROUPS>(m, row, in, lanes, ahead, y, stride, panel);
+        }
     }
     const int64_t end = std::min(row + rows_at_once(many), m.rows);
     for (int64_t r = row; r < end; r += ROWS) {                // the number of rows need not be a multiple of ROWS
         const int64_t first = std::min(r, m.rows - ROWS);
-        multiply_rows(m, first, in, lanes, y + first - row, stride);
+        multiply_rows(m, first, in, lanes, share.ahead(r, AHEAD, next), y + first - row, stride);
     }
 }

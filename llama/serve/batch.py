@@ -115,7 +115,7 @@ class RequestRow(TextRow):
                          limit=request.limit, stop=request.stop, ignore_eos=request.ignore_eos,
                          generator=torch.Generator().manual_seed(request.seed + index), on_text=self._shown.append)
         self._seen = None
-        if request.sampling.repetition_penalty not in (0, 1):
+        if request.sampling.penalises:
             self._seen = torch.zeros(1, request.model.tokenizer.vocab_size, dtype=torch.bool,
                                      device=request.model.device)
             self._seen[0, request.prompt] = True
