@@ -65,7 +65,7 @@ static void rotate(float* head, const Model& model, int64_t position) {  // pair
     }
 }
 
-static void swiglu(float* gate, const float* up, int64_t n) {            // many at once: one by one, exp is a tenth of a step
+static void swiglu(float* gate, const float* up, int64_t n) {             // gate becomes silu(gate) · up
     for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
 }
 
@@ -134,12 +134,12 @@ struct Run {
 
 // What all threads share between two barriers; one of each per lane.
 struct Shared {
-    std::vector<float> x, q, k, v, mixed, gated, up, y, normed;
+    std::vector<float> x, q, k, v, mixed, gated, made, normed;  // made: by a matrix, and soon used up
     Rounded rounded;
     std::vector<Run> runs;
     Shared(int64_t lanes, const Lane* lane, bool precise)
         : x(lanes * D), q(lanes * H * K), k(lanes * G * K), v(lanes * G * K), mixed(lanes * H * K), gated(lanes * F),
-          up(lanes * F), y(lanes * D), normed(lanes * D), rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
+          made(lanes * std::max(D, F)), normed(lanes * D), rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
         for (int64_t t = 0; t < lanes; t++)
             if (t == 0 || lane[t].row != lane[t - 1].row || runs.back().lanes == RUN) runs.push_back({t, 1});
             else runs.back().lanes++;
@@ -209,9 +209,9 @@ template <class C> static void block(const Model& model, const Layer& layer, con
         return share;
     };
     const auto add = [&](const Matrix& m, const Matrix& then, const Input& in) {
-        const Share share = project(m, then, in, shared.y);
+        const Share share = project(m, then, in, shared.made);
         for (int64_t t = 0; t < lanes; t++)
-            for (int64_t i = t * D + share.first; i < t * D + share.last; i++) x[i] += shared.y[i];
+            for (int64_t i = t * D + share.first; i < t * D + share.last; i++) x[i] += shared.made[i];
         #pragma omp barrier
     };
 
@@ -235,7 +235,8 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     }
 
     const int64_t runs = shared.runs.size(), parts = runs == lanes ? H : G, heads = H / parts;
-    const int64_t chunk = parts == G ? 1 : (runs * parts + omp_get_num_threads() - 1) / omp_get_num_threads();
+    // Alone, heads that read the same keys go to one thread, as far as that goes; runs take unequal times.
+    const int64_t chunk = parts == G ? 1 : (runs * parts + threads() - 1) / threads();
     #pragma omp for schedule(dynamic, chunk)
     for (int64_t i = 0; i < runs * parts; i++)
         attend<C>(model, cache, shared.runs[i / parts], i % parts * heads, heads, lane, shared, shared.mixed.data(), own);
@@ -244,9 +245,9 @@ template <class C> static void block(const Model& model, const Layer& layer, con
 
     in = input(x, D, layer.post_attention_layernorm, model, lanes, shared, own);
     project(layer.gate_proj, layer.up_proj, in, shared.gated);
-    const Share share = project(layer.up_proj, layer.down_proj, in, shared.up);
+    const Share share = project(layer.up_proj, layer.down_proj, in, shared.made);
     for (int64_t t = 0; t < lanes; t++)
-        swiglu(&shared.gated[t * F + share.first], &shared.up[t * F + share.first], share.last - share.first);
+        swiglu(&shared.gated[t * F + share.first], &shared.made[t * F + share.first], share.last - share.first);
     #pragma omp barrier
     add(layer.down_proj, then, input(shared.gated.data(), F, nullptr, model, lanes, shared, own));
 }

@@ -171,14 +171,18 @@ struct Share {
     }
 };
 
-// Of the rows of a matrix, that this thread multiplies, whole blocks of `block` each.
-static inline Share share_of(const Matrix& m, int64_t block) {
-    int64_t thread = 0, threads = 1;
 #ifdef _OPENMP
-    thread = omp_get_thread_num(), threads = omp_get_num_threads();
+static inline int64_t thread() { return omp_get_thread_num(); }
+static inline int64_t threads() { return omp_get_num_threads(); }
+#else
+static inline int64_t thread() { return 0; }
+static inline int64_t threads() { return 1; }
 #endif
+
+// What of a matrix is this thread's, in whole blocks of so many rows.
+static inline Share share_of(const Matrix& m, int64_t block) {
     const int64_t blocks = (m.rows + block - 1) / block;
-    return {&m, blocks * thread / threads * block, std::min(m.rows, blocks * (thread + 1) / threads * block)};
+    return {&m, blocks * thread() / threads() * block, std::min(m.rows, blocks * (thread() + 1) / threads() * block)};
 }
 
 // A loop that takes `bytes` a turn asks for as many as it goes, in the order in which they lie: asked row by row, memory
