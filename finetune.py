@@ -17,6 +17,7 @@ import itertools
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from llama.runtime.interrupt import quiet_start
@@ -24,7 +25,7 @@ from llama.runtime.interrupt import quiet_start
 with quiet_start(__name__):
     import torch
 
-    from llama.checkpoint import save_model
+    from llama.checkpoint import PretrainedLlama, save_model
     from llama.commands import flags, side_texts
     from llama.commands.method_flags import Method, MethodFlags
     from llama.freeze import freeze, trainable_parameters, unfreeze
@@ -59,7 +60,8 @@ with quiet_start(__name__):
 DATA = "identity.jsonl"
 
 
-def main() -> None:
+def main(read: Callable[..., PretrainedLlama] = get_model, trains: type[Trainer] = Trainer) -> None:
+    """The command. Who runs it many times in one process may read the model itself, and look at what has learned."""
     parser = cli.Parser(
         "finetune.py", __doc__.splitlines()[0],
         most=("lora", "freeze-layers", "data", "eval-data", "task", "model", "output", "resume", "epochs", "minutes",
@@ -187,8 +189,8 @@ def main() -> None:
     program = resident_set_size()
     with distributed.first_goes_first():                            # it may have to be fetched
         again = loftq_starts and arguments.resume
-        model = get_model(str(few_bits) if again else model_flags.model, device=device, seed=model_flags.seed,
-                          dtype=dtype if adapts else torch.float32, bits=0 if loftq_starts else model_flags.bits)
+        model = read(str(few_bits) if again else model_flags.model, device=device, seed=model_flags.seed,
+                     dtype=dtype if adapts else torch.float32, bits=0 if loftq_starts else model_flags.bits)
     if is_quantized(model) and (arguments.merge or not adapts):
         raise ValueError("a quantised model does not learn, and nothing can be merged into it: give --lora without "
                          "--merge, or the model in floats")
@@ -234,10 +236,10 @@ def main() -> None:
     if preferring := arguments.task == "preference":
         plain, settings = functools.partial(preferences.Preference, config=pairs), settings | dataclasses.asdict(pairs)
     method = Method(method_flags, model, task, dtype=dtype, writes=not arguments.dry_run, plain=plain)
-    trainer = Trainer(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
-                      output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
-                      readable=model_flags.readable, objective=method.objective, augment=augment,
-                      settings=settings, **beside)
+    trainer = trains(model, task, data, eval_data, arguments.optimizer, config, dtype=masters,
+                     output=None if arguments.dry_run else output, resume=arguments.resume, allow=arguments.allow,
+                     readable=model_flags.readable, objective=method.objective, augment=augment,
+                     settings=settings, **beside)
     if arguments.hold_frequencies:
         first = itertools.islice(trainer.samples, 64)
         hold_frequencies(model, torch.tensor([id for sample in first for id in sample.ids]))

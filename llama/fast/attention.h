@@ -9,31 +9,21 @@
 #pragma once
 #include "matrices.h"
 
-constexpr int ABOUT = K / WIDTH % 4 == 0 ? 4 : K / WIDTH % 2 == 0 ? 2 : 1;    // vectors of a value that are summed at a time
-
-// One query head over the slots [first, last] of its key-value head; scores has room for them, and for ROWS more.
+// One query head over the slots [first, last] of its key-value head; scores has room for them.
 template <class C> static void attend_alone(const float* q, const C* keys, const C* values, int64_t first, int64_t last,
                                             float* scores, float* out) {
-    const int64_t slots = last + 1 - first;
-    keys += first * K, values += first * K;
-    for (int64_t s = 0; s < slots; s += ROWS) {                // behind the last slot comes that slot again
-        Floats sums[ROWS] = {};
-        for (int64_t i = 0; i < K; i += WIDTH)
-            #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) sums[r] += load(q + i) * load(keys + std::min(s + r, slots - 1) * K + i);
-        processor::totals(sums, scores + s);
-    }
     float top = -1e30f, sum = 0;             // no infinity: -ffast-math does without
-    for (int64_t s = 0; s < slots; s++) top = std::max(top, scores[s]);
-    for (int64_t s = 0; s < slots; s++) sum += scores[s] = std::exp((scores[s] - top) / std::sqrt((float)K));
-    for (int64_t i = 0; i < K; i += ABOUT * WIDTH) {
-        Floats mixed[ABOUT] = {};
-        for (int64_t s = 0; s < slots; s++)
-            #pragma GCC unroll 8
-            for (int n = 0; n < ABOUT; n++) mixed[n] += load(values + s * K + i + n * WIDTH) * scores[s];
-        for (int n = 0; n < ABOUT; n++) mixed[n] /= std::max(sum, 1e-30f);      // of no slot nothing
-        memcpy(out + i, mixed, sizeof mixed);
+    for (int64_t s = first; s <= last; s++) {
+        Floats dot = {};
+        for (int64_t i = 0; i < K; i += WIDTH) dot += load(q + i) * load(keys + s * K + i);
+        scores[s - first] = total(dot) / std::sqrt((float)K);
+        top = std::max(top, scores[s - first]);
     }
+    for (int64_t s = 0; s <= last - first; s++) sum += scores[s] = std::exp(scores[s] - top);
+    Floats mixed[K / WIDTH] = {};
+    for (int64_t s = first; s <= last; s++)
+        for (int64_t i = 0; i < K / WIDTH; i++) mixed[i] += load(values + s * K + i * WIDTH) * (scores[s - first] / sum);
+    memcpy(out, mixed, sizeof mixed);
 }
 
 // ---- many queries ----------------------------------------------------------------------------------------------------
@@ -76,15 +66,16 @@ static void see(Query& query, float* scores, int64_t start, const Seen& seen) {
     }
     for (int s = 0; s < SLOTS; s++) sum += scores[s] = std::exp(scores[s] - top);
     const float old = std::exp(query.top - top);
-    for (int64_t i = 0; i < K; i += ABOUT * WIDTH) {
-        Floats mixed[ABOUT];
+    constexpr int N = K / WIDTH % 4 == 0 ? 4 : K / WIDTH % 2 == 0 ? 2 : 1;      // vectors that are summed at a time
+    for (int64_t i = 0; i < K; i += N * WIDTH) {
+        Floats mixed[N];
         #pragma GCC unroll 4
-        for (int n = 0; n < ABOUT; n++) mixed[n] = load(query.out + i + n * WIDTH) * old;
+        for (int n = 0; n < N; n++) mixed[n] = load(query.out + i + n * WIDTH) * old;
         for (int s = 0; s < SLOTS; s++)
             #pragma GCC unroll 4
-            for (int n = 0; n < ABOUT; n++) mixed[n] += load(&seen.values[s][i + n * WIDTH]) * scores[s];
+            for (int n = 0; n < N; n++) mixed[n] += load(&seen.values[s][i + n * WIDTH]) * scores[s];
         #pragma GCC unroll 4
-        for (int n = 0; n < ABOUT; n++) memcpy(query.out + i + n * WIDTH, &mixed[n], sizeof mixed[n]);
+        for (int n = 0; n < N; n++) memcpy(query.out + i + n * WIDTH, &mixed[n], sizeof mixed[n]);
     }
     query.sum = query.sum * old + sum;
     query.top = top;

@@ -125,8 +125,8 @@ class CompiledStep:
         gone = cache.layers[0].evicted                              # behind a sliding window, places begin later
         self._turn_up_to(start + T, cache.rope_stable_length)
         lanes = (Lane * (B * T))(*[
-            Lane(ids[row][t], max(start + t - blank[row], 0), row, start - gone + t, max(blank[row] - gone, 0), t >= T - count)
-            for row in range(B) for t in range(T)])
+            Lane(ids[row][t], max(start + t - blank[row], 0), row, start + t - gone, max(blank[row] - gone, 0),
+                 t >= T - count) for row in range(B) for t in range(T)])
         logits = torch.empty(B, count, self.config.vocab_size)
         half = cache.layers[0].keys.dtype == torch.bfloat16
         self._decode(self._model, self._places(cache), half, B * T, lanes, logits.data_ptr())

@@ -65,10 +65,6 @@ static void rotate(float* head, const Model& model, int64_t position) {  // pair
     }
 }
 
-static void swiglu(float* gate, const float* up, int64_t n) {             // gate becomes silu(gate) · up
-    for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
-}
-
 template <int N> static inline void store(const float* from, float* to) { memcpy(to, from, N * sizeof(float)); }
 template <int N> static inline void store(const float* from, uint16_t* to) {   // round to nearest, ties to even
     for (int i = 0; i < N; i++) {
@@ -134,12 +130,12 @@ struct Run {
 
 // What all threads share between two barriers; one of each per lane.
 struct Shared {
-    std::vector<float> x, q, k, v, mixed, gated, made, normed;  // made: by a matrix, and soon used up
+    std::vector<float> x, q, k, v, mixed, gated, normed;
     Rounded rounded;
     std::vector<Run> runs;
     Shared(int64_t lanes, const Lane* lane, bool precise)
         : x(lanes * D), q(lanes * H * K), k(lanes * G * K), v(lanes * G * K), mixed(lanes * H * K), gated(lanes * F),
-          made(lanes * std::max(D, F)), normed(lanes * D), rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
+          normed(lanes * D), rounded(are_many(lanes, precise) ? room_for(lanes) : 0, precise, true) {
         for (int64_t t = 0; t < lanes; t++)
             if (t == 0 || lane[t].row != lane[t - 1].row || runs.back().lanes == RUN) runs.push_back({t, 1});
             else runs.back().lanes++;
@@ -148,13 +144,14 @@ struct Shared {
 
 // What a thread works on by itself.
 struct Own {
-    std::vector<float> normed, scores;
+    std::vector<float> normed, scores, y;
     Rounded rounded;
     std::vector<Query> queries;
     std::unique_ptr<Seen> seen;
     std::unique_ptr<Panel> panel;
     Own(int64_t lanes, int64_t slots, bool precise)
-        : normed(FEW[precise] * D), scores(slots + ROWS), rounded(FEW[precise], precise, false), seen(new Seen), panel(new Panel) {
+        : normed(FEW[precise] * D), scores(slots), y(lanes * std::max(PANEL_ROWS, ROWS)),
+          rounded(FEW[precise], precise, false), seen(new Seen), panel(new Panel) {
         panel->y.resize(room_for(lanes) * PANEL_ROWS);
     }
 };
@@ -201,18 +198,26 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     float* x = shared.x.data();
     C *keys = (C*)cache.keys, *values = (C*)cache.values;
     const int64_t rows = rows_at_once(are_many(lanes, model.precise));
-    // y (lanes, rows of m) gets the rows that are this thread's, and memory is asked for what it reads then.
+    // Of the rows that are this thread's, some at a time, their products with every lane go to y (lanes, rows of m), or
+    // `use` takes them while they are in the processor's cache. Memory is asked for `then`, which is read behind them.
     const auto project = [&](const Matrix& m, const Matrix& then, const Input& in, std::vector<float>& y) {
         const Share share = share_of(m, rows), next = share_of(then, rows);
         for (int64_t row = share.first; row < share.last; row += rows)
             multiply(share, row, next, in, lanes, &y[row], m.rows, *own.panel);
-        return share;
     };
-    const auto add = [&](const Matrix& m, const Matrix& then, const Input& in) {
-        const Share share = project(m, then, in, shared.made);
-        for (int64_t t = 0; t < lanes; t++)
-            for (int64_t i = t * D + share.first; i < t * D + share.last; i++) x[i] += shared.made[i];
+    const auto each = [&](const Matrix& m, const Matrix& then, const Input& in, auto use) {
+        const Share share = share_of(m, rows), next = share_of(then, rows);
+        for (int64_t row = share.first; row < share.last; row += rows) {
+            multiply(share, row, next, in, lanes, own.y.data(), rows, *own.panel);
+            for (int64_t t = 0; t < lanes; t++)
+                for (int64_t r = 0; r < rows; r++) use(t, row + r, own.y[t * rows + r]);
+        }
         #pragma omp barrier
+    };
+    const auto add = [&](int64_t t, int64_t row, float y) { x[t * D + row] += y; };
+    const auto swiglu = [&](int64_t t, int64_t row, float up) {
+        float& gate = shared.gated[t * F + row];
+        gate = gate / (1 + std::exp(-gate)) * up;
     };
 
     Input in = input(x, D, layer.input_layernorm, model, lanes, shared, own);
@@ -241,15 +246,12 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     for (int64_t i = 0; i < runs * parts; i++)
         attend<C>(model, cache, shared.runs[i / parts], i % parts * heads, heads, lane, shared, shared.mixed.data(), own);
 
-    add(layer.o_proj, layer.gate_proj, input(shared.mixed.data(), H * K, nullptr, model, lanes, shared, own));
+    each(layer.o_proj, layer.gate_proj, input(shared.mixed.data(), H * K, nullptr, model, lanes, shared, own), add);
 
     in = input(x, D, layer.post_attention_layernorm, model, lanes, shared, own);
     project(layer.gate_proj, layer.up_proj, in, shared.gated);
-    const Share share = project(layer.up_proj, layer.down_proj, in, shared.made);
-    for (int64_t t = 0; t < lanes; t++)
-        swiglu(&shared.gated[t * F + share.first], &shared.made[t * F + share.first], share.last - share.first);
-    #pragma omp barrier
-    add(layer.down_proj, then, input(shared.gated.data(), F, nullptr, model, lanes, shared, own));
+    each(layer.up_proj, layer.down_proj, in, swiglu);
+    each(layer.down_proj, then, input(shared.gated.data(), F, nullptr, model, lanes, shared, own), add);
 }
 
 // Some lanes through all blocks, and the logits of those that want them, in their order.
