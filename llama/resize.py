@@ -106,6 +106,7 @@ def resize_embeddings(model: PretrainedLlama, tokenizer: Tokenizer, *, init: Ini
     model.embed_tokens.num_embeddings = model.lm_head.out_features = rows
     model.config = replace(model.config, vocab_size=rows)
     model.tie_weights()
+    model.step = None                                               # one that was compiled is of the rows before
     if new and tokenizer.first_new_id != new.start:                 # it has grown more than once
         tokenizer = tokenizer.with_new_from(new.start)
     model.tokenizer, model.source = tokenizer, None                 # the files there are no longer this model

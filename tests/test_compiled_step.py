@@ -221,6 +221,28 @@ def test_two_ways_many_tokens_equal_few(name, cache_dtype, place):
 
 
 @needs_compiler
+def test_property_interrupted_while_rotary_tables_grow(place, monkeypatch):
+    """Ctrl-C between new tables and what points at them: the next token finds tables all the same."""
+    model, made = tiny(), []
+
+    class Interrupted(tuple):
+        def __iter__(self):
+            made.append(self)
+            raise KeyboardInterrupt
+
+    compile_step(model)
+    tokens, blank = torch.arange(4)[None], torch.zeros(1, dtype=torch.int64)
+    run = partial(model.step, tokens, padding=blank)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_step, "rotary_tables", lambda *_: Interrupted((torch.zeros(256, 32),) * 2))
+        with pytest.raises(KeyboardInterrupt):
+            run(cache=KVCache(model.config, 1, 8, dtype=torch.float32, device="cpu"))
+    assert made
+    found = run(cache=KVCache(model.config, 1, 8, dtype=torch.float32, device="cpu"))
+    torch.testing.assert_close(found, model(tokens), atol=1e-4, rtol=0)
+
+
+@needs_compiler
 def test_property_logits_that_are_not_wanted_are_not_made(place):
     model = tiny()
     quantize(model, bits=4)

@@ -100,6 +100,13 @@ def test_worked_example_of_random_rows(tiny_tokenizer, grown):
     assert abs(rows[0].std().item() / model.config.initializer_range - 1) < 0.2
 
 
+def test_property_a_step_of_the_rows_before_is_gone(tiny_tokenizer, grown):
+    model = build(tiny_tokenizer)
+    model.step = "built for fewer rows"
+    resize_embeddings(model, grown)
+    assert model.step is None
+
+
 def test_refusal_of_what_gets_no_rows(tiny_tokenizer, grown):
     model = build(tiny_tokenizer)
     with pytest.raises(ValueError, match="id .* is b.* for the tokenizer, and b.* for the model"):

@@ -133,11 +133,16 @@ class CompiledStep:
         return logits
 
     def _turn_up_to(self, end: int, most: int) -> None:
-        """Rotary tables for the positions before `end`: made now and then for twice as many, not for every token."""
+        """Rotary tables for the positions before `end`: made now and then for twice as many, not for every token.
+
+        An interrupted call, or another thread, may still read the tables before: they stay.
+        """
         known = len(self._turns[0]) if self._turns else 0
         if end > known:
-            self._turns = rotary_tables(torch.arange(max(end, min(2 * known + 256, most))), self.config)
-            self._model.cos, self._model.sin = (table.data_ptr() for table in self._turns)
+            turns = rotary_tables(torch.arange(max(end, min(2 * known + 256, most))), self.config)
+            self._kept += turns
+            self._model.cos, self._model.sin = (table.data_ptr() for table in turns)
+            self._turns = turns
 
     def _places(self, cache: KVCache) -> Array:
         """Where keys and values lie. They move in all layers at once, or in none."""
@@ -197,6 +202,8 @@ def compile_step(model: Llama, *, precise: bool = True, say: Callable[[str], Non
 
     precise  activations are rounded to 16 bits where they meet few bits, which loses nothing that shows; else to 8, as
              llama.cpp does, which is faster and as good as weights that were rounded to 8 bits themselves
+
+    It reads the weights where they lie: what is changed in place shows, and after a tensor was replaced, build it again.
 
     Raises ValueError, saying what to do, where there is no C++ compiler, the model is not on the CPU, or its shape or
     layers are none that decode.cpp knows.

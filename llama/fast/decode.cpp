@@ -240,8 +240,8 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     }
 
     const int64_t runs = shared.runs.size(), parts = runs == lanes ? H : G, heads = H / parts;
-    // Alone, heads that read the same keys go to one thread, as far as that goes; runs take unequal times.
-    const int64_t chunk = parts == G ? 1 : (runs * parts + threads() - 1) / threads();
+    // Heads that read the same keys go to one thread, and a lone token's are shared out in as many parts as there are threads.
+    [[maybe_unused]] const int64_t chunk = parts == G ? 1 : runs > 1 ? H / G : (H + threads() - 1) / threads();
     #pragma omp for schedule(dynamic, chunk)
     for (int64_t i = 0; i < runs * parts; i++)
         attend<C>(model, cache, shared.runs[i / parts], i % parts * heads, heads, lane, shared, shared.mixed.data(), own);

@@ -113,7 +113,7 @@ static void pair_up(const int8_t* q, const int8_t* rest, int32_t* pairs) {
         for (int half = 0; half < 2; half++)
             for (int odd = 0; odd < 2; odd++) {
                 const int16_t* two = x + 16 * half + 4 * j + odd;
-                *pairs++ = (uint16_t)two[0] | two[2] << 16;
+                *pairs++ = (uint16_t)two[0] | (uint32_t)(uint16_t)two[2] << 16;
             }
 }
 
