@@ -203,7 +203,7 @@ def compile_step(model: Llama, *, precise: bool = True, say: Callable[[str], Non
     precise  activations are rounded to 16 bits where they meet few bits, which loses nothing that shows; else to 8, as
              llama.cpp does, which is faster and as good as weights that were rounded to 8 bits themselves
 
-    It reads the weights where they lie: what is changed in place shows, and after a tensor was replaced, build it again.
+    It reads weights where they lie: what is changed in place shows; where a tensor was replaced, build it again.
 
     Raises ValueError, saying what to do, where there is no C++ compiler, the model is not on the CPU, or its shape or
     layers are none that decode.cpp knows.
