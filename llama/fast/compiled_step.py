@@ -10,8 +10,8 @@ it depends on. Never beside a model: what is loaded there is run, and a model's 
     compile_step(model)                  # from now on generation uses it, where it can
     remove_step(model)                   # and no longer
 
-Try: give `decode` the cosines of one position later; tests/test_compiled_step.py (test_two_ways_step_equals_model)
-fails.
+Try: in `_turn_up_to`, give the cosines of one position later; tests/test_compiled_step.py
+(test_two_ways_step_equals_model) fails.
 """
 
 import ctypes
@@ -171,8 +171,8 @@ class CompiledStep:
         kind, weight, scale, minimum = _stored(layer)
         self._kept += [x for x in (weight, scale, minimum) if x is not None]
         pointers = [None if x is None else x.data_ptr() for x in (weight, scale, minimum)]
-        columns = weight.shape[1] * (2 if kind == 4 else 1)         # of 4 bits, two in a byte
-        return Matrix(*pointers, self._vector(getattr(layer, "bias", None)), len(weight), columns, kind)
+        rows, columns = layer.packed.shape if isinstance(layer, Quantized) else weight.shape
+        return Matrix(*pointers, self._vector(getattr(layer, "bias", None)), rows, columns, kind)
 
 
 def _stored(layer: nn.Module) -> tuple[int, Tensor, Tensor | None, Tensor | None]:

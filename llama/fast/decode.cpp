@@ -198,20 +198,16 @@ template <class C> static void block(const Model& model, const Layer& layer, con
     float* x = shared.x.data();
     C *keys = (C*)cache.keys, *values = (C*)cache.values;
     const int64_t rows = rows_at_once(are_many(lanes, model.precise));
-    // Of the rows that are this thread's, some at a time, their products with every lane go to y (lanes, rows of m), or
-    // `use` takes them while they are in the processor's cache. Memory is asked for `then`, which is read behind them.
     const auto project = [&](const Matrix& m, const Matrix& then, const Input& in, std::vector<float>& y) {
-        const Share share = share_of(m, rows), next = share_of(then, rows);
-        for (int64_t row = share.first; row < share.last; row += rows)
-            multiply(share, row, next, in, lanes, &y[row], m.rows, *own.panel);
+        multiply_share(m, then, rows, in, lanes, y.data(), *own.panel);
     };
+    // The same, but each product is used while it is in the processor's cache.
     const auto each = [&](const Matrix& m, const Matrix& then, const Input& in, auto use) {
-        const Share share = share_of(m, rows), next = share_of(then, rows);
-        for (int64_t row = share.first; row < share.last; row += rows) {
+        for_share(m, then, rows, [&](const Share& share, int64_t row, const Share& next) {
             multiply(share, row, next, in, lanes, own.y.data(), rows, *own.panel);
             for (int64_t t = 0; t < lanes; t++)
                 for (int64_t r = 0; r < rows; r++) use(t, row + r, own.y[t * rows + r]);
-        }
+        });
         #pragma omp barrier
     };
     const auto add = [&](int64_t t, int64_t row, float y) { x[t * D + row] += y; };
@@ -273,10 +269,8 @@ static void step(const Model& model, const Cache* caches, bool half, int64_t lan
         for (int64_t t = 0; t < lanes; t++)
             if (lane[t].wanted) memmove(&shared.x[wanted++ * D], &shared.x[t * D], D * sizeof(float));
         const Input in = input(shared.x.data(), D, model.norm, model, wanted, shared, own);
-        const int64_t rows = rows_at_once(are_many(wanted, model.precise));
-        const Share share = share_of(model.lm_head, rows), next = share_of(model.layers[0].q_proj, rows);   // of the next token
-        for (int64_t row = share.first; row < share.last; row += rows)
-            multiply(share, row, next, in, wanted, logits + row, V, *own.panel);
+        multiply_share(model.lm_head, model.layers[0].q_proj, rows_at_once(are_many(wanted, model.precise)), in, wanted, logits,
+                       *own.panel);                            // what is read then is of the next token
     }
 }
 

@@ -185,6 +185,12 @@ static inline Share share_of(const Matrix& m, int64_t block) {
     return {&m, blocks * thread() / threads() * block, std::min(m.rows, blocks * (thread() + 1) / threads() * block)};
 }
 
+// For each block of rows that this thread has of `m`: use(share, row, next), where next is what it reads then.
+template <class Use> static void for_share(const Matrix& m, const Matrix& then, int64_t block, const Use& use) {
+    const Share share = share_of(m, block), next = share_of(then, block);
+    for (int64_t row = share.first; row < share.last; row += block) use(share, row, next);
+}
+
 // A loop that takes `bytes` a turn asks for as many as it goes, in the order in which they lie: asked row by row, memory
 // brings a third as much.
 static inline void ask(const char* ahead, int64_t turn, int bytes) {
@@ -432,4 +438,12 @@ static void multiply(const Share& share, int64_t row, const Share& next, const I
         const int64_t first = std::min(r, m.rows - ROWS);
         multiply_rows(m, first, in, lanes, share.ahead(r, AHEAD, next), y + first - row, stride);
     }
+}
+
+// A thread's share of y (lanes, rows of m), and memory is asked for `then`, which the thread reads behind it.
+static void multiply_share(const Matrix& m, const Matrix& then, int64_t block, const Input& in, int64_t lanes, float* y,
+                           Panel& panel) {
+    for_share(m, then, block, [&](const Share& share, int64_t row, const Share& next) {
+        multiply(share, row, next, in, lanes, y + row, m.rows, panel);
+    });
 }
