@@ -120,11 +120,16 @@ def test_property_an_interrupted_training_goes_on(tmp_path, monkeypatch):
     ran.clear()
     programs.measured("classical", programs.CHINESE, files, work=tmp_path, limit=7)
     assert all(command[command.index("--request") + 1] == "译成白话：" for command in ran)      # asked as it was tuned
+    ran.clear()
+    programs.measured("disciplines", programs.LARGER, files, work=tmp_path)
+    learn, score = ran
+    assert "--lora" in learn and learn[learn.index("--model") + 1] == programs.LARGE
+    assert score[score.index("--adapter") + 1] == learn[learn.index("--output") + 1] and "--model" not in score
     assert programs.WAYS.keys() == SETS.keys()
 
 
-@pytest.mark.parametrize(("program", "flags"), [(f"{programs.ASKED}, asked", ["--zero-shot"]),
-                                                 (f"{programs.ASKED}, 4 examples", ["--few-shot", "4"])])
+@pytest.mark.parametrize(("program", "flags"), [(f"{programs.LARGE}, asked", ["--zero-shot"]),
+                                                 (f"{programs.LARGE}, 4 examples", ["--few-shot", "4"])])
 def test_property_a_model_that_is_asked_learns_nothing_and_answers_some(tmp_path, monkeypatch, program, flags):
     ran = []
     monkeypatch.setattr(programs, "run", lambda command, log: ran.append(command) or {"accuracy": 0.5, "examples": 9})

@@ -4,7 +4,8 @@
     small                train.py on the training texts, for the vocabulary and a beginning; finetune.py; evaluate
     zh-small             finetune.py on all weights of zh-small, which has read Chinese before; evaluate
     default              finetune.py --lora on the default model; evaluate
-    asked                evaluate --zero-shot, and --few-shot 4, of a model of half a billion parameters
+    larger               the same on a model of half a billion parameters, which knows Chinese
+    asked                evaluate --zero-shot, and --few-shot 4, of that model as it comes
 
 The commands are those that anybody would give. A training that was interrupted goes on; one that is done with the same
 flags is not made again.
@@ -24,22 +25,24 @@ from tests.benchmarks.baselines import NAMES, methods_of
 from tests.benchmarks.sets import SETS, examples_of, texts_of
 from weights.formats import paths
 
+LARGE = "qwen2.5-coder-0.5b-instruct"
 SMALL, CHINESE, DEFAULT = "a small model, trained here", "zh-small, tuned", "smollm2-135m-instruct, LoRA"
-PROGRAMS = ("baselines", "small", "zh-small", "default", "asked")
-ASKED = "qwen2.5-coder-0.5b-instruct"
-SHOTS = {f"{ASKED}, asked": 0, f"{ASKED}, 4 examples": 4}
+LARGER = f"{LARGE}, LoRA"
+TUNED = (SMALL, CHINESE, DEFAULT, LARGER)
+PROGRAMS = ("baselines", "small", "zh-small", "default", "larger", "asked")
+SHOTS = {f"{LARGE}, asked": 0, f"{LARGE}, 4 examples": 4}
 ASKED_OF = 100                                                      # examples of a test set, drawn
 
 
 class Way(NamedTuple):
     """How a task is learned.
 
-    minutes  of training at most, for each of the two models
+    minutes  of training at most, for each model
     writes   part of them in which the small one learns to write first
     shape    flags of train.py for the small one
     small    flags of finetune.py for it
     chinese  the same for zh-small, beside the task's own recipe (llama/training/recipes.py)
-    default  the same for the default model, beside --lora
+    lora     the same for the default model and the larger one, beside --lora
     """
 
     minutes: float
@@ -47,7 +50,7 @@ class Way(NamedTuple):
     shape: tuple[str, ...]
     small: tuple[str, ...]
     chinese: tuple[str, ...] = ()
-    default: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
 
 
 # Found on dev sets, within minutes: docs/experiments.md.
@@ -77,13 +80,14 @@ WRITTEN = ("summarization", "translation")
 def programs_of(name: str, wanted: Sequence[str] = PROGRAMS) -> list[str]:
     """The rows of a data set: its baselines by name, then ours."""
     rows = {"baselines": [NAMES[method] for method in methods_of(name)], "small": [SMALL], "zh-small": [CHINESE],
-            "default": [DEFAULT], "asked": list(SHOTS) if SETS[name].task != "segmentation" else []}
+            "default": [DEFAULT], "larger": [LARGER],
+            "asked": list(SHOTS) if SETS[name].task != "segmentation" else []}
     return [row for kind in PROGRAMS if kind in wanted for row in rows[kind]]
 
 
 def minutes_of(name: str, program: str, given: float = 0) -> float:
     """Of training at most; of a baseline, which ends by itself, a guess."""
-    if program in (SMALL, CHINESE, DEFAULT):
+    if program in TUNED:
         return given or WAYS[name].minutes
     return 10 if program == NAMES["crf"] else 1
 
@@ -102,10 +106,10 @@ def measured(name: str, program: str, files: dict[str, Path], *, work: Path, min
         limit = limit or ASKED_OF
         few = ["--few-shot", str(SHOTS[program]), "--examples", train] if SHOTS[program] else ["--zero-shot"]
         labels = ",".join(_labels(name, files["train"]))
-        command = _scoring(name, ["--model", ASKED, *few, *(["--labels", labels] if labels else [])], test, limit)
+        command = _scoring(name, ["--model", LARGE, *few, *(["--labels", labels] if labels else [])], test, limit)
         return _scored(command, work / name / f"asked-{SHOTS[program]}.log") | {
             "minutes": 0.0, "memory": 0, "commands": [shown(command)], "limit": limit}
-    if program not in (SMALL, CHINESE, DEFAULT):
+    if program not in TUNED:
         method = next(key for key, shown in NAMES.items() if shown == program)
         command = [judges, "-m", "tests.benchmarks.baselines", method, name, train, test, "--iterations",
                    str(iterations)]
@@ -137,7 +141,8 @@ def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes
     place.mkdir(parents=True, exist_ok=True)
     output, how = {SMALL: (place / "small-tuned", ["--model", str(place / "small"), *way.small]),
                    CHINESE: (place / "zh-small-tuned", ["--model", "zh-small", *way.chinese]),
-                   DEFAULT: (place / "lora", ["--lora", *way.default])}[program]
+                   DEFAULT: (place / "lora", ["--lora", *way.lora]),
+                   LARGER: (place / "larger-lora", ["--lora", "--model", LARGE, *way.lora])}[program]
     if program == SMALL:
         texts = place / "texts.jsonl"
         texts.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n"
@@ -146,8 +151,8 @@ def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes
         trained(["train.py", "--data", str(texts), *way.shape, *steps], place / "small", minutes * (way.writes or 1))
     trained(["finetune.py", "--task", SETS[name].task, "--data", train, *how], output, minutes - seconds / 60)
     asked = [word for flag in ("--max-length", "--request") if flag in how for word in how[how.index(flag) :][:2]]
-    command = _scoring(name, ["--adapter" if program == DEFAULT else "--model", str(output), "--batch-size", "32",
-                              *asked], test, limit)
+    kind = "--adapter" if "--lora" in how else "--model"
+    command = _scoring(name, [kind, str(output), "--batch-size", "32", *asked], test, limit)
     commands.append(shown(command))
     return _scored(command, Path(f"{output}.scores.log")) | {
         "minutes": seconds / 60, "memory": memory, "commands": commands, "limit": limit}
