@@ -27,7 +27,7 @@ from llama.cache import KVCache
 from llama.heads import require_lm_head
 from llama.masks import padding_mask
 from llama.model import Llama
-from llama.sampling import SamplingConfig, pop_config, sample
+from llama.sampling import SamplingConfig, pop_config, sample, tokens_seen
 from llama.stop_strings import StopStrings
 from tokenizer.base import Tokenizer
 from tokenizer.chat import ChatFormat, stop_ids
@@ -341,11 +341,7 @@ def _complete(read: PromptReader, rows: list[TextRow], sampling: SamplingConfig,
         owners = [owner[id(row.prompt)] for row in rows]
         decoder.select(owners)
         logits = logits[owners]
-    seen = None
-    if sampling.penalises:
-        seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
-        for i, row in enumerate(rows):
-            seen[i, list(row.prompt)] = True
+    seen = tokens_seen([row.prompt for row in rows], logits.shape[1], sampling, device)
 
     while True:
         tokens = sample(logits, sampling, seen, [row.generator for row in rows])

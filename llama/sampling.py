@@ -49,6 +49,17 @@ def pop_config(options: dict[str, Any]) -> SamplingConfig:
                              if field.name in options})
 
 
+def tokens_seen(texts: Sequence[Sequence[int]], vocab_size: int, config: SamplingConfig,
+                device: torch.device) -> Tensor | None:
+    """(B, V) bool, `seen` of `sample`: the tokens that each text holds; None where no penalty asks for them."""
+    if not config.penalises:
+        return None
+    seen = torch.zeros(len(texts), vocab_size, dtype=torch.bool, device=device)
+    for row, ids in zip(seen, texts, strict=True):
+        row[list(ids)] = True
+    return seen
+
+
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Tokens already in the text less likely (CTRL, arXiv:1909.05858, section 4.1).
 

@@ -34,7 +34,7 @@ from llama.generation import (
     clamp_max_new_tokens,
     common_prefix_length,
 )
-from llama.sampling import SamplingConfig, sample
+from llama.sampling import SamplingConfig, sample, tokens_seen
 from tokenizer.chat import ChatFormat
 
 log = logging.getLogger(__name__)
@@ -114,11 +114,8 @@ class RequestRow(TextRow):
         super().__init__(request.prompt, tokenizer=request.model.tokenizer, chat_format=request.chat_format,
                          limit=request.limit, stop=request.stop, ignore_eos=request.ignore_eos,
                          generator=torch.Generator().manual_seed(request.seed + index), on_text=self._shown.append)
-        self._seen = None
-        if request.sampling.penalises:
-            self._seen = torch.zeros(1, request.model.tokenizer.vocab_size, dtype=torch.bool,
-                                     device=request.model.device)
-            self._seen[0, request.prompt] = True
+        self._seen = tokens_seen([request.prompt], request.model.tokenizer.vocab_size, request.sampling,
+                                 request.model.device)
 
     @property
     def ended(self) -> bool:
