@@ -85,6 +85,8 @@ def main() -> None:
                                         max_new_tokens=arguments.max_new_tokens):
         print(as_json({"place": place, **result}) if arguments.json else shown(name, asked, result), flush=True)
         count, cut = count + 1, cut + ("lost" in result)
+    if not count:
+        raise ValueError("there is no text: what was given holds blank lines alone, or nothing; give one a line")
     if cut:
         say(f"{cut} of {count} texts were longer than {task_flags.max_length} tokens and lost their end; --max-length "
             "sets this")
@@ -114,6 +116,8 @@ def inputs(name: str, given: list[Placed], files: list[str], context: str | None
     if context is not None and name != "qa":
         raise ValueError(f"--context is the text that questions of --task qa are about, and this is {name}; leave it "
                          "out")
+    if context is not None and not context.strip():
+        raise ValueError("--context is empty; give the text that the questions are about")
     if context is None and name == "qa" and (given or not files):
         raise ValueError("a question needs the text that it is about; give --context TEXT, or --data FILE with records "
                          "of 'question' and 'context'")

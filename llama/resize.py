@@ -173,6 +173,9 @@ def main() -> None:
     model = get_model(arguments.model, dtype=dtype)
     report = resize_embeddings(model, tokenizer, init=arguments.init, texts=texts, pad_to=arguments.pad_to,
                                seed=arguments.seed)
+    if report.rows[0] == report.rows[1]:
+        raise ValueError(f"{arguments.tokenizer} has no piece that {arguments.model} lacks, so there is no row to add; "
+                         "grow it first: python -m tokenizer.extend")
     save_model(model, arguments.output)
     verify_saved(model, arguments.output)
     print(f"{report}; the model is in {arguments.output}", file=sys.stderr)

@@ -66,9 +66,11 @@ class WordVectors:
         self.table = self._unit(self.ids, watched=states)
 
     def nearest(self, word: str, top: int = 10) -> list[Neighbor]:
-        """The candidates nearest to a word, the nearest first, of equals the earlier; the word itself is none."""
+        """The candidates nearest to a word, the nearest first, of equals the earlier; the word itself is none,
+        and of the vocabulary no piece that it is made of."""
         ids = self._ids(word)
-        return self._neighbors(self._best(self._unit([ids])[0], top, but=[ids]))
+        own = [(id,) for id in ids] if self.of_vocabulary else []
+        return self._neighbors(self._best(self._unit([ids])[0], top, but=[ids, *own]))
 
     def analogy(self, a: str, b: str, c: str, top: int = 10) -> list[Neighbor]:
         """The candidates nearest to b - a + c: what is to c as b is to a. None of the three is one."""

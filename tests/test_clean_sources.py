@@ -117,6 +117,13 @@ def test_two_ways_a_repaired_file_is_read_as_by_its_encoding(tmp_path):
     texts = Texts(path, repair=True)
     assert [text.text for text in texts] == [text.text for text in Texts(path, encoding="gb18030")] == lines
     assert texts.steps["lines read as GB18030"].changed == 4
+    short = ["图片：", "怎么抓也抓不住", "连通", "在四月二日，会议开始了。"]       # «图片» in GB18030 is «ͼƬ» in UTF-8
+    mostly_gb, mostly_utf8 = ["今天天气好", "中国"], ["Ελλάς", "день", "新年"]
+    path = _file(tmp_path, "b.txt", "\n\n".join([*short, *lines, ""]).encode("gb18030")
+                 + "\n\n".join([*mostly_gb, "今天天气"]).encode() + "好".encode()[:2])
+    assert [text.text for text in Texts(path, repair=True)] == [*short, *lines, *mostly_gb, "今天天气"]
+    path = _file(tmp_path, "c.txt", "\n\n".join([*mostly_utf8, ""]).encode() + lines[0].encode("gb18030"))
+    assert [text.text for text in Texts(path, repair=True)] == [*mostly_utf8, lines[0]]
     path = _file(tmp_path, "a.json", '[{"text": "人民日报"},\n {"text":\n "同胞们"}]'.encode("gb18030"))
     assert [text[0] for text in _read(path, repair=True)] == ["人民日报", "同胞们"]
 
@@ -129,6 +136,14 @@ def test_property_halves_of_characters_are_let_be_by_repair_alone(tmp_path):
 
 
 # ---- what is refused, and what is said -------------------------------------------------------------------------------
+
+
+def test_refusal_of_a_folder_and_of_a_column_that_is_not_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="folder: this is a folder; name the files in it"):
+        Texts(tmp_path / "folder")
+    with pytest.raises(ValueError, match="a.csv:1: the first line names 甲, 乙, and not '9'; .* of 1 to 2"):
+        _read(_file(tmp_path, "a.csv", "甲,乙\n1,2\n"), name="9")
 
 
 @pytest.mark.parametrize("name, content, words", [

@@ -59,6 +59,16 @@ def test_worked_example_a_dataclass_becomes_flags_and_a_dataclass_again(capsys):
     assert "100 % of something (default: 0.5)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_property_a_list_in_parts_is_all_of_them():
+    parser = cli.Parser("x", "…")
+    for flag, more in (("--data", {}), ("--watch", {"default": ["usual"]}), ("--numbers", {"type": int})):
+        parser.add_argument_group("a group").add_argument(flag, nargs="+", **more)
+    parser.add_argument("--one")
+    found = parser.parse_args("--data a b --watch x --one 1 --data c --numbers 1 --one 2 --numbers 2 3".split())
+    assert (found.data, found.watch, found.numbers, found.one) == (["a", "b", "c"], ["x"], [1, 2, 3], "2")
+    assert parser.parse_args([]).watch == ["usual"] == parser.get_default("watch")      # which stays as it is
+
+
 def test_refusal_of_a_flag_is_one_sentence_and_code_2(capsys):
     with pytest.raises(SystemExit) as leaving:
         _parse("--which", "c")

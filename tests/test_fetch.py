@@ -355,8 +355,10 @@ def test_two_ways_a_clone_and_a_given_copy_make_the_same(repository, tmp_path):
     copy = tmp_path / "copy.tsv"
     copy.write_text("书\t甲曰。\t甲说。\n书\t乙曰。\t乙说。\n", encoding="utf-8")
     (repository / "双语数据" / "书" / "linked" / "source.txt").unlink()
+    with pytest.raises(ValueError, match="texts is here already, .*; --force makes it anew from .*copy.tsv"):
+        fetch("texts", given=copy)
     for given in (copy, repository):
-        assert pairs(fetch("texts", given=given)) == wanted
+        assert pairs(fetch("texts", given=given, force=True)) == wanted
 
 
 def test_refusal_what_cannot_be_cloned_says_what_to_do(repository, tmp_path, monkeypatch):
@@ -373,6 +375,7 @@ def test_refusal_what_cannot_be_cloned_says_what_to_do(repository, tmp_path, mon
     (tmp_path / "odd.tsv").write_text("书\t甲\t乙\n书\t甲\n", encoding="utf-8")
     with pytest.raises(ValueError, match="odd.tsv:2: 2 columns"):
         fetch("texts", given=tmp_path / "odd.tsv")
+    assert not (tmp_path / "home" / "data" / "texts").exists()
 
 
 # ---- what only the user has ------------------------------------------------------------------------------------------
@@ -407,7 +410,7 @@ def test_two_ways_a_dump_and_lines_of_json_make_the_same_wikipedia(tables, tmp_p
                              for title, text in articles.items()), encoding="utf-8")
     made = []
     for given in (dump, lines):
-        folder = fetch("wikipedia", given=given)
+        folder = fetch("wikipedia", given=given, force=True)
         made.append({path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()})
     assert made[0] == made[1] and sorted(made[0]) == ["dev.txt", "test.txt", "train.txt"]
     documents = {name: text.strip().split("\n\n") for name, text in made[0].items()}
@@ -431,7 +434,7 @@ def test_refusal_of_what_makes_no_wikipedia(tables, tmp_path):
     broken.write_text("<mediawiki><page><title>甲", encoding="utf-8")
     with pytest.raises(ValueError, match="broken.xml:1: this is no XML, or cut short"):
         fetch("wikipedia", given=broken)
-    assert not list((tables / "data" / "wikipedia").iterdir())
+    assert not (tables / "data" / "wikipedia").exists()
     shutil.rmtree(tables / "data" / "opencc")
     with pytest.raises(FileNotFoundError, match="python -m weights.fetch opencc brings it"):
         fetch("wikipedia", given=few)

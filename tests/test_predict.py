@@ -187,7 +187,10 @@ def test_two_ways_what_is_written_is_what_python_writes(folder, tiny_model, monk
     (["--adapter", "adapter", "--context", "a", "x"], "--context is the text that questions of --task qa"),
     (["--task", "qa", "x"], "a question needs the text that it is about"),
     (["--task", "qa", "--data", "t.tsv"], "questions with their texts are read from .jsonl"),
-    (["--task", "sentiment", "x"], "the labels are none; without training"),
+    (["--task", "sentiment", "x"], "there are no labels, and of two or more one is chosen"),
+    (["--task", "qa", "--context", " ", "x"], "--context is empty"),
+    (["--task", "sentiment", "--labels", "a", "x"], "there is one label alone, a, and of two or more one is chosen"),
+    (["--adapter", "adapter"], "there is no text: what was given holds blank lines alone, or nothing"),
     (["--adapter", "adapter", "--data", "gone.txt"], "gone.txt: there is no such file"),
     (["--adapter", "adapter", "--data", "t.tsv"], "the first line has 2 columns and is no header"),
 ])

@@ -137,3 +137,8 @@ def test_two_ways_the_command_writes_what_the_function_makes(tiny_tokenizer, gro
     again = load_model(tmp_path / "out")
     assert torch.equal(again.embed_tokens.weight, model.embed_tokens.weight)
     assert json.loads(out.out)["rows"] == [tiny_tokenizer.vocab_size, 416] and "loaded again from disk" in out.err
+    monkeypatch.setattr("sys.argv", ["resize", str(tmp_path / "base"), str(tmp_path / "base"), "--output",
+                                     str(tmp_path / "same")])
+    with pytest.raises(ValueError, match="has no piece that .*base lacks, so there is no row to add"):
+        resize.main()
+    assert not (tmp_path / "same").exists()

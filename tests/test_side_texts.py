@@ -49,3 +49,16 @@ def test_refusal_of_equal_names_missing_files_and_shares_of_everything(parse):
         mixed(parse("--mix", "nowhere.txt=0.6", "b.txt=0.5"), lambda files: LanguageModelingDataset(*files))
     with pytest.raises(FileNotFoundError, match="nowhere.txt"):
         watched(parse("--guard", "nowhere.txt=1.1"))
+
+
+def test_refusal_of_guards_of_which_one_would_be_forgotten(parse, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.txt").write_text("More.", encoding="utf-8")
+    assert [text.guard for text in watched(parse("--watch", "more/a.txt", "--guard", "more/a.txt=1.1"))] == [1.1]
+    for flags, words in ((("--guard", "a.txt=1.1", "more/a.txt=1.2"), "a.txt is called 'a.txt' as well; give each its"),
+                         (("--watch", "a.txt", "--guard", "more/a.txt=1.2"), "a.txt is called 'a.txt' as well"),
+                         (("--guard", "a.txt=1.1", "a.txt=1.5"), "'a.txt' is guarded already, by 1.1; guard it once"),
+                         (("--watch", "x=a.txt", "--guard", "x=1.1", "x=1.5"), "'x' is guarded already"),
+                         (("--watch", "en=a.txt", "--guard", "fr=1.1"), r"no watched text is called so \(en\), and")):
+        with pytest.raises(ValueError, match=words):
+            watched(parse(*flags))

@@ -58,6 +58,9 @@ def test_refusal_of_what_does_not_go_together(text, monkeypatch, capsys):
     run(train, monkeypatch, capsys, "--vocab-size", "330", "a.txt", "--output", "t")
     run(train, monkeypatch, capsys, "--kind", "spm-bpe", "--vocab-size", "330", "a.txt", "--output", "s")
     for words, arguments in (("--add is missing", ["t", "zh.txt"]),
+                             ("s is no text: BASE is byte-level BPE", ["t", "zh.txt", "s", "--add", "9"]),
+                             ("--like-chinese-llama keeps nothing", ["s", "s", "--like-chinese-llama", "--keep",
+                                                                     "ascii"]),
                              ("--like-chinese-llama joins SentencePiece", ["t", "zh.txt", "--like-chinese-llama"]),
                              ("--add is for byte-level BPE", ["s", "s", "--add", "9"]),
                              ("t is byte-level BPE, whose merges mean nothing", ["s", "t"]),
@@ -68,5 +71,8 @@ def test_refusal_of_what_does_not_go_together(text, monkeypatch, capsys):
                                                               "ascii"])):
         with pytest.raises(ValueError, match=words):
             run(extend, monkeypatch, capsys, *arguments, "--output", "g")
+    with pytest.raises(ValueError, match="--split is for byte-level BPE"):
+        run(train, monkeypatch, capsys, "--kind", "spm-bpe", "--vocab-size", "330", "a.txt", "--output", "x", "--split",
+            "gpt2")
     with pytest.raises(ValueError, match="--coverage is for SentencePiece"):
         run(train, monkeypatch, capsys, "--vocab-size", "330", "a.txt", "--output", "x", "--coverage", "0.9")

@@ -38,7 +38,7 @@ def test_two_ways_nearest_equals_a_sum_in_numpy(tiny_model):
         ids = tokenizer.encode_continuation(word)
         u = rows[ids].mean(0)
         cosines = {text: rows[i] @ u / np.linalg.norm(rows[i]) / np.linalg.norm(u)
-                   for i, text in pieces(tokenizer).items() if [i] != ids}
+                   for i, text in pieces(tokenizer).items() if i not in ids}
         expected = sorted(cosines.items(), key=lambda item: -item[1])[:7]
         found = nearest(tiny_model, word, 7)
         assert [each.text for each in found] == [text for text, _ in expected]

@@ -155,7 +155,7 @@ def test_worked_example_the_command(model, tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["over_time"][-1]["texts"] == 4 and {"accuracy", "macro_f1", "calibration_error"} <= found.keys()
     assert len((tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()) == 4
-    for flags, words in ((["--task", "sentiment"], "the labels are none; without training"),
+    for flags, words in ((["--task", "sentiment"], "there are no labels, and of two or more one"),
                          (["--task", "ner"], "there are no types of entities"),
                          (["--task", "generation"], "text generation asks nothing"),
                          (["--task", "qa", "--few-shot", "2"], "give both, or neither"),

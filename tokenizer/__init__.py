@@ -55,7 +55,8 @@ def load_tokenizer(source: str | Path | dict[str, bytes]) -> Tokenizer:
         return _load({file.relative_to(path).as_posix(): file.read_bytes() for file in found if file.is_file()},
                      place=str(path))
     if not path.exists():
-        raise FileNotFoundError(f"there is no tokenizer file or folder '{path}'")
+        raise FileNotFoundError(f"there is no tokenizer file or folder '{path}'; give one, or a name that python -m "
+                                "weights.fetch --list shows")
     return _load({path.name: path.read_bytes()}, place=str(path.parent))
 
 

@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("added", nargs="+", metavar="ADDED",
                         help="for SentencePiece, vocabularies of its kind; for byte-level BPE, text: .txt or .jsonl")
     parser.add_argument("--add", type=Range(1, 2**22), metavar="N", help="byte-level BPE: pieces to add, at most")
-    parser.add_argument("--keep", nargs="+", default=["ascii"], metavar="ascii|FILE",
-                        help="what must have the ids that it had: ascii, nothing, or texts besides ASCII")
+    parser.add_argument("--keep", nargs="+", metavar="ascii|FILE",
+                        help="what must have the ids that it had: ascii (default), nothing, or texts besides ASCII")
     parser.add_argument("--like-chinese-llama", action="store_true",
                         help="SentencePiece: append what is missing with score 0, dead pieces and all")
     add_text_flags(parser)
@@ -42,18 +42,22 @@ def main() -> None:
     cli.check_output(output, marker="tokenizer_config.json", overwrite=arguments.overwrite, resume=False)
     base = get_tokenizer(arguments.base)
     corpora = {name: read_texts([name], arguments) for name in arguments.corpus}
-    files = [name for name in arguments.keep if name not in KEEP]
-    keep = read_texts(files, arguments) if files else []
-    keep_ascii = "nothing" not in arguments.keep
-    if not keep_ascii and len(arguments.keep) > 1:
-        raise ValueError("--keep nothing stands alone; leave it out, or the others")
-    if arguments.like_chinese_llama and arguments.keep != parser.get_default("keep"):
+    if arguments.like_chinese_llama and arguments.keep:
         raise ValueError("--like-chinese-llama keeps nothing; leave --keep out, or grow without it")
+    kept_too = arguments.keep or ["ascii"]
+    files = [name for name in kept_too if name not in KEEP]
+    keep = read_texts(files, arguments) if files else []
+    keep_ascii = "nothing" not in kept_too
+    if not keep_ascii and len(kept_too) > 1:
+        raise ValueError("--keep nothing stands alone; leave it out, or the others")
 
     overlap = steps = 0
     if isinstance(base, BPETokenizer):
         if arguments.like_chinese_llama:
             raise ValueError("--like-chinese-llama joins SentencePiece vocabularies, and BASE is byte-level BPE")
+        if named := next((name for name in arguments.added if not Path(name).suffix or Path(name).is_dir()), ""):
+            raise ValueError(f"{named} is no text: BASE is byte-level BPE, which learns more pieces from .txt or "
+                             ".jsonl files; give such as ADDED")
         if not arguments.add:
             raise ValueError("--add is missing: how many pieces to learn")
         texts = read_texts(arguments.added, arguments)
@@ -74,7 +78,7 @@ def main() -> None:
     else:
         raise ValueError(f"{arguments.base}: no vocabulary of its kind is grown here")
 
-    kept = _prove_kept(base, grown, keep, said=arguments.keep) if not arguments.like_chinese_llama else "nothing"
+    kept = _prove_kept(base, grown, keep, said=kept_too) if not arguments.like_chinese_llama else "nothing"
     report = growth_report(base, grown, corpora, dead=len(dead), overlap=overlap, steps=steps, kept=kept)
     save(grown, output)
     print(report, file=sys.stderr)

@@ -42,7 +42,7 @@ def train_spm(texts: Iterable[str], vocab_size: int, *, kind: str = "spm-bpe",
             unk_id=0, bos_id=1, eos_id=2, pad_id=-1, control_symbols=list(special), hard_vocab_limit=False,
             num_threads=1, minloglevel=2)
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2].strip() or str(error)
+        reason = (str(error).rpartition("] ")[2].strip() or str(error)).replace("--character_coverage", "--coverage")
         raise ValueError(f"SentencePiece learns no vocabulary of {vocab_size} from these texts ({reason:.200}); give "
                          "another --vocab-size, a lower --coverage, or more text") from None
     return SentencePieceTokenizer(model.getvalue())

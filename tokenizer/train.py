@@ -26,6 +26,7 @@ from tokenizer.vocabulary_report import rate
 from weights.formats.atomic_write import atomic_folder
 from weights.formats.paths import data_files
 
+SPLIT = "llama3"
 CHATML = "<|endoftext|>,<|im_start|>,<|im_end|>"
 
 
@@ -35,13 +36,15 @@ def main() -> None:
     parser.add_argument("--kind", choices=("bpe", *KINDS), default="bpe", help="of vocabulary")
     parser.add_argument("--vocab-size", type=Range(257, 2**22), required=True, metavar="N", help="pieces, at most")
     parser.add_argument("--special", metavar="A,B", help=f"control tokens (default for bpe: {CHATML})")
-    parser.add_argument("--split", choices=tuple(RULES), default="llama3", help="bpe: the rule that splits words")
+    parser.add_argument("--split", choices=tuple(RULES), help=f"bpe: the rule that splits words (default: {SPLIT})")
     parser.add_argument("--coverage", type=Range(0.5, 1.0), default=0.9995, metavar="X",
                         help="spm: part of all characters that get a piece; the others are written as bytes")
     add_text_flags(parser)
     arguments = parser.parse_args()
     if arguments.kind == "bpe" and arguments.coverage != parser.get_default("coverage"):
         raise ValueError("--coverage is for SentencePiece; byte-level BPE starts from bytes, which cover all")
+    if arguments.kind != "bpe" and arguments.split:
+        raise ValueError("--split is for byte-level BPE; SentencePiece splits at blanks")
     output = Path(arguments.output)
     cli.check_output(output, marker="tokenizer_config.json", overwrite=arguments.overwrite, resume=False)
     texts = read_texts(arguments.files, arguments)
@@ -51,7 +54,7 @@ def main() -> None:
 
     started = time.monotonic()
     if arguments.kind == "bpe":
-        tokenizer: Tokenizer = bpe.train(texts, arguments.vocab_size, split=arguments.split, special=special)
+        tokenizer: Tokenizer = bpe.train(texts, arguments.vocab_size, split=arguments.split or SPLIT, special=special)
     else:
         tokenizer = train_spm(texts, arguments.vocab_size, kind=arguments.kind, special=special,
                               coverage=arguments.coverage)

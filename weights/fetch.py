@@ -72,7 +72,9 @@ def fetch(name: str, *, kind: str = "", force: bool = False, given: Path | None 
                          "hf:ORG/NAME or ms:ORG/NAME")
     entry = CATALOGUE[name]
     folder = home() / entry.folder
-    if not force and not given and _complete(entry):
+    if not force and _complete(entry):
+        if given:
+            raise ValueError(f"{name} is here already, {shown(folder)}; --force makes it anew from {given}")
         say(f"{name} is here already: {shown(folder)}")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +192,11 @@ def _blocks(archive: Path, inside: str) -> Iterator[bytes]:
 def _from_copy(entry: Entry, folder: Path, given: Path) -> None:
     if not given.exists():
         raise FileNotFoundError(f"--from {given}: there is no such file or folder; give the copy's name")
-    entry.make(given, folder)
+    try:
+        entry.make(given, folder)
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):           # nothing came of it
+            folder.rmdir()
 
 
 def _from_repository(name: str, entry: Entry, folder: Path) -> None:
@@ -327,7 +333,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show what there is: sizes, licences, places")
     parser.add_argument("--force", action="store_true", help="download and make it again even if it is here")
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="a copy that you have of "
-                        + " or ".join(_taken()))
+                        + " or ".join(_taken()) + "; with --force in the place of what is here")
     flags = parser.parse_args()
     if flags.given and len(flags.names) != 1:
         parser.error(f"--from {flags.given} is a copy of one corpus; name that one alone")

@@ -14,7 +14,7 @@ Try: let `decoded` always trust GB18030; tests/test_clean_sources.py
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from llama.runtime.progress import Progress
 
 ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".xml")
 LOOKED_AT = 20                                                      # lines, before all are read as words with tags
+WEIGHED = 10_000                                                    # lines, before a file counts as one of GB18030
 MANY_LINES = 1000
 EVERY = 0.3                                                         # seconds between two looks at the progress
 _GB18030 = "gb18030"
@@ -73,7 +74,7 @@ class Texts:
         self.name, self.documents, self.keep_tags, self.repair = name, documents, keep_tags, repair
         self.reading = _Counting(encoding, repair=repair, skip_bad=skip_bad)
         self.steps, self.remarks = self.reading.steps, []
-        self._before, seen = 0, {}
+        self._before, seen, self.gb18030 = 0, {}, set()
         self.paths = []
         for path in named_files(files, "or ".join(f"{each} " for each in ENDINGS).strip()):
             if _kind(path) not in ENDINGS:
@@ -92,6 +93,7 @@ class Texts:
 
     def __iter__(self) -> Iterator[Text]:
         for path in self.paths:
+            self.reading.mostly_gb18030 = path in self.gb18030
             yield from self._goes_on(self._read, path)
             self.reading.position = lambda: 0
             self._before += path.stat().st_size
@@ -122,7 +124,9 @@ class Texts:
         if path.exists() and not path.is_dir() and not path.is_file():
             raise ValueError(f"{path} is no ordinary file, and cannot be looked at before it is read; write what it "
                              "holds into one")
-        with opened(path, self.reading.encoding, flag=self.reading.has_flags):
+        with opened(path, self.reading.encoding, flag=self.reading.has_flags) as (file, encoding):
+            if self.repair and encoding == UTF8 and mostly_gb18030(itertools.islice(file, WEIGHED)):
+                self.gb18030.add(path)
             yield
 
     def _read(self, path: Path) -> Iterator[Text]:
@@ -147,9 +151,8 @@ class Texts:
         if not first:
             return
         columns = [cell.strip() for cell in first[1]]
-        if self.name not in columns and self.name.isdecimal():
-            columns = [str(number) for number in range(1, len(columns) + 1)]
-            rows = itertools.chain([first], rows)
+        if self.name not in columns and self.name in (numbers := [str(i + 1) for i in range(len(columns))]):
+            columns, rows = numbers, itertools.chain([first], rows)
         if self.name not in columns:
             raise ValueError(f"{path}:{first[0]}: the first line names {', '.join(columns):.100}, and not "
                              f"'{self.name}'; say with --field which column holds the text, of 1 to {len(columns)} "
@@ -189,6 +192,7 @@ class _Counting(Reading):
     def __init__(self, encoding: str | None, *, repair: bool, skip_bad: bool | None):
         super().__init__(encoding, skip_bad=skip_bad)
         self.repair = repair
+        self.mostly_gb18030 = False                                 # the file that is read
         self.steps: dict[str, Step] = {}
 
     def wrong(self, what: Any) -> None:
@@ -196,9 +200,16 @@ class _Counting(Reading):
             return super().wrong(what)
         self.steps.setdefault("wrong (--skip-bad)", Step()).drop("", str(what))
 
+    def decode(self, line: bytes, encoding: str, place: str) -> str:
+        if not (self.mostly_gb18030 and encoding == UTF8 and looks_like_gb2312(line)):
+            return super().decode(line, encoding, place)
+        text = line.decode(_GB18030)
+        self.steps.setdefault("lines read as GB18030", Step()).change(text, place)
+        return text
+
     def undecodable(self, line: bytes, what: str) -> str | None:
         if not self.repair:
-            return super().undecodable(line, f"{what}, or --repair")
+            return super().undecodable(line, f"{what}{', or --repair' * self.has_flags}")
         text, encoding, lost = decoded(line, self.encoding)
         place = what.partition(": byte ")[0]
         if encoding != self.encoding:
@@ -222,6 +233,32 @@ def decoded(line: bytes, encoding: str = UTF8) -> tuple[str, str, int]:
     beyond = len(line.translate(None, _ASCII))
     looks_so = 3 * lost > beyond and 2 * lost_there < lost and _SIDE_BY_SIDE.search(there)
     return (there, other, lost_there) if (not lost_there if other == UTF8 else looks_so) else (text, encoding, lost)
+
+
+def looks_like_gb2312(line: bytes) -> bool:
+    """Whether a line, in a file that is mostly GB18030, is: pairs of bytes from A1 on, as GB2312 has them, and no UTF-8
+    with Chinese characters. Two pairs may well be UTF-8 too: «图片» is «ͼƬ» then.
+    """
+    beyond = line.translate(None, _ASCII)
+    if not beyond or min(beyond) < 0xa1:
+        return False
+    try:
+        line.decode(_GB18030)
+        return max(line.decode()) < "\u0800"
+    except UnicodeDecodeError as error:
+        return error.encoding == UTF8
+
+
+def mostly_gb18030(lines: Iterable[bytes]) -> bool:
+    """Whether more of the lines that are one of both, as `decoded` finds, are GB18030 than UTF-8 of three bytes a
+    character; «ͼƬ» counts for neither."""
+    there = {UTF8: 0, _GB18030: 0}
+    for line in lines:
+        try:
+            there[UTF8] += max(line.decode(), default="") >= "\u0800"
+        except UnicodeDecodeError:
+            there[_GB18030] += decoded(line)[1] == _GB18030
+    return there[_GB18030] > there[UTF8]
 
 
 def _without_wrong(line: bytes, encoding: str) -> tuple[str, int]:

@@ -52,10 +52,17 @@ def watched(arguments: argparse.Namespace, **reading: Any) -> list[WatchedText]:
     if len(files) < len(arguments.watch):
         raise ValueError(f"--watch {' '.join(arguments.watch)}: two texts have one name; call one otherwise, NAME=FILE")
     guards: dict[str, float] = {}
-    for name, factor in arguments.guard:
-        if name not in files:
-            file, name = name, Path(name).name
-            files[name] = file
+    for given, factor in arguments.guard:
+        name = given if given in files else Path(given).name
+        if name == given and given not in files and not (Path(given).suffix or Path(given).exists()):
+            raise ValueError(f"--guard {given}: no watched text is called so ({', '.join(files) or 'there is none'}), "
+                             f"and it is no file; --watch {given}=FILE gives a file that name")
+        if given not in files and files.get(name, given) != given:
+            raise ValueError(f"--guard {given}: {files[name]} is called '{name}' as well; give each its own name, "
+                             "--watch NAME=FILE, and guard that")
+        if name in guards:
+            raise ValueError(f"--guard {given}: '{name}' is guarded already, by {guards[name]:g}; guard it once")
+        files.setdefault(name, given)
         guards[name] = factor
     return [WatchedText(name, LanguageModelingDataset(*data_files([file]), **reading), guards.get(name, 0.0))
             for name, file in files.items()]

@@ -39,8 +39,12 @@ class Examples(Sequence):
             self._examples += found
 
 
-def named_files(files: Sequence[str | Path], endings: str) -> list[Path]:
-    """The files as paths. Raises ValueError if there are none, with the endings that one could have."""
+def named_files(files: Sequence[str | Path], endings: str, *, folders: bool = False) -> list[Path]:
+    """The files as paths. Raises ValueError if there are none, with the endings that one could have, and for a folder
+    unless that will do as well."""
     if not files:
         raise ValueError(f"no files given; name at least one {endings} file")
-    return [Path(file) for file in files]
+    paths = [Path(file) for file in files]
+    if folder := next((path for path in paths if path.is_dir() and not folders), None):
+        raise ValueError(f"{folder}: this is a folder; name the files in it")
+    return paths

@@ -57,7 +57,7 @@ def decoded(line: bytes, encoding: str, reading: Reading, place: str) -> str | N
     """A line without its end as text; one that is not of the encoding is wrong, and None where that is skipped."""
     line = line.removesuffix(b"\n").removesuffix(b"\r")
     try:
-        return line.decode(encoding)
+        return reading.decode(line, encoding, place)
     except UnicodeDecodeError as error:
         return reading.undecodable(line, f"{place}: byte {error.start + 1} of this line is not {encoding.upper()}; "
                                          f"{_remedy(line, encoding, flag=reading.has_flags)}")

@@ -43,7 +43,7 @@ class MultipleChoiceDataset(Examples):
     """
 
     def __init__(self, *paths: str | Path, encoding: str | None = None, skip_bad: bool | None = None):
-        self.files = named_files(paths, ".csv, or folder with dev/ and test/,")
+        self.files = named_files(paths, ".csv, or folder with dev/ and test/,", folders=True)
         self._reading = Reading(encoding, skip_bad=skip_bad)
         self._examples: list[dict[str, Any]] = []
         self.dev: list[dict[str, Any]] = []

@@ -38,6 +38,10 @@ class Reading:
             raise ValueError(f"{what}{' (--skip-bad goes on without it)' * self.has_flags}") from None
         self.skipped.append(str(what))
 
+    def decode(self, line: bytes, encoding: str, place: str) -> str:
+        """A line as text. Raises UnicodeDecodeError. A subclass may know better what it is."""
+        return line.decode(encoding)
+
     def undecodable(self, line: bytes, what: str) -> str | None:
         """A line is not of the encoding, as `what` says: None goes on without it. A subclass may know better."""
         self.wrong(what)

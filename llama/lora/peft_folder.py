@@ -140,8 +140,9 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        whole = "; it is a model, which --model takes" if (folder / "config.json").is_file() else ""
-        raise FileNotFoundError(f"{folder} is no adapter folder: there is no {CONFIG} in it{whole}")
+        remedy = "it is a model, which --model takes" if (folder / "config.json").is_file() else \
+            "give one that finetune.py --lora wrote"
+        raise FileNotFoundError(f"{folder} is no adapter folder: there is no {CONFIG} in it; {remedy}")
     values = read_json(folder / CONFIG)
     check_fields(values, FIELDS, str(folder / CONFIG))
     _refuse_options(values, folder / CONFIG)

@@ -49,6 +49,17 @@ class _HelpAll(argparse.Action):
         sys.exit(0)
 
 
+class _Store(argparse.Action):
+    """Keeps what a flag is given. A list that comes in parts, --data A --data B, is all of them."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+                 ) -> None:
+        before = getattr(namespace, self.dest, None)
+        if option_string and self.nargs in ("+", "*") and before is not self.default:
+            values = [*before, *values]
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are one sentence, and whose --help shows what most people need.
 
@@ -59,6 +70,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, *, most: Sequence[str] = (), example: str = ""):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
+        self.register("action", None, _Store)
         self.most, self.example, self.table = most, example, ""
         self.color = False                                          # from Python 3.14 on, argparse would paint
         self.add_argument("--help-all", action=_HelpAll, nargs=0,

@@ -32,8 +32,9 @@ class Labels(PromptedPredictor):
     def __init__(self, task: Any, examples: Sequence[Example], **options: Any):
         super().__init__(task, examples, **options)
         if len(task.labels) < (1 if task.several() else 2):
-            raise ValueError(f"the labels are {', '.join(task.labels) or 'none'}; without training nobody else names "
-                             "them: give all there are, --labels a,b or ClassificationTask(labels=…)")
+            there = f"there is one label alone, {task.labels[0]}" if task.labels else "there are no labels"
+            raise ValueError(f"{there}, and of two or more one is chosen; without training nobody else names them: "
+                             "give all there are, --labels a,b or ClassificationTask(labels=…)")
         if unknown := set(self.words) - set(task.labels):
             raise ValueError(f"words are given for {', '.join(sorted(unknown))}, labels are {', '.join(task.labels)}")
 
