@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import pytest
@@ -38,6 +39,7 @@ class Kinds:
     switch: Annotated[bool, "a switch"] = False
     numbers: Annotated[tuple[int, ...], "some numbers"] = ()
     pattern: Annotated[tuple[str, ...] | str, "names or a pattern"] = ("q",)
+    ranks: Annotated[Mapping[str, int], "a number for each name"] = dataclasses.field(default_factory=dict)
 
 
 def _parse(*arguments):
@@ -73,6 +75,10 @@ def test_refusal_of_a_flag_is_one_sentence_and_code_2(capsys):
     with pytest.raises(SystemExit) as leaving:
         _parse("--which", "c")
     assert leaving.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert _parse("--ranks", "q=1,layers.0.=2").ranks == {"q": 1, r"layers\.0\..*": 2}
+    with pytest.raises(SystemExit):
+        _parse("--ranks", "q=1,k=2,q=3")
+    assert "argument --ranks: it names 'q' twice; give it once" in capsys.readouterr().err
 
 
 def test_refusal_a_type_that_no_flag_is_made_of():

@@ -19,6 +19,7 @@ import signal
 import sys
 import traceback
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
@@ -163,6 +164,8 @@ def _by_name(number: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
     def numbers_by_name(text: str) -> dict[str, Any]:
         """NAME=NUMBER,… as regular expressions for ends of names; a NAME that ends with a dot is a beginning."""
         pairs = [part.rpartition("=") for part in _comma_separated(text)]
+        if twice := [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]:
+            raise argparse.ArgumentTypeError(f"it names '{twice[0]}' twice; give it once")
         return {re.escape(name) + ".*" if name.endswith(".") else name: number(value) for name, _, value in pairs}
 
     numbers_by_name.__name__ = "NAME=NUMBER list"                   # argparse says so of what it cannot read
