@@ -217,7 +217,7 @@ MUTANTS = [
            "        if False:\n",
            "tests/test_reading.py::test_refusal_what_is_wrong_is_refused_unless_it_is_skipped"),
     Mutant("bytes of another encoding become question marks", "llama/datasets/lines.py",
-           "return line.decode(encoding)\n",
+           "return reading.decode(line, encoding, place)\n",
            "return line.decode(encoding, errors=\"replace\")\n",
            "tests/test_text_files.py::test_refusal_names_file_line_and_remedy"),
     # raw text

@@ -298,7 +298,7 @@ def test_refusal_missing_and_empty(folder):
     (folder / "adapter" / peft_folder.TENSORS).unlink()
     refused(folder, "adapter_model.safetensors is missing, and so is adapter_model.bin")
     (folder / "adapter" / peft_folder.CONFIG).unlink()
-    refused(folder, "no adapter folder: there is no adapter_config.json in it$")
+    refused(folder, "no adapter folder: there is no adapter_config.json in it; give one that finetune.py --lora")
     (folder / "adapter" / "config.json").write_text("{}", encoding="utf-8")
     refused(folder, "no adapter folder: .*; it is a model, which --model takes")
     with pytest.raises(ValueError, match="the adapter is empty"):
