@@ -12,6 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from llama.datasets.text_files import ending
 from llama.pretrained import get_tokenizer
 from llama.runtime import cli
 from llama.runtime.ranges import Range
@@ -24,6 +25,7 @@ from tokenizer.train import add_text_flags, read_texts, save
 from tokenizer.vocabulary_report import growth_report
 
 KEEP = ("ascii", "nothing")
+TEXTS = (".txt", ".jsonl", ".json")
 
 
 def main() -> None:
@@ -38,24 +40,24 @@ def main() -> None:
                         help="SentencePiece: append what is missing with score 0, dead pieces and all")
     add_text_flags(parser)
     arguments = parser.parse_args()
+    if arguments.like_chinese_llama and arguments.keep:
+        raise ValueError("--like-chinese-llama keeps nothing; leave --keep out, or grow without it")
+    to_keep = ["nothing"] if arguments.like_chinese_llama else arguments.keep or ["ascii"]
     output = Path(arguments.output)
     cli.check_output(output, marker="tokenizer_config.json", overwrite=arguments.overwrite, resume=False)
     base = get_tokenizer(arguments.base)
     corpora = {name: read_texts([name], arguments) for name in arguments.corpus}
-    if arguments.like_chinese_llama and arguments.keep:
-        raise ValueError("--like-chinese-llama keeps nothing; leave --keep out, or grow without it")
-    kept_too = arguments.keep or ["ascii"]
-    files = [name for name in kept_too if name not in KEEP]
+    files = [name for name in to_keep if name not in KEEP]
     keep = read_texts(files, arguments) if files else []
-    keep_ascii = "nothing" not in kept_too
-    if not keep_ascii and len(kept_too) > 1:
+    keep_ascii = "nothing" not in to_keep
+    if not keep_ascii and len(to_keep) > 1:
         raise ValueError("--keep nothing stands alone; leave it out, or the others")
 
     overlap = steps = 0
     if isinstance(base, BPETokenizer):
         if arguments.like_chinese_llama:
             raise ValueError("--like-chinese-llama joins SentencePiece vocabularies, and BASE is byte-level BPE")
-        if named := next((name for name in arguments.added if not Path(name).suffix or Path(name).is_dir()), ""):
+        if named := next((name for name in arguments.added if ending(Path(name)) not in TEXTS), ""):
             raise ValueError(f"{named} is no text: BASE is byte-level BPE, which learns more pieces from .txt or "
                              ".jsonl files; give such as ADDED")
         if not arguments.add:
@@ -78,7 +80,7 @@ def main() -> None:
     else:
         raise ValueError(f"{arguments.base}: no vocabulary of its kind is grown here")
 
-    kept = _prove_kept(base, grown, keep, said=kept_too) if not arguments.like_chinese_llama else "nothing"
+    kept = _prove_kept(base, grown, keep, said=to_keep)
     report = growth_report(base, grown, corpora, dead=len(dead), overlap=overlap, steps=steps, kept=kept)
     save(grown, output)
     print(report, file=sys.stderr)

@@ -121,7 +121,7 @@ class Texts:
 
     def _look(self, path: Path) -> Iterator[None]:
         """Raise at once what there is to say about a file as such: not in an hour, when its turn comes."""
-        if path.exists() and not path.is_dir() and not path.is_file():
+        if path.exists() and not path.is_file():
             raise ValueError(f"{path} is no ordinary file, and cannot be looked at before it is read; write what it "
                              "holds into one")
         with opened(path, self.reading.encoding, flag=self.reading.has_flags) as (file, encoding):
@@ -204,7 +204,7 @@ class _Counting(Reading):
         if not (self.mostly_gb18030 and encoding == UTF8 and looks_like_gb2312(line)):
             return super().decode(line, encoding, place)
         text = line.decode(_GB18030)
-        self.steps.setdefault("lines read as GB18030", Step()).change(text, place)
+        self._repaired(f"lines read as {_GB18030.upper()}", text, place)
         return text
 
     def undecodable(self, line: bytes, what: str) -> str | None:
@@ -213,10 +213,13 @@ class _Counting(Reading):
         text, encoding, lost = decoded(line, self.encoding)
         place = what.partition(": byte ")[0]
         if encoding != self.encoding:
-            self.steps.setdefault(f"lines read as {encoding.upper()}", Step()).change(text, place)
+            self._repaired(f"lines read as {encoding.upper()}", text, place)
         if lost:
-            self.steps.setdefault("lines read without bytes that were wrong", Step()).change(text, place)
+            self._repaired("lines read without bytes that were wrong", text, place)
         return text
+
+    def _repaired(self, how: str, text: str, place: str) -> None:
+        self.steps.setdefault(how, Step()).change(text, place)
 
 
 def decoded(line: bytes, encoding: str = UTF8) -> tuple[str, str, int]:
