@@ -30,8 +30,8 @@ TEXT = ["The quick brown fox jumps over the lazy dog. The dog sleeps, and the fo
 STEPS, SAVE_EVERY = 6, 2
 TRAIN = ("--device", "cpu", "--dtype", "float32", "--max-steps", str(STEPS), "--epochs", "9", "--batch-size", "2",
          "--save-every", str(SAVE_EVERY), "--eval-every", "2", "--output", "out")
-TUNE = ("finetune.py", "--model", "model", "--data", "data.jsonl", "--eval-data", "eval.jsonl", "--max-length", "256",
-        "--lr", "0.05", *TRAIN)
+FINETUNE = ("finetune.py", "--model", "model", "--max-length", "256", "--lr", "0.05", *TRAIN)
+TUNE = (*FINETUNE, "--data", "data.jsonl", "--eval-data", "eval.jsonl")
 WORSE = ("--lr", "0.9", "--schedule", "constant")                  # the best evaluation is not the last one
 TIMES = {"seconds", "tokens_per_second", "peak_memory"}
 ENVIRONMENT = {"PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -73,7 +73,7 @@ MODES = (
     Mode("frozen", (*TUNE, "--freeze-layers", "1", *WORSE)),
     Mode("int8", (*TUNE, "--lora", "--quantize", "int8")),
     Mode("int4", (*TUNE, "--lora", "--quantize", "int4")),
-    Mode("labels", (*TUNE, "--lora", "--task", "classification", "--data", "labels.jsonl", "--eval-data",
+    Mode("labels", (*FINETUNE, "--lora", "--task", "classification", "--data", "labels.jsonl", "--eval-data",
                     "labels.jsonl", "--test-data", "labels.jsonl")),
     Mode("merge", (*TUNE, "--lora", "--merge"), results=("out", "out-merged")),
     Mode("ddp", (*TUNE, "--lora", "--parallel", "ddp"), processes=2),
