@@ -43,6 +43,7 @@ class Way(NamedTuple):
     small    flags of finetune.py for it
     chinese  the same for zh-small, beside the task's own recipe (llama/training/recipes.py)
     lora     the same for the default model and the larger one, beside --lora
+    larger   more of them for the larger one
     """
 
     minutes: float
@@ -51,6 +52,7 @@ class Way(NamedTuple):
     small: tuple[str, ...]
     chinese: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
+    larger: tuple[str, ...] = ()
 
 
 # Found on dev sets, within minutes: docs/experiments.md.
@@ -62,7 +64,7 @@ _FEW = (*_MEAN, "--word-dropout", "0.35", "--weight-decay", "1")
 _SHORT = ("--max-length", "128")
 
 WAYS = {
-    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), (), _SHORT),
+    "sentiment-reviews": Way(15, 0, _BAG, (*_FEW, "--epochs", "6"), (), _SHORT, ("--lr", "3e-4")),
     "poets": Way(8, 0, _BAG, (*_FEW, "--epochs", "10"), (), _SHORT),
     "poem-forms": Way(5, 0, _FLAT, (*_MEAN, "--epochs", "5"), (), _SHORT),
     "disciplines": Way(5, 0, _FLAT, (*_FEW, "--epochs", "12"), (), _SHORT),
@@ -142,7 +144,7 @@ def _tuned(name: str, program: str, files: dict[str, Path], place: Path, minutes
     output, how = {SMALL: (place / "small-tuned", ["--model", str(place / "small"), *way.small]),
                    CHINESE: (place / "zh-small-tuned", ["--model", "zh-small", *way.chinese]),
                    DEFAULT: (place / "lora", ["--lora", *way.lora]),
-                   LARGER: (place / "larger-lora", ["--lora", "--model", LARGE, *way.lora])}[program]
+                   LARGER: (place / "larger-lora", ["--lora", "--model", LARGE, *way.lora, *way.larger])}[program]
     if program == SMALL:
         texts = place / "texts.jsonl"
         texts.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n"
