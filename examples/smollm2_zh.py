@@ -49,7 +49,7 @@ STARTS = {"rows start as means": "means", "rows start as noise": "noise"}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/smollm2_zh.py", description=__doc__.splitlines()[0])
     add_steps(parser, STEPS)
-    parser.add_argument("--max-steps", type=int, default=200, metavar="N", help="of training, for each (default: 200)")
+    parser.add_argument("--max-steps", type=int, default=160, metavar="N", help="of training, for each (default: 160)")
     arguments = parser.parse_args()
     for name in chosen(parser, arguments.names, STEPS, {"report": "matplotlib"}):
         {"prepare": prepare, "train": lambda: train(arguments.max_steps), "report": report}[name]()
