@@ -32,7 +32,7 @@ VOCABULARY, NEUTRAL = DATA / "vocabulary", HOME / "examples" / "neutral.txt"
 PIECES = 32_000
 JUDGED_BY = 8000                                                    # characters of held-out news
 STEPS = ("prepare", "train", "report")
-ROWS_ALONE = 5                                                      # one step in so many, where there are new rows
+ROWS_ALONE = 5                                                      # one step in so many, where rows learn alone
 GUARD = 1.012                                                       # times the bits: 5 % of a perplexity of 56
 OPENINGS = ("The history of", "Water is", "In the morning, she", "A good teacher", "The city has", "Most birds",
             "To cook rice,", "Computers were", "The report says", "He had never", "Energy from", "Our research shows")
@@ -43,7 +43,7 @@ ROWS = ("--train-new-rows", "--lr", 3e-4)
 LORA = ("--lora", "--targets", "all-linear", "--rank", 16, "--optimizer", "adam", "--lr", 2e-3, "--mix",
         f"{ENGLISH}=0.1")
 WAYS = {"grown": "grown", "not grown": "as-it-was"}
-STARTS = {"rows start as means": "means", "rows start as noise": "noise"}
+STARTS = {"rows start as means": "mean", "rows start as noise": "random"}
 
 
 def main() -> None:
@@ -79,8 +79,8 @@ def train(steps: int) -> None:
     learn("grown", "--model", DATA / "frequent", *GUARDED, *LORA, "--train-new-rows", "--hold-frequencies",
           "--max-steps", steps)
     learn("as-it-was", "--model", MODEL, *WATCHED, *LORA, "--max-steps", steps)
-    for name, start in (("means", "mean"), ("noise", "random")):
-        learn(name, "--model", DATA / start, *WATCHED, *ROWS, "--max-steps", steps // ROWS_ALONE)
+    for start in STARTS.values():
+        learn(start, "--model", DATA / start, *WATCHED, *ROWS, "--max-steps", steps // ROWS_ALONE)
 
 
 def learn(name: str, *flags: object) -> None:
@@ -128,8 +128,9 @@ def plot(ended: Mapping[str, str]) -> None:
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "smollm2-zh"})
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, ways in zip(figure.subplots(1, 2, width_ratios=(1, 2)), (STARTS, WAYS), strict=True):
-        for title in (each for each in ways if each in ended):
-            axes.plot(*curve(ended[title]), "o-", markersize=3, label=title)
+        for title, name in ways.items():
+            if title in ended:
+                axes.plot(*curve(name), "o-", markersize=3, label=title)
         axes.set(xlabel="steps of 1,024 tokens")
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
