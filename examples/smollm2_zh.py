@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
@@ -91,7 +90,7 @@ def learn(name: str, *flags: object) -> None:
 
 
 def report() -> None:
-    """Prints Markdown, of the runs that have ended."""
+    """Prints Markdown, of the runs that have ended, and draws them once all have."""
     ended = {title: name for title, name in (WAYS | STARTS).items() if (RUNS / f"{name}.json").exists()}
     print("| SmolLM2-135M | steps | minutes | tokens a character | bits per byte of held-out news "
           "| perplexity of English |\n|---|---|---|---|---|---|")
@@ -105,8 +104,12 @@ def report() -> None:
     for ours, theirs in (list(WAYS), list(STARTS)):
         if {ours, theirs} <= ended.keys():
             say(f"{ours}, bits a byte below {theirs}: {distance(ended[ours], ended[theirs])}")
-    plot(ended)
-    say(f"drawn: {PLOT.relative_to(HOME)}")
+    missing = [title for title in WAYS | STARTS if title not in ended]
+    if missing:
+        say(f"not drawn: {', '.join(missing)} must end first (train)")
+    else:
+        plot()
+        say(f"drawn: {PLOT.relative_to(HOME)}")
 
 
 def distance(ours: str, theirs: str) -> str:
@@ -122,15 +125,14 @@ def curve(name: str) -> tuple[list[int], list[float]]:
     return [line["step"] for line in found], [line["eval"]["bits_per_byte"] for line in found]
 
 
-def plot(ended: Mapping[str, str]) -> None:
+def plot() -> None:
     import matplotlib
     from matplotlib.figure import Figure
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "smollm2-zh"})
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, ways in zip(figure.subplots(1, 2, width_ratios=(1, 2)), (STARTS, WAYS), strict=True):
         for title, name in ways.items():
-            if title in ended:
-                axes.plot(*curve(name), "o-", markersize=3, label=title)
+            axes.plot(*curve(name), "o-", markersize=3, label=title)
         axes.set(xlabel="steps of 1,024 tokens")
         axes.grid(visible=True, alpha=0.3)
         axes.legend()

@@ -16,6 +16,7 @@ Try: leave out the division by lengths; tests/test_word_vectors.py
 (test_two_ways_nearest_equals_a_sum_in_numpy) fails.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from llama.masks import bidirectional_mask
 from llama.runtime.progress import Progress
 from tokenizer.base import Tokenizer
 
+log = logging.getLogger(__name__)
 AT_ONCE = 4096                                                      # words whose vectors are made together
 STATES_AT_ONCE = 64
 
@@ -68,12 +70,15 @@ class WordVectors:
     def nearest(self, word: str, top: int = 10) -> list[Neighbor]:
         """The candidates nearest to a word, the nearest first, of equals the earlier; the word itself is none,
         and of the vocabulary no piece that it is made of."""
+        self._warn_of_parts(word)
         ids = self._ids(word)
         own = [(id,) for id in ids] if self.of_vocabulary else []
         return self._neighbors(self._best(self._unit([ids])[0], top, but=[ids, *own]))
 
     def analogy(self, a: str, b: str, c: str, top: int = 10) -> list[Neighbor]:
         """The candidates nearest to b - a + c: what is to c as b is to a. None of the three is one."""
+        for word in (a, b, c):
+            self._warn_of_parts(word)
         return self._neighbors(self._best_analogy((a, b, c), top))
 
     def accuracy(self, questions: Sequence[Analogy]) -> dict[str, Any]:
@@ -129,6 +134,12 @@ class WordVectors:
             raise ValueError(f"the vocabulary has no piece for '{word:.40}', so it has no vector; take another word")
         return tuple(ids)
 
+    def _warn_of_parts(self, word: str) -> None:
+        """Parts of characters are those of many others, and say little."""
+        if parts := sum(map(self.tokenizer.is_part, self._ids(word))):
+            log.warning("'%.40s' is spelled by %d parts of characters, which say little of it; take a model whose "
+                        "vocabulary has these characters", word, parts)
+
     @torch.inference_mode()
     def _unit(self, rows: Sequence[tuple[int, ...]], *, watched: bool = False) -> Tensor:
         """Vectors (N, D) of length 1, or all 0, float32 on the CPU."""
@@ -182,11 +193,10 @@ def _pieces(tokenizer: Tokenizer) -> tuple[list[str], list[tuple[int, ...]]]:
     special = set(tokenizer.special_ids.values())
     texts, ids = [], []
     for i in range(tokenizer.vocab_size):
-        try:
-            text = tokenizer.token_bytes(i).decode()
-        except UnicodeDecodeError:
+        if i in special or tokenizer.is_part(i):
             continue
-        if i not in special and any(sign.isprintable() and not sign.isspace() for sign in text):
+        text = tokenizer.token_bytes(i).decode()
+        if any(sign.isprintable() and not sign.isspace() for sign in text):
             texts.append(text)
             ids.append((i,))
     return texts, ids

@@ -192,3 +192,6 @@ def test_worked_example_what_was_concluded_is_said(tmp_path):
     assert [remark.partition(".txt: ")[2] for remark in texts.remarks] == [
         "lines of words with their parts of speech, word/tag, are read as plain text",
         "no blank line divides its 1,001 lines, so they are one text; --documents line takes each for one"]
+    texts = Texts(_file(tmp_path, "a.csv", "label,review\n1,好\n"), name="2")
+    assert [text.text for text in texts] == ["review", "好"]
+    assert len(texts.remarks) == 1 and texts.remarks[0].endswith("if that is its header, say --field 'review'")

@@ -91,6 +91,20 @@ def test_property_of_equals_the_earlier_comes_first_and_a_blank_is_put_before_wo
     assert WordVectors(tiny_model, ["dog"], blank=True).ids == WordVectors(tiny_model, [" dog"]).ids
 
 
+def test_property_a_word_in_parts_of_characters_is_warned_of_once(tiny_model, caplog):
+    tokenizer, rare = tiny_model.tokenizer, "😀"
+    parts = [id for id in tokenizer.encode_continuation(rare) if tokenizer.piece(id).startswith("\\x")]
+    assert parts and all(map(tokenizer.is_part, parts)) and not tokenizer.is_part(tokenizer.encode_continuation("a")[0])
+    vectors = WordVectors(tiny_model)
+    vectors.nearest("a")
+    vectors.accuracy([Analogy(rare, "a", "b", "c", "")])
+    assert not caplog.messages
+    vectors.nearest(rare)
+    vectors.analogy("a", rare, "b")
+    said = f"'{rare}' is spelled by {len(parts)} parts of characters"
+    assert [message.partition(",")[0] for message in caplog.messages] == [said] * 2
+
+
 def test_worked_example_the_share_of_analogies_that_are_right(tiny_model):
     """On a square, b is to the right of a and d to the right of c; e lies where nothing points."""
     places = {"a": (1, 0, 0), "b": (1, 1, 0), "c": (1, 0, 1), "d": (1, 1, 1), "e": (-1, 0, 0)}

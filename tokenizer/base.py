@@ -338,6 +338,14 @@ class Tokenizer:
                              "do model and tokenizer belong together?")
         return self._spellings[id]
 
+    def is_part(self, id: int) -> bool:
+        """Whether a token is some bytes of a character, and no text. Raises ValueError as `token_bytes` does."""
+        try:
+            self.token_bytes(id).decode()
+        except UnicodeDecodeError:
+            return True
+        return False
+
     def piece(self, id: int) -> str:
         r"""One id in a form to look at: spaces as ▁, line ends as \n, parts of a character as \xe4."""
         text = self.token_bytes(id).decode(errors="backslashreplace").replace(" ", "▁")

@@ -152,6 +152,9 @@ class Texts:
             return
         columns = [cell.strip() for cell in first[1]]
         if self.name not in columns and self.name in (numbers := [str(i + 1) for i in range(len(columns))]):
+            head = columns[int(self.name) - 1]
+            self.remarks.append(f"{path}: column {self.name} is named by its number, so its first line is a text, too: "
+                                f"'{head:.40}'; if that is its header, say --field '{head:.40}'")
             columns, rows = numbers, itertools.chain([first], rows)
         if self.name not in columns:
             raise ValueError(f"{path}:{first[0]}: the first line names {', '.join(columns):.100}, and not "

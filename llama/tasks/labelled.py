@@ -325,15 +325,8 @@ class LabelledTask(Task):
 def in_parts(samples: Sequence[Sample], tokenizer: Tokenizer) -> float:
     """Which part of their ids are bytes of characters that are no piece of the vocabulary."""
     counts = Counter(id for sample in samples for id in sample.ids)
-    parts = sum(count for id, count in counts.items() if not _is_text(tokenizer.token_bytes(id)))
+    parts = sum(count for id, count in counts.items() if tokenizer.is_part(id))
     return parts / max(1, counts.total())
-
-
-def _is_text(piece: bytes) -> bool:
-    try:
-        return piece.decode() is not None
-    except UnicodeDecodeError:
-        return False
 
 
 def _by_sample(samples: Sequence[Labelled], some: Sequence[int], scores: Tensor) -> dict[int, tuple[Labelled, Tensor]]:
