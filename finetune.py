@@ -156,6 +156,7 @@ def main(read: Callable[..., PretrainedLlama] = get_model, trains: type[Trainer]
     task, dataset = flags.task_and_dataset(task_flags)
     method_flags.check_run(config, dropout=lora_config.dropout)
     method_flags.check_task(task)
+    side_texts.check_task(arguments, task)
     eval_data = dataset(arguments.eval_data) if arguments.eval_data else None
     test_data = dataset(arguments.test_data) if arguments.test_data else None
     beside = {"mix": side_texts.mixed(arguments, dataset),

@@ -20,6 +20,7 @@ sys.path.insert(0, str(HOME))
 
 from examples.steps import add_steps, chosen, run  # noqa: E402
 from llama.runtime import cli  # noqa: E402
+from llama.runtime.ranges import Range  # noqa: E402
 from llama.runtime.terminal import say  # noqa: E402
 from weights.fetch import fetch  # noqa: E402
 from weights.formats.atomic_write import atomic_file  # noqa: E402
@@ -48,7 +49,8 @@ STARTS = {"rows start as means": "mean", "rows start as noise": "random"}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python examples/smollm2_zh.py", description=__doc__.splitlines()[0])
     add_steps(parser, STEPS)
-    parser.add_argument("--max-steps", type=int, default=160, metavar="N", help="of training, for each (default: 160)")
+    parser.add_argument("--max-steps", type=Range(ROWS_ALONE, 10**6), default=160, metavar="N",
+                        help="of training, for each (default: 160)")
     arguments = parser.parse_args()
     for name in chosen(parser, arguments.names, STEPS, {"report": "matplotlib"}):
         {"prepare": prepare, "train": lambda: train(arguments.max_steps), "report": report}[name]()
@@ -83,10 +85,12 @@ def train(steps: int) -> None:
 
 
 def learn(name: str, *flags: object) -> None:
-    output = RUNS / name
-    if not (RUNS / f"{name}.json").exists():
+    output, result = RUNS / name, RUNS / f"{name}.json"
+    if result.exists():
+        say(f"{name} has ended; remove {result.relative_to(HOME)} and {name}.training, and it is run anew")
+    else:
         again = ["--resume"] if any(Path(f"{output}.training").glob("last-*.pt")) else []
-        _write(RUNS / f"{name}.json", run("finetune.py", *READING, *flags, "--output", output, *again, "--json"))
+        _write(result, run("finetune.py", *READING, *flags, "--output", output, *again, "--json"))
 
 
 def report() -> None:

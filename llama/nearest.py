@@ -52,8 +52,8 @@ def main() -> None:
     if not (arguments.words or arguments.analogy or arguments.analogies):
         raise ValueError("there is no word to look for; give a WORD, --analogy A B C, or --analogies FILE")
     given = [*arguments.words, *(word for three in arguments.analogy for word in three)]
-    if "" in map(str.strip, given):
-        raise ValueError("a word is empty; give at least one character")
+    if (empty := next((i for i, word in enumerate(given, 1) if not word.strip()), 0)):
+        raise ValueError(f"word {empty} of {len(given)} is empty; give at least one character")
     words = word_list(arguments.list) if arguments.list else None
     questions = analogies(arguments.analogies) if arguments.analogies else []
     model = flags.load(cli.from_flags(flags.ModelFlags, arguments), purpose="measure")

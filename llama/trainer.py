@@ -171,7 +171,7 @@ class Trainer:
         with (signals_wait(second_raises=not distributed.launched()) as interruptions,   # torchrun passes on each twice
               word_dropout(model, config.word_dropout)):
             while self.step < self.total_steps and not self._out_of_time() and not self._stop_early():
-                rate = learning_rate(self._fraction_done(), peak=config.lr, warmup=config.warmup,
+                rate = learning_rate(self._fraction_done(self.step + 1), peak=config.lr, warmup=config.warmup,
                                      schedule=config.schedule)
                 set_rate(self.optimizer, rate)
                 indices = self._samples_of_step(self.step)
@@ -280,9 +280,9 @@ class Trainer:
             self.epoch, self.order = epoch, self.task.order(self.samples, self.global_batch_size, generator)
         return self.order[part * self.global_batch_size : (part + 1) * self.global_batch_size].tolist()
 
-    def _fraction_done(self) -> float:
-        """Part of the run that will lie behind after this step, by steps or by the clock, whichever ends it first."""
-        by_steps = (self.step + 1) / self.total_steps
+    def _fraction_done(self, steps: int) -> float:
+        """Part of the run that lies behind after so many steps, by them or by the clock, whichever ends it first."""
+        by_steps = steps / self.total_steps
         return max(by_steps, self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0)
 
     def _by_the_clock(self) -> bool:
@@ -323,11 +323,11 @@ class Trainer:
         with self._saying_what_is_kept():
             self.folder.log({"step": self.step, "loss": self.loss, "lr": rate, "gradient_norm": norm,
                              "tokens": self.tokens, "seconds": round(self.seconds, 3),
-                             "done": round(self._fraction_done(), 6)})
+                             "done": round(self._fraction_done(self.step), 6)})
         text = f"loss {self.loss:.4f} · {speed:,.0f} tokens/s"
         progress.total = 0 if self._by_the_clock() else self.total_steps
         if progress.live:
-            done = self._fraction_done()
+            done = self._fraction_done(self.step)
             progress.show(self.step, text, left=self.seconds * (1 - done) / done)
         else:
             count = f"/{progress.total}" if progress.total else ""

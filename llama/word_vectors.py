@@ -72,11 +72,10 @@ class WordVectors:
         and of the vocabulary no piece that it is made of."""
         self._warn_of_parts(word)
         ids = self._ids(word)
-        own = [(id,) for id in ids] if self.of_vocabulary else []
-        return self._neighbors(self._best(self._unit([ids])[0], top, but=[ids, *own]))
+        return self._neighbors(self._best(self._unit([ids])[0], top, but=[ids]))
 
     def analogy(self, a: str, b: str, c: str, top: int = 10) -> list[Neighbor]:
-        """The candidates nearest to b - a + c: what is to c as b is to a. None of the three is one."""
+        """The candidates nearest to b - a + c: what is to c as b is to a. No piece of the three is one."""
         for word in (a, b, c):
             self._warn_of_parts(word)
         return self._neighbors(self._best_analogy((a, b, c), top))
@@ -108,7 +107,12 @@ class WordVectors:
         return self._best(functional.normalize(b - a + c, dim=0), top, but=ids)
 
     def _best(self, vector: Tensor, top: int, *, but: Sequence[tuple[int, ...]]) -> list[tuple[int, float]]:
-        """(number, cosine) of the nearest candidates; whether a piece is dead is looked up for these alone."""
+        """(number, cosine) of the nearest candidates; whether a piece is dead is looked up for these alone.
+
+        but  words that are none, nor is a piece of the vocabulary that they are made of
+        """
+        if self.of_vocabulary:
+            but = [*but, *((id,) for ids in but for id in ids)]
         values, order = (self.table @ vector).sort(descending=True, stable=True)
         found = []
         for i, value in zip(order.tolist(), values.tolist(), strict=True):

@@ -86,6 +86,7 @@ def test_worked_example_each_way_of_tuning_learns_at_its_own_rate(door, tmp_path
     door(TALKS, TALKS, "--chat-format", "chatml", "--schedule", "constant", way=way)
     lines = [json.loads(line) for line in (tmp_path / "adapter.training" / "metrics.jsonl").open(encoding="utf-8")]
     assert [line["lr"] for line in lines if "lr" in line] == [rate]
+    assert [line["done"] for line in lines if "done" in line] == [1.0]      # of the one step
 
 
 def test_worked_example_a_run_that_ends_worse_says_so_in_its_json(door):
@@ -167,8 +168,8 @@ def test_two_ways_english_is_mixed_in_and_watched_over_a_resume(grown, tmp_path,
     flags = ["--eval-data", "zh.txt", "--mix", "en.txt=0.25", "--watch", "english=en.txt", "--guard", "english=9",
              "--eval-every", "2"]
     whole = grown(*flags, "--max-steps", "4", "--output", "whole", way=way)
-    assert "en.txt is mixed in: " in whole["said"] and "(guard 9)" not in whole["said"]
-    assert "times those before, guard 9)" in whole["said"]
+    assert "en.txt is mixed in: " in whole["said"] and "(guard 9.0)" not in whole["said"]
+    assert "times those before, guard 9.0)" in whole["said"]
     assert set(whole["watched"]["english"]["before"]) >= {"bits_per_byte", "perplexity"}
     grown(*flags, "--max-steps", "2", "--output", "parts", way=way)
     parts = grown(*flags, "--max-steps", "4", "--output", "parts", "--resume", way=way)

@@ -88,6 +88,7 @@ def test_property_a_dump_is_never_held_whole(tmp_path):
 @pytest.mark.parametrize("content, words", [
     ("<mediawiki><page>", "big.xml:1: this is no XML, or cut short"),
     ("plain\ntext", "big.xml:1: this is no XML"),
+    ("<html><page></page></html>", "big.xml:1: the file begins with <html>, and a dump of MediaWiki with <mediawiki>"),
     ('<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>\n<x>&b;</x>', "big.xml:1: the file declares"),
 ])  # fmt: skip
 def test_refusal_of_what_is_no_dump(tmp_path, content, words):

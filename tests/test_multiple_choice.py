@@ -54,8 +54,11 @@ def test_worked_example_a_folder_asks_what_is_in_test_and_shows_what_is_in_dev(t
     pool = list(MultipleChoiceDataset(tmp_path / "dev" / "weather.csv"))
     assert [(each["subject"], each["place"]) for each in data.shots(1, pool)] == [
         ("dogs", pool[0]["place"]), ("weather", pool[0]["place"])]
-    with pytest.raises(ValueError, match="--few-shot 3: there are 2 examples of the subject 'dogs'"):
+    with pytest.raises(ValueError, match="--few-shot 3: of the subject 'dogs' there are 2 to show"):
         data.shots(3)
+    (tmp_path / "dev" / "dogs_dev.csv").unlink()                        # what is shown of dogs is not about the weather
+    with pytest.raises(ValueError, match="--few-shot 1: of the subject 'dogs' there are 0 to show"):
+        MultipleChoiceDataset(tmp_path).shots(1)
 
 
 def test_worked_example_a_test_without_answers_gives_way_to_val(tmp_path, caplog):
@@ -69,7 +72,7 @@ def test_worked_example_a_test_without_answers_gives_way_to_val(tmp_path, caplog
 @pytest.mark.parametrize(("rows", "words"), [
     (["question,A,C,answer", "x,y,z,A"], "x.csv:1: the columns are question, A, C, answer; questions have"),
     (["a question,A,B,answer", "x,y,z,A"], "x.csv:1: the columns are"),
-    (["question,A,B,answer", "x,y, ,A"], "x.csv:2: the column 'b' is empty"),
+    (["question,A,B,answer", "x,y, ,A"], "x.csv:2: the column 'B' is empty"),
     (["question,A,B,answer", "x,y,z,C"], "x.csv:2: the answer is 'C', and the options are A, B"),
     (["question,A,B,answer", "x,y,z"], "x.csv:2: this line has 3 columns, and 4 are expected"),
     (["question,A,B,answer"], "x.csv: the file holds no questions"),
@@ -208,7 +211,7 @@ def test_two_ways_the_command_says_what_python_does(tiny_model, tmp_path, monkey
         assert found == task.compute_metrics(results) | task.report(results)[0]
     assert run("test/weather.csv", "--few-shot", "1", "--examples", "dev/weather.csv", "--limit", "2").splitlines()[
         -2].startswith("weather ")
-    for arguments, words in ((["test", "--few-shot", "1"], "there are 0 examples of the subject 'dogs'"),
+    for arguments, words in ((["test", "--few-shot", "1"], "of the subject 'dogs' there are 0 to show"),
                              (["test", "--examples", "dev"], "give both, or neither"),
                              (["test", "--chat-format", "chatml"], "asked as text that goes on, and not as a chat"),
                              (["test", "--max-length", "99"], "its questions are never cut; leave them out")):

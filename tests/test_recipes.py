@@ -31,12 +31,14 @@ def test_property_what_is_given_stays():
     assert (arguments.epochs, arguments.lr, arguments.batch_size) == (7, 0.25, recipes.RECIPES["qa"].batch_size)
 
 
-CHINESE = [{"text": "房间太脏，再也不来了。", "label": "bad"}]
-ENGLISH = [{"text": "The room was dirty.", "label": "bad"}]
+PLACE = "/a/long/path/of/no/importance/train.jsonl:1"
+CHINESE = [{"text": "房间太脏，再也不来了。", "label": "negative", "place": PLACE}]
+ENGLISH = [{"text": "The room was dirty.", "label": "差评差评差评差评差评差评", "place": PLACE}]
+TAGGED = [{"tokens": ["北", "京"], "tags": ["B-LOC", "I-LOC"], "text": "北京", "starts": [0, 1], "place": PLACE}]
 
 
 @pytest.mark.parametrize("given, data, base", [
-    ({"task": "sentiment"}, CHINESE, "zh-small"), ({"task": "ner"}, [{"tokens": ["北", "京"]}], "zh-small"),
+    ({"task": "sentiment"}, CHINESE, "zh-small"), ({"task": "ner"}, TAGGED, "zh-small"),
     ({"task": "sentiment", "lora": True}, CHINESE, "zh-small"), ({"task": "sentiment"}, ENGLISH, "usual"),
     ({"task": "sentiment", "model": "mine"}, CHINESE, "mine"), ({"task": "instruction"}, CHINESE, "usual"),
     ({"task": "sentiment", "adapter": "a"}, CHINESE, "usual")])

@@ -235,8 +235,12 @@ def test_refusal_of_other_settings_is_about_a_state_that_is_whole(folder):
         run_state.check_settings(path, state, SETTINGS | {"lr": 1.0, "data": b"other"})
 
     with pytest.raises(ValueError, match=r"last-8.pt is of a run with another lr, data; resume with lr = 0.1, the same "
-                                         "data, or start anew with --overwrite"):
+                                         "data and what is mixed in, or start anew with --overwrite"):
         newest(folder, check)
+    for settings, words in (({}, "another lr, data; resume with lr = 0.1, the same data"),
+                            (SETTINGS | {"more": 1}, "another more; resume with no more, or")):
+        with pytest.raises(ValueError, match=words):
+            newest(folder, lambda path, state, settings=settings: run_state.check_settings(path, state, settings))
 
 
 def test_property_two_states_and_what_evaluated_best_for_each_are_kept(folder, small):

@@ -4,8 +4,10 @@ import argparse
 
 import pytest
 
-from llama.commands.side_texts import add_side_texts, mixed, watched
+from llama.commands.side_texts import add_side_texts, check_task, mixed, watched
 from llama.datasets.language_modeling import LanguageModelingDataset
+from llama.tasks.generation import TextGenerationTask
+from llama.tasks.tagging import NERTask
 
 
 @pytest.fixture
@@ -33,11 +35,21 @@ def test_worked_example_a_share(parse):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("--mix", "a.txt"), "must be FILE=NUMBER, the number from 1e-06 to"), (("--mix", "a.txt=1.5"), "it is '1.5'"),
+    (("--mix", "a.txt"), "must be FILE=NUMBER, the number from 1e-06 to"), (("--mix", "b.txt=0.1", "a.txt=1.5"), "of 'a.txt=1.5', it is '1.5'"),
     (("--guard", "a.txt=0.9"), "it is '0.9', and must be from 1 to"), (("--guard", "=2"), "must be FILE=NUMBER")])
 def test_refusal_of_what_is_no_number(parse, flags, words):
     with pytest.raises(argparse.ArgumentError, match=words):
         parse(*flags)
+
+
+@pytest.mark.parametrize("flags, words", [(("--watch", "a.txt"), "--watch: a model with a head of labels writes no"),
+                                          (("--guard", "a.txt=2"), "--guard: a model with a head of labels writes no")])
+def test_refusal_of_texts_where_none_is_written(parse, flags, words):
+    arguments = parse(*flags)
+    arguments.sample_texts = 0
+    check_task(arguments, TextGenerationTask())
+    with pytest.raises(ValueError, match=words):
+        check_task(arguments, NERTask())
 
 
 def test_refusal_of_equal_names_missing_files_and_shares_of_everything(parse):

@@ -85,6 +85,9 @@ def test_property_a_resumed_run_holds_against_the_beginning(tiny_model, tmp_path
     with pytest.raises(ValueError, match="another watched text code; resume with the same watched text code"):
         Trainer(tiny_model, TextGenerationTask(), CHINESE, CHINESE, output=tmp_path / "parts", resume=True,
                 watch=[WatchedText("english", ENGLISH), WatchedText("code", CHINESE)], config=whole.config)
+    with pytest.raises(ValueError, match="another watched text english, watched text code; resume with the same"):
+        Trainer(tiny_model, TextGenerationTask(), CHINESE, CHINESE, output=tmp_path / "parts", resume=True,
+                config=whole.config)                                # a guard does not vanish
 
 
 def test_two_ways_text_is_watched_while_answers_are_learned(tiny_model):

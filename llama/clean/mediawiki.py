@@ -62,6 +62,9 @@ def articles(path: Path, reading: Reading | None = None) -> Iterator[tuple[str, 
 
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal begun
+        if not inside and name != "mediawiki":
+            raise ValueError(f"{path}:{parser.CurrentLineNumber}: the file begins with <{name:.40}>, and a dump of "
+                             "MediaWiki with <mediawiki>; give such a dump, …-pages-articles.xml.bz2")
         inside.append(name)
         if name == "page":
             page.clear()

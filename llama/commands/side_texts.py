@@ -16,6 +16,8 @@ from typing import Any
 from llama.commands.flags import data_files
 from llama.datasets.language_modeling import LanguageModelingDataset
 from llama.runtime.ranges import Range
+from llama.tasks.labelled import LabelledTask
+from llama.tasks.task import Task
 from llama.training.watched_texts import WatchedText
 
 SHARE = Range(1e-6, 1 - 1e-6)
@@ -32,6 +34,13 @@ def add_side_texts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guard", nargs="+", default=[], type=_Numbered(GUARD), metavar="FILE=FACTOR",
                        help="watch these, or what --watch has so named, and stop where the bits per byte of one exceed "
                        "FACTOR times those before training, such as english.txt=1.05")
+
+
+def check_task(arguments: argparse.Namespace, task: Task) -> None:
+    """Raise ValueError for flags about text that is written, where the model gets a head of labels."""
+    about_text = ("sample_texts", "watch", "guard")
+    if isinstance(task, LabelledTask) and (given := [name for name in about_text if getattr(arguments, name)]):
+        raise ValueError(f"--{given[0].replace('_', '-')}: a model with a head of labels writes no text; leave it out")
 
 
 def mixed(arguments: argparse.Namespace, dataset: Callable[[list[str]], Any]) -> Mapping[str, tuple[Any, float]]:
@@ -61,7 +70,7 @@ def watched(arguments: argparse.Namespace, **reading: Any) -> list[WatchedText]:
             raise ValueError(f"--guard {given}: {files[name]} is called '{name}' as well; give each its own name, "
                              "--watch NAME=FILE, and guard that")
         if name in guards:
-            raise ValueError(f"--guard {given}: '{name}' is guarded already, by {guards[name]:g}; guard it once")
+            raise ValueError(f"--guard {given}: '{name}' is guarded already, by {guards[name]}; guard it once")
         files.setdefault(name, given)
         guards[name] = factor
     return [WatchedText(name, LanguageModelingDataset(*data_files([file]), **reading), guards.get(name, 0.0))
@@ -84,4 +93,7 @@ class _Numbered:
         name, _, number = text.rpartition("=")
         if not name:
             raise argparse.ArgumentTypeError(f"it is {text!r:.60}, and must be FILE=NUMBER, the number {self.within}")
-        return name, self.within(number)
+        try:
+            return name, self.within(number)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"of {text!r:.60}, {error}") from None

@@ -93,7 +93,8 @@ def json_records(path: Path, reading: Reading | None = None) -> Iterator[tuple[s
 def text_field(record: dict[str, Any], name: str, place: str) -> str:
     """The text under `name`. Raises ValueError, naming the place, if there is none, or no text, or half a character."""
     if name not in record:
-        raise ValueError(f"{place}: the field '{name}' is missing; the record has {', '.join(record) or 'no fields'}")
+        raise ValueError(f"{place}: the field '{name}' is missing; the record has {', '.join(record) or 'no fields'}; "
+                         "give it this one")
     text = record[name]
     if not isinstance(text, str):
         raise ValueError(f"{place}: the field '{name}' is {text!r:.40}; it must be a text, in quotation marks")
@@ -177,5 +178,6 @@ def _value(path: Path, text: str, begin: int, number: int, counted: int) -> tupl
 
 def _not_json(path: Path, number: int, error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{path}:{number}: this is not JSON: {error.msg} at column {error.colno}"
-    return f"{path}:{number}: this JSON cannot be read: it is nested too deeply, or holds a number of too many digits"
+        return f"{path}:{number}: this is not JSON: {error.msg} at column {error.colno}; mend this line"
+    return (f"{path}:{number}: this JSON cannot be read: it is nested too deeply, or holds a number of too many "
+            "digits; mend it")

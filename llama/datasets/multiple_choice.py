@@ -60,21 +60,20 @@ class MultipleChoiceDataset(Examples):
         return list(dict.fromkeys(example["subject"] for example in self._examples))
 
     def shots(self, count: int, pool: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-        """The first `count` examples of each subject, from `pool` or else `dev`; of one subject alone, for all.
+        """The first `count` examples of each subject, from `dev`, or from a `pool`, which of one subject is for all.
 
         Raises ValueError where a subject has fewer.
         """
-        pool = self.dev if pool is None else pool
         by_subject: dict[str, list[dict[str, Any]]] = {}
-        for example in pool:
+        for example in self.dev if pool is None else pool:
             by_subject.setdefault(example["subject"], []).append(example)
-        if len(by_subject) == 1:
+        if pool is not None and len(by_subject) == 1:
             by_subject = dict.fromkeys(self.subjects, *by_subject.values())
         found = []
         for subject in self.subjects:
             some = by_subject.get(subject, [])[:count]
             if len(some) < count:
-                raise ValueError(f"--few-shot {count}: there are {len(some)} examples of the subject '{subject}'; take "
+                raise ValueError(f"--few-shot {count}: of the subject '{subject}' there are {len(some)} to show; take "
                                  "fewer, or give more in the folder's dev/, or with --examples")
             found += [example | {"subject": subject} for example in some]
         return found
@@ -115,11 +114,11 @@ def _example(path: Path, place: str, record: dict[str, str]) -> dict[str, Any]:
     cells = {name.strip().lower(): cell.strip() for name, cell in record.items()}
     letters = [letter for letter in LETTERS if letter.lower() in cells]
     if "question" not in cells or letters[:2] != ["A", "B"] or "".join(letters) not in LETTERS:
-        raise ValueError(f"{path}:1: the columns are {', '.join(record)}; questions have question, A, B, C, D and "
+        raise ValueError(f"{path}:1: the columns are {', '.join(record):.100}; questions have question, A, B, C, D and "
                          "answer, and a header that names them")
-    for name in ("question", *map(str.lower, letters)):
-        if not cells[name]:
-            raise ValueError(f"{place}: the column '{name}' is empty; fill it in, or remove the question")
+    if empty := [name for name in record if name.strip().lower() in ("question", *map(str.lower, letters))
+                 and not cells[name.strip().lower()]]:
+        raise ValueError(f"{place}: the column '{empty[0]}' is empty; fill it in, or remove the question")
     example: dict[str, Any] = {"question": cells["question"],
                                "options": {letter: cells[letter.lower()] for letter in letters},
                                "subject": _SPLIT.sub("", path.name.partition(".csv")[0]), "place": place}

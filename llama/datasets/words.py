@@ -44,7 +44,8 @@ def analogies(path: str | Path, *, encoding: str = "") -> list[Analogy]:
         elif words and not line.startswith("#"):
             if len(words) != 4 or "" in words:
                 raise ValueError(f"{path}:{number}: a question of analogy is four words, with blanks or tabs between, "
-                                 f"and this line has {len([word for word in words if word])}")
+                                 f"and this line has {len([word for word in words if word])}; mend it, or put # in "
+                                 "front")
             found.append(Analogy(*words, section))
     if not found:
         raise ValueError(f"{path}: the file holds no questions; write four words a line, as 北京 中国 东京 日本")

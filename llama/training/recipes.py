@@ -70,13 +70,14 @@ _TAG, _SPAN, _ANSWER = {"attention": "full", "lr": 1e-3}, {"attention": "full"},
 WITH_ZH_SMALL: dict[str, dict[str, Any]] = {
     "classification": _LABEL, "sentiment": _LABEL, "opinion": _LABEL, "ner": _TAG, "segmentation": _TAG, "qa": _SPAN,
     "summarization": _ANSWER, "translation": _ANSWER}
+READ = ("text", "tokens", "question", "context", "source", "target")   # of an example; labels and places are no texts
 UNSAID = (None, "auto", "")                                         # what these flags are where nobody gave them
 
 
 def choose_base(arguments: argparse.Namespace, data: Sequence[dict[str, Any]], *, usual: str) -> bool:
     """Let a task about Chinese texts begin with the small Chinese model, unless a model is named. Whether it does."""
-    texts = (text for example in itertools.islice(data, 200) for value in example.values()
-             for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
+    texts = (text for example in itertools.islice(data, 200) for name in READ if name in example
+             for text in example[name])
     named = arguments.model != usual or arguments.adapter
     chosen = not named and arguments.task in WITH_ZH_SMALL and is_chinese(texts)
     if chosen:

@@ -200,11 +200,17 @@ def settings_of(model: Llama, task: Task, samples: Sequence[Sample], eval_sample
 
 
 def check_settings(path: Path, state: State, settings: dict[str, Any]) -> None:
-    """Raise ValueError where the state in the file `path` is of a run with other settings."""
+    """Raise ValueError where the state in the file `path` is of a run with other settings, more or fewer of them."""
     before = state["settings"]
-    if changed := [name for name, value in settings.items() if before.get(name) != value]:
-        were = [f"the same {name}" if isinstance(before.get(name), bytes) else f"{name} = {before.get(name)}"
-                for name in changed]
+
+    def was(name: str) -> str:
+        if before.get(name) is None:
+            return f"no {name}"
+        more = " and what is mixed in" if name == "data" else ""
+        return f"the same {name}{more}" if isinstance(before[name], bytes) else f"{name} = {before[name]}"
+
+    if changed := [name for name in settings | before if before.get(name) != settings.get(name)]:
+        were = [was(name) for name in changed]
         raise ValueError(f"{path} is of a run with another {', '.join(changed)}; resume with {', '.join(were)}, or "
                          "start anew with --overwrite")
 

@@ -61,7 +61,7 @@ class WatchedTexts:
                      for name, samples in self.samples.items()}
         self.found[step] = found
         for name, scores in found.items():
-            guard = f", guard {self.guards[name]:g}" if self.guards[name] else ""
+            guard = f", guard {self.guards[name]}" if self.guards[name] else ""
             times = f" ({self._times(name, step):.3f} times those before{guard})" if step else ""
             print(f"step {step}: {name} {scores['bits_per_byte']:.4f} bits per byte{times}, perplexity "
                   f"{scores['perplexity']:.4f}", file=sys.stderr)
@@ -73,7 +73,7 @@ class WatchedTexts:
             if guard and step in self.found and not self._times(name, step) <= guard:
                 now, before = (self.found[each][name]["bits_per_byte"] for each in (step, 0))
                 return (f"the guard of {name} does not hold after step {step}: {now:.4f} bits per byte are "
-                        f"{now / before:.3f} times the {before:.4f} before training, and at most {guard:g} are allowed")
+                        f"{now / before:.3f} times the {before:.4f} before training, and at most {guard} are allowed")
         return ""
 
     def _times(self, name: str, step: int) -> float:
