@@ -26,6 +26,7 @@ with quiet_start(__name__):
     from llama.datasets.words import analogies, word_list
     from llama.runtime import cli
     from llama.runtime.ranges import MANY, Range
+    from llama.runtime.terminal import say
     from llama.training.results import shortened
     from llama.word_vectors import Neighbor, WordVectors, nearest
 
@@ -76,6 +77,8 @@ def show(asked: dict[str, Any], found: Sequence[Neighbor], *, as_json: bool) -> 
         print(json.dumps(asked | {"nearest": [each._asdict() for each in found]}, ensure_ascii=False), flush=True)
         return
     print(asked["word"] if "word" in asked else "{1} - {0} + {2}".format(*asked["analogy"]))
+    if not found:
+        say("  there is no other word to be near it; give a longer --list")
     for text, similarity in found:
         print(f"  {similarity:7.4f}  «{shortened(text)}»", flush=True)
 

@@ -64,7 +64,7 @@ def test_two_ways_objects_over_several_lines_are_those_of_one_a_line(tmp_path):
     (b'{\n"a": 1\n}\n{\n"a" 2\n}\n', "f.jsonl:5: this is not JSON: Expecting ':' delimiter at column 5"),
     (b"\xef\xbb\xbf", "f.jsonl: the file holds nothing but blank lines"),
     (b" \n\n", "f.jsonl: the file holds nothing but blank lines"),
-    (b'{"a": 1}\n{"a": "\xff"}', "f.jsonl:2: byte 8 of this line is not UTF-8; save the file as UTF-8 text"),
+    (b'{"a": 1}\n{"a": "\xff"}', "f.jsonl:2: byte 8 of this line is not UTF-8; save it as UTF-8 text"),
     (b'{"a": 1}\n{"a": \n', "f.jsonl:2: this is not JSON: Expecting value at column 7"),
     (b'{"a": 1}\n\n"text"', "f.jsonl:3: this is a JSON str; an object, {…}, is expected"),
     (b"[" * 100_000, "f.jsonl:1: this JSON cannot be read: it is nested too deeply"),

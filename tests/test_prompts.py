@@ -31,7 +31,7 @@ def test_worked_example_a_text_file_is_one_prompt_without_its_last_line_end(tmp_
     path.write_bytes(b"\xef\xbb\xbfTwo\r\nlines\r\n")
     assert read_prompts([], str(path), BadPrompts(skip=False)) == [(str(path), "Two\nlines")]
     path.write_bytes(b"Two\nl\xffnes")
-    with pytest.raises(ValueError, match="f.txt:2: byte 2 of this line is not UTF-8; save the file as UTF-8 text$"):
+    with pytest.raises(ValueError, match="f.txt:2: byte 2 of this line is not UTF-8; save it as UTF-8 text$"):
         read_prompts([], str(path), BadPrompts(skip=False))
     assert read_prompts(["a"], str(path), BadPrompts(skip=True)) == [("--prompt", "a")]
 

@@ -74,9 +74,9 @@ def test_refusal_calls_what_is_no_text_by_its_name(tmp_path, magic, named):
     (TEXT.encode("utf-16"), "", "a.txt: this is UTF-16 text; save it as UTF-8, or give --encoding utf-16"),
     (TEXT.encode("utf-32"), "gbk", "a.txt: this is UTF-32 text; save it as UTF-8, or give --encoding utf-32"),
     ("abc".encode("utf-16-le"), "", "a.txt: the file holds zero bytes, so it is no text, or UTF-16 without its mark"),
-    (TEXT.encode("gbk"), "", "a.txt:1: byte 1 of this line is not UTF-8; save the file as UTF-8 text, or, if it says "
+    (TEXT.encode("gbk"), "", "a.txt:1: byte 1 of this line is not UTF-8; save it as UTF-8 text, or, if it says "
      "«今天天气很好。», give --encoding gb18030"),
-    (b"a\xff\xff", "", "a.txt:1: byte 2 of this line is not UTF-8; save the file as UTF-8 text, or name its encoding"),
+    (b"a\xff\xff", "", "a.txt:1: byte 2 of this line is not UTF-8; save it as UTF-8 text, or name its encoding"),
     (b"a\n\xff\xff", "gb18030", "a.txt:2: byte 1 of this line is not GB18030"),
     (b"abc", "utf-16", "a.txt: this is no utf-16"),
     (gzip.compress(TEXT.encode() * 99)[:-20], "", "a.txt: the packed file is damaged or cut short"),

@@ -108,7 +108,7 @@ def text_field(record: dict[str, Any], name: str, place: str) -> str:
 
 def _remedy(line: bytes, encoding: str, *, flag: bool) -> str:
     """What to do about a line that is not of this encoding; what it would say in the commonest other one is shown."""
-    remedy = "save the file as UTF-8 text"
+    remedy = "save it as UTF-8 text"
     if not flag:
         return remedy
     try:
