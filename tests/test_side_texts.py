@@ -35,7 +35,8 @@ def test_worked_example_a_share(parse):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("--mix", "a.txt"), "must be FILE=NUMBER, the number from 1e-06 to"), (("--mix", "b.txt=0.1", "a.txt=1.5"), "of 'a.txt=1.5', it is '1.5'"),
+    (("--mix", "a.txt"), "must be FILE=NUMBER, the number from 1e-06 to"),
+    (("--mix", "b.txt=0.1", "a.txt=1.5"), "of 'a.txt=1.5', it is '1.5'"),
     (("--guard", "a.txt=0.9"), "it is '0.9', and must be from 1 to"), (("--guard", "=2"), "must be FILE=NUMBER")])
 def test_refusal_of_what_is_no_number(parse, flags, words):
     with pytest.raises(argparse.ArgumentError, match=words):
