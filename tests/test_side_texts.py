@@ -47,7 +47,6 @@ def test_refusal_of_what_is_no_number(parse, flags, words):
                                           (("--guard", "a.txt=2"), "--guard: a model with a head of labels writes no")])
 def test_refusal_of_texts_where_none_is_written(parse, flags, words):
     arguments = parse(*flags)
-    arguments.sample_texts = 0
     check_task(arguments, TextGenerationTask())
     with pytest.raises(ValueError, match=words):
         check_task(arguments, NERTask())

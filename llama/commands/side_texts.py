@@ -37,10 +37,10 @@ def add_side_texts(parser: argparse.ArgumentParser) -> None:
 
 
 def check_task(arguments: argparse.Namespace, task: Task) -> None:
-    """Raise ValueError for flags about text that is written, where the model gets a head of labels."""
-    about_text = ("sample_texts", "watch", "guard")
-    if isinstance(task, LabelledTask) and (given := [name for name in about_text if getattr(arguments, name)]):
-        raise ValueError(f"--{given[0].replace('_', '-')}: a model with a head of labels writes no text; leave it out")
+    """Raise ValueError for texts to watch, where the model gets a head of labels."""
+    if isinstance(task, LabelledTask) and (arguments.watch or arguments.guard):
+        raise ValueError(f"--{'watch' if arguments.watch else 'guard'}: a model with a head of labels writes no text; "
+                         "leave it out")
 
 
 def mixed(arguments: argparse.Namespace, dataset: Callable[[list[str]], Any]) -> Mapping[str, tuple[Any, float]]:
